@@ -1,0 +1,32 @@
+"""Self-supervised pre-training of any vision backbone by masked image modelling at low resolution."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["FastmimError", "RunError", "UsageError", "hog", "load_encoder", "pretrain"]
+
+if TYPE_CHECKING:
+    from fastmim.errors import FastmimError, RunError, UsageError
+    from fastmim.histograms import hog
+    from fastmim.pretraining import pretrain
+    from fastmim.transfer.weights import load_encoder
+
+# `import fastmim` is instant: what needs torch is imported when it is first asked for.
+_HOMES = {
+    "FastmimError": "fastmim.errors",
+    "RunError": "fastmim.errors",
+    "UsageError": "fastmim.errors",
+    "hog": "fastmim.histograms",
+    "load_encoder": "fastmim.transfer.weights",
+    "pretrain": "fastmim.pretraining",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastmim' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

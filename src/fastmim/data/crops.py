@@ -1,0 +1,81 @@
+"""RandomResizedCrop from one NumPy generator a batch: crops and flips are a function of the seed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastmim.data.decode import Box
+from fastmim.errors import UsageError
+
+ATTEMPTS = 10
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """Which part of an image the model sees, and how its values are scaled."""
+
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Least and largest share of the image's area that a crop takes."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest ratio of a crop's width to its height."""
+    flip: bool = True
+    """Mirror half of the crops."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel (values in 0..1) that is subtracted."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel that values are divided by."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UsageError(f"crop.scale = {self.scale} must be two shares, 0 < least <= largest <= 1")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise UsageError(f"crop.aspect = {self.aspect} must be two ratios, 0 < least <= largest")
+        if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
+            raise UsageError("crop.mean and crop.std need one number a channel, and std above 0")
+
+
+@dataclass(frozen=True)
+class CropDraws:
+    """The random numbers of a batch of crops, drawn before any image is known."""
+
+    areas: np.ndarray  # (B, ATTEMPTS), share of the image's area
+    aspects: np.ndarray  # (B, ATTEMPTS), width / height
+    tops: np.ndarray  # (B,), in 0..1
+    lefts: np.ndarray  # (B,), in 0..1
+    flips: np.ndarray  # (B,), boolean
+
+    def box(self, row: int, height: int, width: int) -> Box:
+        """The first of the drawn shapes that fits the image, else the largest centred one that does."""
+        wanted = self.areas[row] * (height * width)
+        widths = np.rint(np.sqrt(wanted * self.aspects[row])).astype(int)
+        heights = np.rint(np.sqrt(wanted / self.aspects[row])).astype(int)
+        fits = (0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)
+        first = int(fits.argmax())
+        if not fits[first]:
+            return _largest_box(height, width, self.aspects[row].min(), self.aspects[row].max())
+        h, w = int(heights[first]), int(widths[first])
+        top = int(self.tops[row] * (height - h + 1))
+        left = int(self.lefts[row] * (width - w + 1))
+        return Box(top, left, h, w)
+
+
+def draw_crops(config: CropConfig, count: int, seeds: Sequence[int]) -> CropDraws:
+    """The draws of a batch of ``count`` crops, fixed by ``seeds``."""
+    generator = np.random.default_rng(list(seeds))
+    low, high = (math.log(bound) for bound in config.aspect)
+    areas = generator.uniform(*config.scale, (count, ATTEMPTS))
+    aspects = np.exp(generator.uniform(low, high, (count, ATTEMPTS)))
+    tops, lefts, coins = generator.uniform(size=(3, count))
+    return CropDraws(areas, aspects, tops, lefts, (coins < 0.5) & config.flip)
+
+
+def _largest_box(height: int, width: int, low: float, high: float) -> Box:
+    aspect = min(max(width / height, low), high)
+    h = min(height, max(1, round(width / aspect)))
+    w = min(width, max(1, round(height * aspect)))
+    return Box((height - h) // 2, (width - w) // 2, h, w)

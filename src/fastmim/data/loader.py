@@ -1,0 +1,149 @@
+"""Whole batches of uint8 crops from worker processes, in an order that is a function of the seed."""
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fastmim.data.crops import CropConfig, draw_crops
+from fastmim.data.decode import UnreadableImage, crop_and_resize
+from fastmim.data.images import ImageSource
+from fastmim.errors import RunError
+from fastmim.grids import Size
+
+MOST_WORKERS = 8
+PREFETCHED_BATCHES = 3  # per worker
+REPLACEMENTS = 100
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One rank's part of one batch: which images, and what seeds its crops."""
+
+    indices: NDArray[np.int64]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that was skipped, and why."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass
+class Batch:
+    """Crops as they leave a worker; `to_images` makes them what a model takes."""
+
+    pixels_BHWC: Tensor  # uint8
+    flips_B: Tensor  # bool
+    tried: NDArray[np.int64]  # indices that were opened, unreadable ones included
+    unreadable: list[Unreadable]
+
+    def pin_memory(self) -> "Batch":
+        self.pixels_BHWC = self.pixels_BHWC.pin_memory()
+        self.flips_B = self.flips_B.pin_memory()
+        return self
+
+
+class Crops(Dataset[Batch]):
+    """Answers a `Draw` with a `Batch`. An unreadable image is replaced by another and reported."""
+
+    def __init__(
+        self, source: ImageSource, pool: NDArray[np.int64], config: CropConfig, size: Size, chans: int
+    ) -> None:
+        self.source = source
+        self.pool = pool  # indices that replacements are taken from
+        self.config = config
+        self.size = size
+        self.chans = chans
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        count = len(draw.indices)
+        draws = draw_crops(self.config, count, draw.seeds)
+        pixels = np.empty((count, *self.size, self.chans), np.uint8)
+        tried: list[int] = []
+        unreadable: list[Unreadable] = []
+        for row, index in enumerate(draw.indices):
+            for candidate in self._candidates(int(index), row, draw.seeds):
+                tried.append(candidate)
+                try:
+                    source = self.source.read(candidate)
+                    pixels[row] = crop_and_resize(
+                        source,
+                        lambda height, width, row=row: draws.box(row, height, width),  # type: ignore[misc]
+                        self.size,
+                        self.chans,
+                    )
+                    break
+                except (UnreadableImage, OSError) as error:
+                    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+                    unreadable.append(Unreadable(candidate, self.source.name(candidate), reason))
+            else:
+                last = unreadable[-1]
+                raise RunError(
+                    f"{REPLACEMENTS} images in a row cannot be read; the last is {last.name}: {last.reason}"
+                )
+        flips = torch.from_numpy(draws.flips)
+        return Batch(torch.from_numpy(pixels), flips, np.unique(tried), unreadable)
+
+    def _candidates(self, index: int, row: int, seeds: tuple[int, ...]) -> Iterator[int]:
+        yield index
+        generator = np.random.default_rng([*seeds, row])
+        for _ in range(REPLACEMENTS):
+            yield int(generator.choice(self.pool))
+
+
+def load_batches(crops: Crops, draws: Iterable[Draw], workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """The batches of ``draws``, in order, prepared ahead by ``workers`` processes (0: in this one)."""
+    loader: DataLoader[Batch] = DataLoader(
+        crops,
+        batch_size=None,
+        sampler=draws,  # type: ignore[arg-type]
+        num_workers=workers,
+        prefetch_factor=PREFETCHED_BATCHES if workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_prepare_worker,
+    )
+    return iter(loader)
+
+
+def _prepare_worker(_: int) -> None:
+    # The main process answers Ctrl-C and SIGTERM by writing a checkpoint; until then it needs its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
+def to_images(batch: Batch, mean: Tensor, std: Tensor) -> Tensor:
+    """Flip and normalise on the device of ``mean`` and ``std``: (B, C, H, W), float32."""
+    pixels = batch.pixels_BHWC.to(mean.device, non_blocking=True).permute(0, 3, 1, 2)
+    flips = batch.flips_B.to(mean.device, non_blocking=True).view(-1, 1, 1, 1)
+    images = torch.where(flips, pixels.flip(3), pixels).float()
+    return (images / 255 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, and its cgroup's quota where there is one."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        allowed, period = quota.read_text().split()[:2]
+        if allowed != "max":
+            cpus = min(cpus, max(1, int(allowed) // int(period)))
+    return cpus
+
+
+def choose_workers(processes: int) -> int:
+    """Loader workers for each of ``processes`` training processes on this machine."""
+    return max(1, min(MOST_WORKERS, available_cpus() // processes - 1))

@@ -1,0 +1,85 @@
+"""Every change between pixels, blocks, cells and tokens stands here and nowhere else.
+
+Letters: B batch, C channels, H W pixels, h w cells or tokens, D width, T target channels.
+A mask is boolean and True means masked, on every grid.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmim.errors import UsageError
+
+Size = tuple[int, int]
+
+
+def grid_of(image_size: Size, block: int) -> Size:
+    """Blocks (or cells, or tokens) that cover an image of (H, W) pixels; the last ones may stick out."""
+    return -(-image_size[0] // block), -(-image_size[1] // block)
+
+
+def spread_mask(mask_Bhw: Tensor, factor: int, size: Size) -> Tensor:
+    """Repeat each entry of a mask ``factor`` times along both axes and crop to ``size``."""
+    spread = mask_Bhw.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+    return spread[:, : size[0], : size[1]]
+
+
+def mask_to_pixels(mask_Bhw: Tensor, block: int, image_size: Size) -> Tensor:
+    """Mask of blocks (B, h, w) -> mask of pixels (B, H, W)."""
+    return spread_mask(mask_Bhw, block, image_size)
+
+
+def mask_to_cells(mask_Bhw: Tensor, block: int, cell: int, image_size: Size) -> Tensor:
+    """Mask of blocks of ``block`` pixels -> mask of cells of ``cell`` pixels, (B, H/cell, W/cell).
+
+    A cell counts as masked only where all of its pixels are: what is partly visible is not scored.
+    """
+    cells = (image_size[0] // cell, image_size[1] // cell)
+    if block % cell == 0:
+        return spread_mask(mask_Bhw, block // cell, cells)
+    pixels_B1HW = mask_to_pixels(mask_Bhw, block, image_size).unsqueeze(1).float()
+    return F.avg_pool2d(pixels_B1HW, cell).squeeze(1) > 1 - 0.5 / cell**2
+
+
+def tokens_to_map(tokens_BND: Tensor, grid: Size) -> Tensor:
+    """Tokens (B, h*w, D), row by row, -> feature map (B, D, h, w)."""
+    return tokens_BND.transpose(1, 2).unflatten(2, grid)
+
+
+def map_to_tokens(features_BDhw: Tensor) -> Tensor:
+    """Feature map (B, D, h, w) -> tokens (B, h*w, D), row by row."""
+    return features_BDhw.flatten(2).transpose(1, 2)
+
+
+def space_to_depth(images_BCHW: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) -> (B, C*patch*patch, H/patch, W/patch)."""
+    return F.pixel_unshuffle(images_BCHW, patch)
+
+
+def depth_to_space(features: Tensor, patch: int) -> Tensor:
+    """(B, C*patch*patch, h, w) -> (B, C, h*patch, w*patch); undoes `space_to_depth`."""
+    return F.pixel_shuffle(features, patch)
+
+
+def check_cell(cell: int, stride: int) -> None:
+    """Raise UsageError unless token and cell grids fit into one another."""
+    if cell < 1 or (stride % cell and cell % stride):
+        fitting = [c for c in range(1, 2 * stride + 1) if stride % c == 0 or c % stride == 0]
+        raise UsageError(
+            f"target.cell = {cell} does not fit the encoder's stride of {stride} pixels; "
+            f"these do: {', '.join(map(str, fitting))}"
+        )
+
+
+def channels_per_token(channels: int, stride: int, cell: int) -> int:
+    """Numbers a token must emit so that `tokens_to_cells` can give ``channels`` a cell."""
+    return channels * (stride // cell) ** 2 if stride % cell == 0 else channels
+
+
+def tokens_to_cells(predictions: Tensor, stride: int, cell: int) -> Tensor:
+    """Per-token predictions (B, T*(stride/cell)^2, h, w) -> (B, T, H/cell, W/cell), the target's grid.
+
+    Where a cell is larger than a token, the predictions of its tokens are averaged.
+    """
+    if stride % cell == 0:
+        return depth_to_space(predictions, stride // cell)
+    return F.avg_pool2d(predictions, cell // stride)

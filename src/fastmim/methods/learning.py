@@ -1,0 +1,61 @@
+"""Is it learning? The loss on held-out images beside that of the trivial predictor."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from fastmim.methods.base import Method, Reconstruction, trivial_loss
+
+
+class HeldOut:
+    """Fixed images and masks on which a method is measured, always the same.
+
+    Args:
+        method: the torch module; it is put into evaluation mode while it is measured.
+        images_BCHW, mask_Bhw: on the module's device.
+        micro_batch: images that go through at a time.
+        autocast: the precision that training uses.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        images_BCHW: Tensor,
+        mask_Bhw: Tensor,
+        micro_batch: int,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self.method = method
+        self.images = images_BCHW
+        self.mask = mask_Bhw
+        self.micro_batch = micro_batch
+        self.autocast = autocast
+        self.trivial = trivial_loss(method, self.reconstruct(len(images_BCHW)))
+
+    @torch.no_grad()
+    def reconstruct(self, count: int) -> Reconstruction:
+        """The method's result for the first ``count`` images; the loss is the mean over them."""
+        module: torch.nn.Module = self.method  # type: ignore[assignment]
+        was_training = module.training
+        module.eval()
+        parts: list[Reconstruction] = []
+        shares = []
+        for images, mask in zip(
+            self.images[:count].split(self.micro_batch), self.mask[:count].split(self.micro_batch), strict=True
+        ):
+            with self.autocast():
+                parts.append(self.method(images, mask))
+            shares.append(len(images) / count)
+        module.train(was_training)
+        loss = torch.stack([part.loss * share for part, share in zip(parts, shares, strict=True)]).sum()
+        return Reconstruction(
+            loss,
+            torch.cat([part.prediction for part in parts]).float(),
+            torch.cat([part.target for part in parts]),
+            torch.cat([part.mask for part in parts]),
+        )
+
+    def loss(self) -> float:
+        return float(self.reconstruct(len(self.images)).loss)

@@ -1,0 +1,86 @@
+"""What the device can do, seen by trying it: bfloat16, and how many images it holds at once."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Precision = Literal["auto", "bf16-mixed", "32-true"]
+
+CPU_MICRO_BATCH = 64  # larger ones are no faster on a CPU and cost memory
+MEMORY_SHARE = 0.6  # of what is free, for activations; the rest is for gradients, buffers and surprises
+WORTH_IT = 1.2  # bfloat16 must be at least this much faster
+
+
+def choose_precision(device: torch.device) -> Literal["bf16-mixed", "32-true"]:
+    """bf16-mixed where the device multiplies matrices faster in bfloat16, else 32-true."""
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if device.type != "cpu":
+        return "32-true"
+    seconds = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return "bf16-mixed" if seconds[torch.float32] > WORTH_IT * seconds[torch.bfloat16] else "32-true"
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    matrix = torch.ones(256, 256, dtype=dtype)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def saved_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass of ``forward()``, weights left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in module.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = forward()  # alive until counted: a freed storage's address may be given out again
+    total = sum(kept.values())
+    del result
+    return total
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that could still be taken on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
+
+
+def choose_micro_batch(share: int, bytes_per_image: int, bytes_for_state: int, device: torch.device) -> int:
+    """Images that one process takes at a time, of the ``share`` it has of each batch.
+
+    Args:
+        share: this process's images a step.
+        bytes_per_image: activations kept for one image (see `saved_bytes`).
+        bytes_for_state: gradients and optimiser state still to be allocated.
+        device: where they must fit.
+    """
+    budget = MEMORY_SHARE * free_bytes(device) - bytes_for_state
+    most = max(1, int(budget // max(bytes_per_image, 1)))
+    if device.type == "cpu":
+        most = min(most, CPU_MICRO_BATCH)
+    parts = -(-share // min(most, share))
+    return -(-share // parts)

@@ -1,0 +1,116 @@
+"""Devices and processes: one process, several started here, or those of torchrun and SLURM."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+from fastmim.errors import UsageError
+from fastmim.train.device import Precision, choose_precision
+
+
+def build_fabric(accelerator: str, devices: int, num_nodes: int, precision: Precision) -> Fabric:
+    """Lightning Fabric for these devices; under torchrun and SLURM, their numbers of processes hold.
+
+    Raises:
+        UsageError: there are no such devices here.
+    """
+    if accelerator == "auto":
+        accelerator = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    if precision == "auto":
+        precision = choose_precision(torch.device(accelerator))
+    strategy = "auto"
+    if TorchElasticEnvironment.detect():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+        strategy = "ddp" if devices * num_nodes > 1 else "auto"
+    elif SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
+        num_nodes = int(os.environ.get("SLURM_NNODES", num_nodes))
+        devices = int(os.environ["SLURM_NTASKS"]) // num_nodes
+        strategy = "ddp"
+    elif num_nodes > 1:
+        raise UsageError(f"num_nodes = {num_nodes}: start one process a device with torchrun or SLURM")
+    elif devices > 1:
+        strategy = "ddp_spawn"
+    if accelerator == "cuda" and devices > torch.cuda.device_count():
+        raise UsageError(f"devices = {devices}: this machine has {torch.cuda.device_count()} CUDA devices")
+    try:
+        with quiet_warnings():
+            return Fabric(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=num_nodes,
+                precision=precision,
+                strategy=strategy,
+            )
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"accelerator = {accelerator}: {' '.join(str(error).split())}") from error
+
+
+def started_by_launcher() -> bool:
+    """Whether torchrun or SLURM has started the processes already."""
+    return TorchElasticEnvironment.detect() or (
+        SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
+    )
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes, known before anything is launched."""
+    if TorchElasticEnvironment.detect():
+        return os.environ.get("RANK", "0") == "0"
+    if started_by_launcher():
+        return os.environ.get("SLURM_PROCID", "0") == "0"
+    return True
+
+
+@contextlib.contextmanager
+def signals_to_children() -> Iterator[None]:
+    """While this process waits for those it started, they get its SIGTERM; Ctrl-C reaches them anyway."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, number)
+
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward)}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Within the block, the same numbers in give the same bits out, where kernels for that exist."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Hide warnings of libraries that tell a user nothing they could act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

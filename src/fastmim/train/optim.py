@@ -1,0 +1,79 @@
+"""AdamW as the paper uses it, and one optimiser step that a non-finite gradient cannot spoil."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastmim.errors import UsageError
+
+LR_REFERENCE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (paper: table 11)."""
+
+    base_lr: float = 1.5e-4
+    """Learning rate for a batch of 256 images; the real one is base_lr * batch_size / 256."""
+    weight_decay: float = 0.05
+    """Decay of weight matrices and kernels; 1-D parameters (biases, norms) have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's two running means."""
+    clip_norm: float | None = None
+    """Largest L2 norm of the whole gradient; longer ones are scaled down. Default: no clipping."""
+    bad_steps: int = 10
+    """Steps in a row with a non-finite loss or gradient (each is skipped) after which the run goes back."""
+    rollbacks: int = 3
+    """How often a run goes back to its last checkpoint, at half the learning rate, before it fails."""
+
+    def __post_init__(self) -> None:
+        if self.base_lr <= 0:
+            raise UsageError(f"optim.base_lr = {self.base_lr} must be above 0")
+        if self.weight_decay < 0:
+            raise UsageError(f"optim.weight_decay = {self.weight_decay} must be 0 or more")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UsageError(f"optim.clip_norm = {self.clip_norm} must be above 0")
+        if self.bad_steps < 1 or self.rollbacks < 0:
+            raise UsageError("optim.bad_steps must be at least 1 and optim.rollbacks at least 0")
+
+
+def scaled_lr(base_lr: float, batch_size: int) -> float:
+    """The linear rule: base_lr * batch / 256."""
+    return base_lr * batch_size / LR_REFERENCE_BATCH
+
+
+def build_adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that train, in two groups: with decay, and 1-D ones without."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [(name, p) for name, p in named if _decays(p)], "weight_decay": config.weight_decay},
+        {"params": [(name, p) for name, p in named if not _decays(p)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.base_lr, betas=config.betas, fused=True)
+
+
+def _decays(parameter: Tensor) -> bool:
+    """Matrices and kernels decay; biases, norms and tokens (at most one side above 1) do not."""
+    return sum(side > 1 for side in parameter.shape) > 1
+
+
+def guarded_step(optimizer: torch.optim.AdamW, lr: float, clip_norm: float | None) -> tuple[Tensor, Tensor]:
+    """Clip and step, unless a gradient is not finite; decided on the device, without waiting for it.
+
+    Returns:
+        The gradient's norm before clipping, and whether the step was taken (1.0) or skipped (0.0).
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    finite = torch.isfinite(norm).float()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    # The fused kernel leaves everything as it was where found_inf is 1 (its contract with loss scaling).
+    optimizer.found_inf = 1 - finite  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, finite

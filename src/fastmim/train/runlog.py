@@ -1,0 +1,141 @@
+"""What a run tells while it goes: metrics.jsonl, TensorBoard events, and a line or a bar for people."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from fastmim.errors import RunError
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsFile:
+    """Appends one JSON object a line; knows its length, so that a resumed run can cut what it will redo."""
+
+    def __init__(self, path: Path, keep_bytes: int) -> None:
+        self._path = path
+        try:
+            self._file = open(path, "ab")  # noqa: SIM115
+            self._file.truncate(min(keep_bytes, os.path.getsize(path)))
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+    def write(self, values: dict[str, Any]) -> None:
+        # JSON has no NaN; a loss that is not a number is written as null.
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        try:
+            self._file.write(json.dumps(plain).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
+
+    def size(self) -> int:
+        """Bytes written so far, on their way to the disk."""
+        os.fsync(self._file.fileno())
+        return os.path.getsize(self._path)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line cut off by a crash is left out."""
+    lines = []
+    for line in (run / METRICS).read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Display:
+    """A progress bar on a terminal, plain lines elsewhere, nothing where ``quiet``."""
+
+    def __init__(self, total_steps: int, total_epochs: float, quiet: bool, stream: TextIO | None = None) -> None:
+        self._console = Console(file=stream or sys.stdout, highlight=False, quiet=quiet, soft_wrap=True)
+        self._total_steps = total_steps
+        self._total_epochs = total_epochs
+        self._bar: Progress | None = None
+        if self._console.is_terminal and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.percentage:3.0f}%"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[numbers]}"),
+                console=self._console,
+                expand=True,
+            )
+            self._task = self._bar.add_task("epoch 0", total=total_steps, numbers="")
+
+    def __enter__(self) -> "Display":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self._console.print(message, markup=False)
+
+    def update(self, step: int, values: dict[str, Any]) -> None:
+        """Show a log step's numbers."""
+        epoch = f"epoch {values['epoch']:.4g}/{self._total_epochs:.4g}"
+        numbers = (
+            f"loss {values['loss']:.4f} lr {values['lr']:.1e} "
+            f"{values['images_per_second']:.0f} img/s wait {values['data_wait']:.0%}"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=epoch, numbers=numbers)
+        else:
+            self.say(
+                f"step {step}/{self._total_steps} {epoch} {numbers} ETA {_clock(values['seconds_left'])}"
+            )
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+class RunLog:
+    """Sends a log step's numbers everywhere they belong."""
+
+    def __init__(self, run: Path, display: Display, keep_bytes: int, first_step: int) -> None:
+        self.display = display
+        self._metrics = MetricsFile(run / METRICS, keep_bytes)
+        # Events of steps that a resumed run redoes are hidden by TensorBoard.
+        self._events = SummaryWriter(str(run), purge_step=first_step or None)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        self._metrics.write(values)
+        for name, value in values.items():
+            if name not in ("step", "seconds_left") and isinstance(value, int | float):
+                self._events.add_scalar(name, value, step)
+        self.display.update(step, values)
+
+    def size(self) -> int:
+        return self._metrics.size()
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._events.close()

@@ -1,0 +1,46 @@
+"""The order of the data: an endless stream of positions, cut into batches.
+
+Epoch e is a permutation of the data drawn from (seed, e). A step's batch is the next ``batch_size``
+positions of the stream, so batches run on across epochs, nothing is dropped, and a run that goes on at
+position p needs to know nothing but p.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Stream:
+    """Positions 0, 1, 2, ... -> entries of ``pool``, each epoch in a new order."""
+
+    def __init__(self, pool: NDArray[np.int64], seed: int) -> None:
+        self.pool = pool
+        self.seed = seed
+        self._epoch = -1
+        self._order = pool
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(self.pool)
+            self._epoch = epoch
+        return self._order
+
+    def take(self, start: int, count: int) -> NDArray[np.int64]:
+        """Entries at positions start .. start+count-1."""
+        pieces = []
+        while count > 0:
+            epoch, offset = divmod(start, len(self.pool))
+            piece = self._order_of(epoch)[offset : offset + count]
+            pieces.append(piece)
+            start += len(piece)
+            count -= len(piece)
+        return np.concatenate(pieces)
+
+    def batches(
+        self, first_step: int, last_step: int, batch_size: int, rank: int, world: int
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """(step, this rank's share of the step's batch) for first_step <= step < last_step."""
+        share = batch_size // world
+        for step in range(first_step, last_step):
+            yield step, self.take(step * batch_size + rank * share, share)

@@ -1,0 +1,63 @@
+"""Learning rate as a function of the step: linear warm-up, then cosine or steps down."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fastmim.errors import UsageError
+
+WARMUP_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes during a run (paper: table 11)."""
+
+    name: Literal["cosine", "step"] = "cosine"
+    """Cosine to --schedule.min-lr, or a tenth every --schedule.decay-epochs (the paper's for Swin-L)."""
+    warmup_epochs: float | None = None
+    """Epochs of linear warm-up. Default: the paper's 10, but at most a tenth of the run."""
+    decay_epochs: float = 30.0
+    """Epochs after which the step schedule divides the learning rate by ten."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs is not None and self.warmup_epochs < 0:
+            raise UsageError(f"schedule.warmup_epochs = {self.warmup_epochs} must be 0 or more epochs")
+        if self.decay_epochs <= 0:
+            raise UsageError(f"schedule.decay_epochs = {self.decay_epochs} must be above 0 epochs")
+        if self.min_lr < 0:
+            raise UsageError(f"schedule.min_lr = {self.min_lr} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule whose durations have been converted to steps."""
+
+    peak_lr: float
+    total_steps: int
+    warmup_steps: int
+    decay_steps: float
+    config: ScheduleConfig
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the step number ``step``, counted from 0."""
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        if self.config.name == "step":
+            return self.peak_lr * 0.1 ** (step // self.decay_steps)
+        share = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        low = min(self.config.min_lr, self.peak_lr)
+        return low + (self.peak_lr - low) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+def build_schedule(
+    config: ScheduleConfig, peak_lr: float, total_steps: int, steps_per_epoch: float
+) -> Schedule:
+    """Convert epochs to steps (here and nowhere else for the learning rate)."""
+    if config.warmup_epochs is None:
+        warmup = min(10 * steps_per_epoch, WARMUP_SHARE * total_steps)
+    else:
+        warmup = config.warmup_epochs * steps_per_epoch
+    return Schedule(peak_lr, total_steps, round(warmup), config.decay_epochs * steps_per_epoch, config)
