@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -152,18 +153,17 @@ def _parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
 
 def _one_line(boxed: str) -> str:
     """The message of tyro's error box, and the flag it suggests, without frame and help text."""
-    message: list[str] = []
-    suggestion = ""
-    lines = iter(line.strip("│╭╮╰╯─ \t") for line in boxed.splitlines()[1:])
-    for line in lines:
-        if not line:
-            break
-        message.append(line)
-    for line in lines:
-        if line.startswith("Perhaps you meant"):
-            flag = next(lines, "").split()
-            suggestion = f"; did you mean {flag[0]}?" if flag else ""
-    return " ".join(message).rstrip(".") + suggestion
+    rows = iter([row.strip("│╭╮╰╯ \t") for row in boxed.splitlines()[1:]])  # without the title
+
+    def is_rule(row: str) -> bool:
+        return set(row) <= set("─-")
+
+    first = next((row for row in rows if not is_rule(row)), "")
+    message = " ".join([first, *itertools.takewhile(lambda row: not is_rule(row), rows)]).rstrip(".")
+    for row in rows:
+        if row.startswith("Perhaps you meant"):
+            return f"{message}; did you mean {next(rows, '').split(' ')[0]}?"
+    return message
 
 
 def _registry() -> Any:

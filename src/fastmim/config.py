@@ -74,13 +74,13 @@ class PretrainConfig:
     """Steps between two checkpoints, in place of minutes."""
     keep_checkpoints: int = 1
     """Checkpoints kept: last.ckpt and, above 1, the ones before it in checkpoints/."""
-    encoder: EncoderConfig = EncoderConfig()
-    mask: Masking = Masking()
-    target: TargetConfig = TargetConfig()
-    decoder: DecoderConfig = DecoderConfig()
-    optim: OptimConfig = OptimConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    crop: CropConfig = CropConfig()
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    mask: Masking = field(default_factory=Masking)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    crop: CropConfig = field(default_factory=CropConfig)
 
     def __post_init__(self) -> None:
         at_least = {
@@ -109,9 +109,8 @@ class PretrainConfig:
         if min(self.size) < 2:
             raise UsageError(f"image_size = {self.image_size} must be at least 2 pixels")
         if self.batch_size % (self.devices * self.num_nodes):
-            raise UsageError(
-                f"batch_size = {self.batch_size} must be a multiple of the {self.devices * self.num_nodes} devices"
-            )
+            count = self.devices * self.num_nodes
+            raise UsageError(f"batch_size = {self.batch_size} must be a multiple of the {count} devices")
 
     @property
     def size(self) -> Size:
@@ -175,7 +174,7 @@ def to_yaml(config: Any) -> str:
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted names of the settings that differ, with both values."""
-    found = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for item in fields(old):
         a, b = getattr(old, item.name), getattr(new, item.name)
         if is_dataclass(a):
@@ -185,7 +184,9 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def resolved(config: PretrainConfig, stride: int, cell: int, model_kwargs: Mapping[str, Any]) -> PretrainConfig:
+def resolved(
+    config: PretrainConfig, stride: int, cell: int, model_kwargs: Mapping[str, Any]
+) -> PretrainConfig:
     """``config`` with what follows from the encoder written out, so that the file alone repeats the run."""
     return replace(
         config,

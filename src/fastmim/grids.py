@@ -42,7 +42,8 @@ def mask_to_cells(mask_Bhw: Tensor, block: int, cell: int, image_size: Size) -> 
 
 def tokens_to_map(tokens_BND: Tensor, grid: Size) -> Tensor:
     """Tokens (B, h*w, D), row by row, -> feature map (B, D, h, w)."""
-    return tokens_BND.transpose(1, 2).unflatten(2, grid)
+    batch, _, width = tokens_BND.shape
+    return tokens_BND.transpose(1, 2).reshape(batch, width, *grid)
 
 
 def map_to_tokens(features_BDhw: Tensor) -> Tensor:

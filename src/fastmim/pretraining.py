@@ -4,9 +4,10 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -25,13 +26,13 @@ from fastmim.recipes import find_recipe
 from fastmim.report.run import Outcome, write_report
 from fastmim.targets import build_target
 from fastmim.train.checkpoint import LAST, load_checkpoint, remove_leftovers, write_atomically
-from fastmim.train.device import Precision, choose_micro_batch, saved_bytes
+from fastmim.train.device import choose_micro_batch, saved_bytes
 from fastmim.train.launch import (
     build_fabric,
     deterministic_kernels,
     is_first_process,
+    launch_processes,
     quiet_warnings,
-    signals_to_children,
     started_by_launcher,
 )
 from fastmim.train.loop import Loop, LoopConfig
@@ -60,8 +61,7 @@ FREE_ON_RESUME = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class RunResult:
+class RunResult(NamedTuple):
     """How a run ended."""
 
     run: Path
@@ -145,11 +145,12 @@ def run_pretraining(
     precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
     fabric = build_fabric(config.accelerator, config.devices, config.num_nodes, precision)
     if fabric.world_size > 1 and not started_by_launcher():
-        with signals_to_children():
-            result: RunResult = fabric.launch(_run, source, config, resumes, precision, quiet)
+        result: RunResult = launch_processes(
+            fabric, partial(_run, source=source, config=config, resumes=resumes, quiet=quiet)
+        )
         return result
     fabric.launch()
-    return _run(fabric, source, config, resumes, precision, quiet)
+    return _run(fabric, source, config, resumes, quiet)
 
 
 def build_method(config: PretrainConfig) -> InputMasking:
@@ -165,7 +166,6 @@ def _run(
     source: ImageSource,
     config: PretrainConfig,
     resumes: bool,
-    precision: Precision,
     quiet: bool,
 ) -> RunResult:
     run = Path(config.out)
@@ -260,7 +260,9 @@ def _run(
             evaluate_at=evaluate_at,
             say=display.say,
         )
-        for line in _summary(fabric, config, method, len(split.training), len(split.held_out), choices, schedule):
+        for line in _summary(
+            fabric, config, method, len(split.training), len(split.held_out), choices, schedule
+        ):
             display.say(line)
         if state is not None:
             loop.restore(state)
@@ -320,7 +322,9 @@ def _fitting_micro_batch(
             return method(images[:count], mask[:count])
 
     weights = sum(p.numel() * p.element_size() for p in method.parameters())
+    method.eval()  # the running statistics of batch norms are none of this trial's business
     per_image = saved_bytes(method, forward) // count
+    method.train()
     share = config.batch_size // fabric.world_size
     return choose_micro_batch(share, per_image, 3 * weights, fabric.device)
 
@@ -383,9 +387,7 @@ def _leave(
     display: Display,
 ) -> None:
     """Write the encoder, the sheet and the page, and say how it went."""
-    origin = describe_encoder(
-        method.encoder, config.crop.mean, config.crop.std, METHOD, config.target.name
-    )
+    origin = describe_encoder(method.encoder, config.crop.mean, config.crop.std, METHOD, config.target.name)
     save_encoder(run, method.encoder, origin)
     write_report(run, config, held_out, outcome)
     if outcome.skipped_images:

@@ -115,7 +115,7 @@ class Weighted:
     def split(self, prediction: Tensor, in_chans: int) -> list[Tensor]:
         """A tensor on the common grid -> one tensor a part, each on that part's own grid."""
         counts = [self._channels_of(part, in_chans) for part, _ in self.parts]
-        pieces = prediction.split(counts, dim=1)
+        pieces = torch.split(prediction, counts, dim=1)
         return [
             depth_to_space(piece, self.cell // part.cell)
             for piece, (part, _) in zip(pieces, self.parts, strict=True)

@@ -54,7 +54,7 @@ class CropDraws:
         wanted = self.areas[row] * (height * width)
         widths = np.rint(np.sqrt(wanted * self.aspects[row])).astype(int)
         heights = np.rint(np.sqrt(wanted / self.aspects[row])).astype(int)
-        fits = (0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)
+        fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
         first = int(fits.argmax())
         if not fits[first]:
             return _largest_box(height, width, self.aspects[row].min(), self.aspects[row].max())

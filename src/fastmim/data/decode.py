@@ -9,14 +9,22 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 178_956_970  # the limit at which Pillow refuses, too: half a gigabyte of RGB
 JPEG_MAGIC = b"\xff\xd8\xff"
 ORIENTATION_TAG = 0x0112
-READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError, cv2.error)
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    MemoryError,
+    Image.DecompressionBombError,
+    cv2.error,
+)
 
 
 class Box(NamedTuple):
@@ -35,7 +43,9 @@ class UnreadableImage(Exception):
     """An image cannot be used; the message is the reason."""
 
 
-def crop_and_resize(source: bytes | Pixels, choose_box: BoxChooser, size: tuple[int, int], chans: int) -> Pixels:
+def crop_and_resize(
+    source: bytes | Pixels, choose_box: BoxChooser, size: tuple[int, int], chans: int
+) -> Pixels:
     """Decode an image, take the crop that ``choose_box`` names, and resize it to ``size``.
 
     Args:
@@ -188,7 +198,7 @@ def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not an image in a format that Pillow reads"
     if isinstance(error, Image.DecompressionBombError):
         return "refused as a decompression bomb"

@@ -28,11 +28,11 @@ class Split:
 
 
 def split_images(count: int, held_out: int, seed: int) -> Split:
-    """Keep ``held_out`` images, at most a tenth (but at least one), drawn by ``seed``."""
+    """Keep ``held_out`` images, at most a tenth (rounded up), drawn by ``seed``."""
     order = np.random.default_rng([SPLIT_SEED, seed]).permutation(count)
     if count == 1:
         return Split(order, order, shared=True)
-    kept = min(held_out, max(1, count // 10))
+    kept = min(held_out, -(-count // 10))
     return Split(np.sort(order[kept:]), np.sort(order[:kept]), shared=False)
 
 
@@ -72,7 +72,8 @@ class Feeder:
 
     def __call__(self, first_step: int) -> Iterator[Iterable[tuple[tuple[Tensor, ...], float, bool]]]:
         draws = (
-            Draw(indices, (CROP_SEED, self.seed, step, self.rank)) for step, indices in self.batches(first_step)
+            Draw(indices, (CROP_SEED, self.seed, step, self.rank))
+            for step, indices in self.batches(first_step)
         )
         on_gpu = self.mean.device.type == "cuda"
         for step, batch in enumerate(load_batches(self.crops, draws, self.workers, on_gpu), first_step):

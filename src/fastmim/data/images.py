@@ -140,7 +140,8 @@ class ArrayImages:
         return f"{self._name} {index}"
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        return self._images[index]
+        image: NDArray[np.uint8] = self._images[index]
+        return image
 
 
 def fingerprint(source: ImageSource) -> str:
@@ -171,7 +172,8 @@ def open_images(spec: str) -> ImageSource:
     path = Path(spec).expanduser()
     if not path.exists():
         raise UsageError(
-            f"data: {spec} does not exist; give a folder, a .tar, .parquet, hf:NAME, demo:photos or demo:digits"
+            f"data: {spec} does not exist; "
+            "give a folder, a .tar, .parquet, hf:NAME, demo:photos or demo:digits"
         )
     source = _open_folder(path) if path.is_dir() else _open_file(path)
     if not len(source):

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -79,12 +80,8 @@ class Crops(Dataset[Batch]):
                 tried.append(candidate)
                 try:
                     source = self.source.read(candidate)
-                    pixels[row] = crop_and_resize(
-                        source,
-                        lambda height, width, row=row: draws.box(row, height, width),  # type: ignore[misc]
-                        self.size,
-                        self.chans,
-                    )
+                    box = partial(draws.box, row)
+                    pixels[row] = crop_and_resize(source, box, self.size, self.chans)
                     break
                 except (UnreadableImage, OSError) as error:
                     reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
@@ -109,7 +106,7 @@ def load_batches(crops: Crops, draws: Iterable[Draw], workers: int, pin_memory: 
     loader: DataLoader[Batch] = DataLoader(
         crops,
         batch_size=None,
-        sampler=draws,  # type: ignore[arg-type]
+        sampler=draws,
         num_workers=workers,
         prefetch_factor=PREFETCHED_BATCHES if workers else None,
         pin_memory=pin_memory,

@@ -9,11 +9,12 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import timm
 import torch
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from fastmim.errors import UsageError
@@ -72,22 +73,23 @@ class Encoder(nn.Module):
         layout, prefix = self._layout_of(output)
         tokens = output.shape[1] - prefix
         if layout == "tokens":
-            stride = round((self.image_size[0] * self.image_size[1] / tokens) ** 0.5)
+            stride = self._patch_side() or round((height * width / tokens) ** 0.5)
             grid = (self.image_size[0] // stride, self.image_size[1] // stride)
-            width = output.shape[2]
+            dim = output.shape[2]
         else:
-            grid = (output.shape[2], output.shape[3]) if layout == "channels-first" else output.shape[1:3]
+            rows, columns, channels = (2, 3, 1) if layout == "channels-first" else (1, 2, 3)
+            grid = (output.shape[rows], output.shape[columns])
             stride = self._stride_of(output, layout) or round(height / grid[0])
-            width = output.shape[1] if layout == "channels-first" else output.shape[3]
+            dim = output.shape[channels]
         if (grid[0] * stride, grid[1] * stride) != self.image_size or (
             layout == "tokens" and grid[0] * grid[1] != tokens
         ):
             near = " or ".join(str(n) for n in self._near_sizes(stride))
             raise UsageError(
-                f"image_size = {list(self.image_size)} is no multiple of the stride of {self.model_name}, "
+                f"image_size = {height}x{width} is no multiple of the stride of {self.model_name}, "
                 f"{stride} pixels; {near} would be"
             )
-        return layout, prefix, stride, width
+        return layout, prefix, stride, dim
 
     def _features_of_zeros(self, image_size: Size) -> Tensor:
         was_training = self.model.training
@@ -109,8 +111,17 @@ class Encoder(nn.Module):
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
             return None
         axis = 2 if layout == "channels-first" else 1
-        growth = larger.shape[axis] - output.shape[axis]
-        return round(height / growth) if growth > 0 else None
+        rows, more_rows = output.shape[axis], larger.shape[axis]
+        told = (getattr(self.model, "feature_info", None) or [{}])[-1].get("reduction")
+        if told and (-(-height // told), -(-2 * height // told)) == (rows, more_rows):
+            return int(told)
+        return round(height / (more_rows - rows)) if more_rows > rows else None
+
+    def _patch_side(self) -> int | None:
+        """What a model of tokens says its patches measure; checked against the tokens it gives."""
+        side = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
+        side = side[0] if isinstance(side, tuple) else side
+        return side if isinstance(side, int) else None
 
     def _near_sizes(self, stride: int) -> list[int]:
         side = next((side for side in self.image_size if side % stride), self.image_size[0])
@@ -171,7 +182,9 @@ def create(model_name: str, model_kwargs: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(model_name, pretrained=False, **model_kwargs)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"timm cannot build {model_name} with {model_kwargs}: {_first_line(error)}") from error
+        raise UsageError(
+            f"timm cannot build {model_name} with {model_kwargs}: {_first_line(error)}"
+        ) from error
     return model
 
 
@@ -200,7 +213,7 @@ def _fit_kwargs(model_name: str, kwargs: dict[str, Any], image_size: Size) -> di
     if "window_size" in takes:
         candidates += [{**sized, "window_size": window} for window in _windows_of(resized)]
     for candidate in candidates:
-        built = _without_memory(lambda c=candidate: create(model_name, c))  # type: ignore[misc]
+        built = _without_memory(partial(create, model_name, candidate))
         if _shapes(built) == _shapes(resized):
             return candidate
     return sized

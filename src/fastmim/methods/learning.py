@@ -43,7 +43,9 @@ class HeldOut:
         parts: list[Reconstruction] = []
         shares = []
         for images, mask in zip(
-            self.images[:count].split(self.micro_batch), self.mask[:count].split(self.micro_batch), strict=True
+            torch.split(self.images[:count], self.micro_batch),
+            torch.split(self.mask[:count], self.micro_batch),
+            strict=True,
         ):
             with self.autocast():
                 parts.append(self.method(images, mask))

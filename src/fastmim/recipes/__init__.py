@@ -24,7 +24,7 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
 
 
 def find_recipe(name: str) -> PretrainConfig:
-    """The configuration of a recipe; it lacks only ``data`` and ``out``. Raises UsageError for a wrong name."""
+    """The configuration of a recipe; only ``data`` and ``out`` are missing. Raises UsageError."""
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(RECIPES)}"

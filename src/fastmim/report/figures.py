@@ -138,7 +138,9 @@ def _glyphs(axes: Axes, hog_Thw: Tensor, kind: Hog, masked: tuple[Tensor, Tensor
 
 
 def _add_lines(axes: Axes, hog_Thw: Tensor, kind: Hog, color: str) -> None:
-    cells = hog_Thw.unflatten(0, (-1, kind.bins)).clamp(min=0).mean(dim=0)  # over the colour channels
+    cells = (
+        hog_Thw.reshape(-1, kind.bins, *hog_Thw.shape[1:]).clamp(min=0).mean(dim=0)
+    )  # over the colour channels
     cells = cells / cells.amax().clamp(min=1e-6)
     segments, widths = [], []
     for bin_number in range(kind.bins):

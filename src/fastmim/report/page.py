@@ -12,10 +12,12 @@ TEMPLATE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 56rem;
+       margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1.5rem .15rem 0; vertical-align: top; }
+table { border-collapse: collapse; }
+td, th { text-align: left; padding: .15rem 1.5rem .15rem 0; vertical-align: top; }
 td:first-child { color: #57606a; white-space: nowrap; }
 pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 .verdict { border-left: 4px solid #c2410c; padding: .25rem 1rem; }

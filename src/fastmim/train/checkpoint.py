@@ -29,7 +29,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(beside, path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        )
         kept = "; the earlier one is intact" if path.exists() else ""
         raise RunError(f"cannot write {path}: {reason}{kept}") from error
     finally:

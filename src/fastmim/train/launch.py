@@ -5,14 +5,17 @@ import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch.multiprocessing.spawn import ProcessRaisedException
 
-from fastmim.errors import UsageError
+from fastmim.errors import RunError, UsageError
 from fastmim.train.device import Precision, choose_precision
 
 
@@ -72,8 +75,26 @@ def is_first_process() -> bool:
     return True
 
 
+def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:
+    """Start a process a device, call ``run(fabric)`` in each, and return what the first one returns.
+
+    Raises:
+        RunError, UsageError: what a process raised, as if it had been raised here.
+    """
+    with _signals_to_children():
+        try:
+            return fabric.launch(run)
+        except ProcessRaisedException as error:
+            last = str(error).strip().splitlines()[-1]
+            for kind in (UsageError, RunError):
+                marker = f"{kind.__module__}.{kind.__name__}: "
+                if last.startswith(marker):
+                    raise kind(last.removeprefix(marker)) from error
+            raise
+
+
 @contextlib.contextmanager
-def signals_to_children() -> Iterator[None]:
+def _signals_to_children() -> Iterator[None]:
     """While this process waits for those it started, they get its SIGTERM; Ctrl-C reaches them anyway."""
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -97,7 +118,10 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -23,7 +23,6 @@ from fastmim.train.runlog import RunLog
 from fastmim.train.schedules import Schedule
 from fastmim.train.signals import StopRequest
 
-
 # A part of a step's batch that fits on the device: what the module is called with, the part of the
 # batch that it is (0..1), and whether it completes the step.
 MicroBatch = tuple[tuple[Tensor, ...], float, bool]

@@ -63,7 +63,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 class Display:
     """A progress bar on a terminal, plain lines elsewhere, nothing where ``quiet``."""
 
-    def __init__(self, total_steps: int, total_epochs: float, quiet: bool, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total_steps: int, total_epochs: float, quiet: bool, stream: TextIO | None = None
+    ) -> None:
         self._console = Console(file=stream or sys.stdout, highlight=False, quiet=quiet, soft_wrap=True)
         self._total_steps = total_steps
         self._total_epochs = total_epochs

@@ -46,7 +46,7 @@ class Schedule:
         if step < self.warmup_steps:
             return self.peak_lr * (step + 1) / self.warmup_steps
         if self.config.name == "step":
-            return self.peak_lr * 0.1 ** (step // self.decay_steps)
+            return self.peak_lr * float(0.1 ** (step // self.decay_steps))
         share = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         low = min(self.config.min_lr, self.peak_lr)
         return low + (self.peak_lr - low) * (1 + math.cos(math.pi * min(share, 1.0))) / 2

@@ -128,9 +128,10 @@ def _pair(size: Any) -> Size:
 
 def _at_size(model: nn.Module, name: str, kwargs: dict[str, Any], size: Size) -> nn.Module:
     """The model at another input size; its tables are resampled (bicubic) by timm."""
-    if hasattr(model, "set_input_size"):
+    set_input_size = getattr(model, "set_input_size", None)
+    if set_input_size is not None:
         try:
-            model.set_input_size(img_size=size)
+            set_input_size(img_size=size)
         except (AssertionError, ValueError, RuntimeError) as error:
             raise UsageError(f"{name} cannot be set to {size[0]}x{size[1]} pixels: {error}") from error
         return model

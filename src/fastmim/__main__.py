@@ -1,0 +1,8 @@
+"""`python -m fastmim` is `fastmim`."""
+
+import sys
+
+from fastmim.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Small real and made images that many tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# A ViT small enough that a step takes milliseconds; every setting is timm's own.
+TINY = {
+    "model": "vit_tiny_patch16_224",
+    "model_kwargs": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+    "image_size": 32,
+    "decoder": {"width": 32},
+    "batch_size": 8,
+    "held_out": 4,
+    "workers": 0,
+    "log_every_steps": 2,
+    "evaluations": 2,
+    "quiet": True,
+}
+
+
+def shared(*parts: str) -> Path:
+    """A file of the data that lies beside the project; the test is skipped where it is not there."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{'/'.join(parts)} is not beside the project")
+    return path
+
+
+def photo(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Something with edges: random rectangles on a gradient, (H, W, 3) uint8."""
+    generator = np.random.default_rng(seed)
+    image = np.linspace(0, 255, width, dtype=np.uint8)[None, :, None].repeat(height, 0).repeat(3, 2).copy()
+    for _ in range(12):
+        top, left = generator.integers(0, height - 4), generator.integers(0, width - 4)
+        bottom, right = top + generator.integers(3, height), left + generator.integers(3, width)
+        image[top:bottom, left:right] = generator.integers(0, 256, 3)
+    return image
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 JPEGs in two subfolders."""
+    root = tmp_path_factory.mktemp("photos")
+    for number in range(24):
+        folder = root / f"class{number % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(photo(number)).save(folder / f"{number:02d}.jpg", quality=92)
+    return root

@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import photo
+from fastmim.data.crops import CropConfig, draw_crops
+from fastmim.data.feed import split_images
+from fastmim.data.images import open_images
+from fastmim.data.loader import Batch, Crops, Draw, load_batches, to_images
+from fastmim.data.skips import SkipList
+from fastmim.errors import RunError, UsageError
+
+
+def crops_of(folder, size=(16, 16)):
+    source = open_images(str(folder))
+    return Crops(source, np.arange(len(source)), CropConfig(), size, 3)
+
+
+def test_boxes_lie_inside_and_take_the_share_asked_for():
+    draws = draw_crops(CropConfig(scale=(0.2, 1.0)), 400, (1, 2))
+    for height, width in [(100, 150), (33, 500), (7, 5), (1, 1)]:
+        for row in range(400):
+            box = draws.box(row, height, width)
+            assert 0 <= box.top <= box.top + box.height <= height
+            assert 0 <= box.left <= box.left + box.width <= width
+            assert min(box.height, box.width) >= 1
+    shares = [b.height * b.width / 15000 for b in (draws.box(row, 100, 150) for row in range(400))]
+    assert min(shares) > 0.17
+    assert 0.4 < np.mean(shares) < 0.6  # shapes that do not fit are drawn again, which favours small ones
+
+
+def test_draws_are_a_function_of_the_seeds():
+    first, again, other = (draw_crops(CropConfig(), 8, seeds) for seeds in [(1, 2), (1, 2), (1, 3)])
+    assert np.array_equal(first.areas, again.areas)
+    assert np.array_equal(first.flips, again.flips)
+    assert not np.array_equal(first.areas, other.areas)
+    assert not draw_crops(CropConfig(flip=False), 64, (1,)).flips.any()
+
+
+def test_batches_are_the_same_with_and_without_workers(photos):
+    draws = [Draw(np.arange(i, i + 6), (9, i)) for i in range(5)]
+    alone = list(load_batches(crops_of(photos), draws, 0, False))
+    helped = list(load_batches(crops_of(photos), draws, 2, False))
+    for a, b in zip(alone, helped, strict=True):
+        assert torch.equal(a.pixels_BHWC, b.pixels_BHWC)
+        assert torch.equal(a.flips_B, b.flips_B)
+        assert a.pixels_BHWC.dtype == torch.uint8
+
+
+def test_flip_and_normalisation():
+    pixels = torch.randint(0, 256, (2, 4, 6, 3), dtype=torch.uint8)
+    batch = Batch(pixels, torch.tensor([False, True]), np.array([]), [])
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
+    images = to_images(batch, mean, std)
+    assert images.shape == (2, 3, 4, 6)
+    expected = (pixels.permute(0, 3, 1, 2) / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    assert torch.allclose(images[0], expected[0])
+    assert torch.allclose(images[1], expected[1].flip(2))
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """Nineteen images and a text that calls itself one."""
+    folder = tmp_path / "spoiled"
+    folder.mkdir()
+    for number in range(19):
+        Image.fromarray(photo(number)).save(folder / f"{number:02d}.png")
+    (folder / "07b.png").write_text("not an image")
+    return folder
+
+
+def test_an_unreadable_image_is_replaced_and_listed_once(spoiled, tmp_path):
+    crops = crops_of(spoiled)
+    batch = crops[Draw(np.arange(20), (0,))]
+    assert [(item.name, item.reason) for item in batch.unreadable] == [
+        ("07b.png", "not an image in a format that Pillow reads")
+    ]
+    assert len(batch.pixels_BHWC) == 20
+    again = crops[Draw(np.arange(20), (0,))]
+    assert torch.equal(batch.pixels_BHWC, again.pixels_BHWC)
+    skips = SkipList(tmp_path / "skipped.jsonl", 20, 0.05)
+    skips.note(batch)
+    skips.note(again)
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["image"] == "07b.png"
+    assert len(SkipList(tmp_path / "skipped.jsonl", 20, 0.05).skipped) == 1
+
+
+def test_more_than_the_limit_stops_the_run(spoiled, tmp_path):
+    skips = SkipList(tmp_path / "skipped.jsonl", 20, 0.04)
+    with pytest.raises(RunError, match=r"1 of the 20 images .* max_unreadable = 0\.04"):
+        skips.note(crops_of(spoiled)[Draw(np.arange(20), (0,))])
+
+
+def test_a_folder_of_nothing_but_texts_ends_soon(tmp_path):
+    for number in range(200):
+        (tmp_path / f"{number}.jpg").write_text("no")
+    with pytest.raises(RunError, match="in a row cannot be read"):
+        crops_of(tmp_path)[Draw(np.arange(4), (0,))]
+
+
+def test_the_split_is_disjoint_complete_and_fixed_by_the_seed():
+    split = split_images(100, 64, seed=3)
+    assert len(split.held_out) == 10
+    assert sorted([*split.training, *split.held_out]) == list(range(100))
+    assert np.array_equal(split.held_out, split_images(100, 64, seed=3).held_out)
+    assert not np.array_equal(split.held_out, split_images(100, 64, seed=4).held_out)
+    assert len(split_images(10_000, 64, 0).held_out) == 64
+    assert split_images(1, 64, 0).shared
+
+
+@pytest.mark.parametrize(
+    "settings", [{"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"aspect": (2, 1)}, {"std": (0, 1, 1)}]
+)
+def test_crop_settings_that_cannot_work(settings):
+    with pytest.raises(UsageError, match="crop"):
+        CropConfig(**settings)

@@ -1,0 +1,106 @@
+import pytest
+import torch
+
+from fastmim.decoders import DecoderConfig
+from fastmim.encoders.adapter import build_encoder
+from fastmim.errors import UsageError
+from fastmim.grids import mask_to_pixels
+from fastmim.masking import Masking
+from fastmim.methods.input_masking import InputMasking
+from fastmim.methods.learning import HeldOut
+from fastmim.targets import TargetConfig, build_target
+
+SIZE = (64, 96)
+
+
+def method(target="hog", masking=None, depth=1, model="vit_tiny_patch16_224", **settings):
+    torch.manual_seed(0)
+    kwargs = {"embed_dim": 32, "depth": 2, "num_heads": 2} if model.startswith("vit") else {}
+    encoder = build_encoder(model, SIZE, model_kwargs=kwargs)
+    config = TargetConfig(name=target, **settings)
+    return InputMasking(
+        encoder, build_target(config, encoder.stride), masking or Masking(), DecoderConfig(depth, 32)
+    )
+
+
+def batch(network, count=2):
+    images = torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    return images, network.draw_mask(torch.Generator().manual_seed(2), count, SIZE)
+
+
+@pytest.mark.parametrize("target", ["hog", "pixels", "pixels-norm", "hog+pixels", "hog+pixels-norm"])
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "resnet10t"])
+def test_prediction_target_and_mask_share_a_grid(target, model):
+    network = method(target, model=model)
+    result = network(*batch(network))
+    cell = network.target.cell
+    assert result.prediction.shape == result.target.shape
+    assert result.target.shape[2:] == result.mask.shape[1:] == (SIZE[0] // cell, SIZE[1] // cell)
+    assert result.loss.dtype == torch.float32
+    assert torch.isfinite(result.loss)
+
+
+@pytest.mark.parametrize("token", ["learned", "zeros"])
+def test_masked_pixels_reach_the_encoder_only_as_the_token(token):
+    network = method(masking=Masking(token=token)).eval()
+    images, mask = batch(network)
+    hidden = mask_to_pixels(mask, network.block, SIZE).unsqueeze(1)
+    seen = network.masked_images(images, mask)
+    assert torch.equal(seen.masked_select(~hidden), images.masked_select(~hidden))
+    assert torch.equal(seen.masked_select(hidden), network.mask_token.expand_as(images).masked_select(hidden))
+    other = torch.where(hidden, torch.randn_like(images), images)
+    assert torch.equal(network(images, mask).prediction, network(other, mask).prediction)
+
+
+def test_every_parameter_gets_a_gradient():
+    network = method()
+    network(*batch(network)).loss.backward()
+    assert [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert network.mask_token.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64])
+@pytest.mark.parametrize("ratio", [0.5, 0.85])
+def test_mask_sizes_below_and_above_the_stride(size, ratio):
+    network = method(masking=Masking(size=size, ratio=ratio))
+    assert torch.isfinite(network(*batch(network)).loss)
+
+
+def test_depth_zero_is_norm_and_linear_at_the_encoders_width():
+    decoder = method(depth=0).decoder
+    assert sorted(name for name, _ in decoder.named_parameters()) == [
+        "norm.bias",
+        "norm.weight",
+        "predict.bias",
+        "predict.weight",
+    ]
+    assert decoder.norm.normalized_shape == (32,)
+
+
+def test_a_mask_that_hides_no_whole_cell_is_refused():
+    with pytest.raises(UsageError, match=r"target\.cell"):
+        method(masking=Masking(size=1, ratio=0.01))
+
+
+def test_learning_beats_the_trivial_predictor_on_what_it_has_seen():
+    torch.manual_seed(0)
+    network = method(depth=0)
+    images, mask = batch(network, 4)
+    held_out = HeldOut(network, images, mask, 2, lambda: torch.autocast("cpu", enabled=False))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        network(images, mask).loss.backward()
+        optimizer.step()
+    assert held_out.loss() < 0.8 * held_out.trivial
+
+
+def test_the_held_out_loss_does_not_depend_on_the_micro_batch():
+    network = method()
+    images, mask = batch(network, 5)
+    losses = [
+        HeldOut(network, images, mask, size, lambda: torch.autocast("cpu", enabled=False)).loss()
+        for size in (1, 2, 5)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    assert network.training

@@ -1,0 +1,315 @@
+"""The main job, end to end, with a network small enough for seconds."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import fastmim
+from conftest import TINY
+from fastmim.errors import RunError, UsageError
+from fastmim.methods.base import Reconstruction
+from fastmim.methods.input_masking import InputMasking
+from fastmim.pretraining import RUN_FILES
+from fastmim.train.checkpoint import load_checkpoint
+
+
+def weights(run):
+    return load_file(run / "encoder.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory):
+    """A run of ten steps that nothing disturbed."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    result = fastmim.pretrain(data=photos, out=run, steps=10, **TINY)
+    assert result.complete
+    assert result.steps == 10
+    return run
+
+
+def test_it_writes_the_listed_files_and_no_others(finished):
+    names = {path.name for path in finished.iterdir()}
+    events = {name for name in names if name.startswith("events.out.tfevents.")}
+    assert len(events) == 1
+    assert names - events == set(RUN_FILES)
+    assert (finished / "samples.png").read_bytes().startswith(b"\x89PNG")
+    page = (finished / "report.html").read_text()
+    assert "trivial predictor" in page
+    assert "data:image/png;base64," in page
+    assert 'src="http' not in page
+
+
+def test_metrics_have_what_is_promised(finished):
+    metrics = lines(finished)
+    assert [line["step"] for line in metrics] == [2, 4, 5, 6, 8, 10]
+    wanted = {"step", "epoch", "loss", "lr", "images_per_second", "data_wait", "peak_memory_mb"}
+    for line in metrics:
+        assert wanted <= line.keys()
+        assert math.isfinite(line["loss"])
+        assert 0 <= line["data_wait"] <= 1
+    measured = [line["step"] for line in metrics if "held_out_loss" in line]
+    assert measured == [5, 10]
+    assert metrics[-1]["trivial_loss"] > 0
+
+
+def test_timm_alone_takes_the_encoder_strictly(finished):
+    origin = json.loads((finished / "encoder.json").read_text())
+    assert origin["image_size"] == [32, 32]
+    assert origin["method"] == "fastmim"
+    assert origin["target"] == "hog"
+    assert set(origin) >= {"model", "kwargs", "in_chans", "mean", "std", "fastmim_version"}
+    model = timm.create_model(origin["model"], **origin["kwargs"])
+    model.load_state_dict(weights(finished), strict=True)
+
+
+def test_load_encoder_resamples_and_says_what_is_new(finished, caplog):
+    model = fastmim.load_encoder(finished, image_size=64, num_classes=10).eval()
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+    assert "head.weight" in caplog.text
+    same_size = fastmim.load_encoder(finished / "encoder.safetensors").eval()
+    assert same(same_size.state_dict(), weights(finished))
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 64, 64)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(finished, photos, tmp_path):
+    fastmim.pretrain(data=photos, out=tmp_path / "again", steps=10, **TINY)
+    assert same(weights(tmp_path / "again"), weights(finished))
+    fastmim.pretrain(data=photos, out=tmp_path / "other", steps=10, seed=1, **TINY)
+    assert not same(weights(tmp_path / "other"), weights(finished))
+
+
+def test_the_stored_configuration_repeats_the_run(finished, tmp_path):
+    stored = yaml.safe_load((finished / "config.yaml").read_text())
+    assert stored["mask"]["size"] == 16  # what followed from the encoder is written out
+    fastmim.pretrain(config=finished / "config.yaml", out=tmp_path / "run", quiet=True)
+    assert same(weights(tmp_path / "run"), weights(finished))
+
+
+def test_neither_workers_nor_logging_change_the_weights(finished, photos, tmp_path):
+    settings = {**TINY, "workers": 2, "log_every_steps": 5, "evaluations": 1}
+    fastmim.pretrain(data=photos, out=tmp_path / "run", steps=10, **settings)
+    assert same(weights(tmp_path / "run"), weights(finished))
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "resnet10t"])
+def test_the_micro_batch_hardly_matters(photos, tmp_path, model):
+    losses = []
+    settings = TINY if model.startswith("vit") else {**TINY, "model_kwargs": {}, "image_size": 64}
+    for size in (8, 3):
+        out = tmp_path / str(size)
+        run = {**settings, "model": model, "micro_batch": size, "log_every_steps": 1}
+        fastmim.pretrain(data=photos, out=out, steps=1, **run)
+        losses.append(lines(out)[0]["loss"])
+    # A batch norm sees other batches, everything else the very same numbers.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4 if model.startswith("vit") else 0.3)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 5, 7])
+def test_a_run_that_broke_off_ends_like_one_that_did_not(finished, photos, tmp_path, monkeypatch, after):
+    forward, calls = InputMasking.forward, []
+
+    def breaks(self, images, mask):
+        if self.training:
+            calls.append(1)
+            if len(calls) > after:
+                raise Killed
+        return forward(self, images, mask)
+
+    monkeypatch.setattr(InputMasking, "forward", breaks)
+    settings = {**TINY, "checkpoint_every_steps": 3}
+    with pytest.raises(Killed):
+        fastmim.pretrain(data=photos, out=tmp_path / "run", steps=10, **settings)
+    monkeypatch.setattr(InputMasking, "forward", forward)
+    result = fastmim.pretrain(out=tmp_path / "run", resume=True, quiet=True)
+    assert result.complete
+    assert same(weights(tmp_path / "run"), weights(finished))
+    keys = ("step", "loss", "lr", "gradient_norm", "held_out_loss")
+    pick = lambda run: [{key: line.get(key) for key in keys} for line in lines(run)]  # noqa: E731
+    assert pick(tmp_path / "run") == pick(finished)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"model": "vit_tiny_patch16_224", "model_kwargs": TINY["model_kwargs"]},
+        pytest.param(
+            {
+                "model": "swin_tiny_patch4_window7_224",
+                "model_kwargs": {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]},
+            },
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["vit", "swin"],
+)
+def test_kill_minus_nine_loses_nothing(photos, tmp_path, kills, model):
+    settings = {**TINY, **model, "steps": 40, "checkpoint_every_steps": 3, "data": str(photos), "workers": 1}
+    settings.pop("quiet")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = [
+        sys.executable,
+        "-m",
+        "fastmim",
+        "pretrain",
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--resume",
+    ]
+    for number in range(kills):
+        process = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
+        )
+        for line in process.stdout:
+            if line.startswith("step ") and int(line.split("/")[0][5:]) >= 6 * (number + 1):
+                break
+        time.sleep(0.07 * number)
+        process.kill()
+        process.wait()
+    assert (tmp_path / "killed" / "last.ckpt").exists()
+    assert not (tmp_path / "killed" / "report.html").exists()
+    for name in ("killed", "whole"):
+        subprocess.run([*command, "--out", str(tmp_path / name)], check=True, capture_output=True)
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    assert not list((tmp_path / "killed").glob("*.part"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_writes_a_checkpoint_and_ends_cleanly(photos, tmp_path, number, code):
+    settings = {**TINY, "steps": 3000, "data": str(photos), "out": str(tmp_path / "run"), "workers": 1}
+    settings.pop("quiet")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "fastmim", "pretrain", "--config", str(tmp_path / "config.yaml")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    os.killpg(process.pid, number)  # the loader's processes get it, too
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "--resume" in output
+    assert "Traceback" not in errors
+    step = load_checkpoint(tmp_path / "run" / "last.ckpt")["progress"]["step"]
+    assert 2 <= step < 3000
+    assert (tmp_path / "run" / "encoder.safetensors").exists()
+
+
+def test_a_directory_with_a_run_is_not_overwritten_by_accident(finished, photos, tmp_path):
+    before = (finished / "last.ckpt").read_bytes()
+    with pytest.raises(UsageError, match="--resume goes on with it, --overwrite deletes it"):
+        fastmim.pretrain(data=photos, out=finished, steps=2, **TINY)
+    assert (finished / "last.ckpt").read_bytes() == before
+    run = tmp_path / "run"
+    fastmim.pretrain(data=photos, out=run, steps=2, **TINY)
+    (run / "notes.txt").write_text("mine")
+    fastmim.pretrain(data=photos, out=run, steps=3, overwrite=True, **TINY)
+    assert (run / "notes.txt").read_text() == "mine"
+    assert lines(run)[-1]["step"] == 3
+
+
+def test_a_wrong_model_does_not_delete_the_run_it_would_have_overwritten(photos, tmp_path):
+    run = tmp_path / "run"
+    fastmim.pretrain(data=photos, out=run, steps=2, **TINY)
+    with pytest.raises(UsageError):
+        fastmim.pretrain(data=photos, out=run, overwrite=True, **{**TINY, "model": "nothing"})
+    assert (run / "last.ckpt").exists()
+
+
+def test_a_resumed_run_must_be_the_same_run(finished, photos, tmp_path):
+    with pytest.raises(UsageError, match=r"mask\.ratio = 0\.5 differs from the 0\.75"):
+        fastmim.pretrain(out=finished, resume=True, quiet=True, mask={"ratio": 0.5})
+    assert fastmim.pretrain(out=finished, resume=True, quiet=True).complete  # done already
+    with pytest.raises(UsageError, match="no longer holds the images"):
+        fastmim.pretrain(data="demo:photos", out=finished, resume=True, quiet=True)
+
+
+def not_a_number(monkeypatch, when):
+    """Let the loss be NaN in the training steps (counted from 1) for which ``when`` holds."""
+    forward, calls = InputMasking.forward, []
+
+    def spoilt(self, images, mask):
+        result = forward(self, images, mask)
+        if not self.training:
+            return result
+        calls.append(1)
+        factor = float("nan") if when(len(calls)) else 1.0
+        return Reconstruction(result.loss * factor, *result[1:])
+
+    monkeypatch.setattr(InputMasking, "forward", spoilt)
+
+
+def test_a_bad_step_is_skipped_and_counted(photos, tmp_path, monkeypatch):
+    not_a_number(monkeypatch, lambda call: call == 3)
+    result = fastmim.pretrain(data=photos, out=tmp_path, steps=6, **TINY)
+    assert result.complete
+    assert lines(tmp_path)[-1]["skipped_steps"] == 1
+    losses = {line["step"]: line["loss"] for line in lines(tmp_path)}
+    assert [step for step, loss in losses.items() if loss is None] == [3]  # a window of that step alone
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
+
+
+def test_many_bad_steps_go_back_to_the_last_good_state_at_a_lower_rate(photos, tmp_path, monkeypatch):
+    not_a_number(monkeypatch, lambda call: 5 <= call <= 8)
+    settings = {**TINY, "optim": {"bad_steps": 4}, "checkpoint_every_steps": 4}
+    result = fastmim.pretrain(data=photos, out=tmp_path, steps=10, **settings)
+    assert result.complete
+    last = lines(tmp_path)[-1]
+    assert last["rollbacks"] == 1
+    progress = load_checkpoint(tmp_path / "last.ckpt")["progress"]
+    assert progress["lr_scale"] == 0.5
+    assert progress["step"] == 10
+
+
+def test_a_run_that_never_recovers_fails_clearly(photos, tmp_path, monkeypatch):
+    not_a_number(monkeypatch, lambda call: call > 4)
+    settings = {**TINY, "optim": {"bad_steps": 2, "rollbacks": 2}, "checkpoint_every_steps": 2}
+    with pytest.raises(RunError, match=r"not finite after 2 returns .*optim.base_lr"):
+        fastmim.pretrain(data=photos, out=tmp_path, steps=20, **settings)
+    state = load_checkpoint(tmp_path / "last.ckpt")
+    assert all(torch.isfinite(value).all() for value in state["module"].values())
+
+
+def test_two_processes_train_one_model(photos, tmp_path):
+    script = tmp_path / "script.py"
+    settings = {**TINY, "steps": 4, "devices": 2, "accelerator": "cpu", "data": str(photos)}
+    script.write_text(
+        f"import fastmim\nif __name__ == '__main__':\n"
+        f"    result = fastmim.pretrain(out={str(tmp_path / 'run')!r}, **{settings!r})\n"
+        f"    assert result.complete and result.steps == 4\n"
+    )
+    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=240)
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= set(RUN_FILES)
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["world_size"] == 2
+    assert lines(tmp_path / "run")[-1]["step"] == 4
+
+
+@pytest.mark.gpu
+def test_a_gpu_run_resumes_bit_for_bit(photos, tmp_path):
+    settings = {**TINY, "accelerator": "cuda", "checkpoint_every_steps": 4}
+    for name in ("a", "b"):
+        fastmim.pretrain(data=photos, out=tmp_path / name, steps=12, **settings)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
