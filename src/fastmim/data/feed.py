@@ -33,7 +33,7 @@ def split_images(count: int, held_out: int, seed: int) -> Split:
     if count == 1:
         return Split(order, order, shared=True)
     kept = min(held_out, -(-count // 10))
-    return Split(np.sort(order[kept:]), np.sort(order[:kept]), shared=False)
+    return Split(np.sort(order[kept:]), order[:kept], shared=False)
 
 
 def seeded_generator(*seeds: int) -> torch.Generator:
