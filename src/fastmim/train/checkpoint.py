@@ -29,13 +29,20 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(beside, path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        )
+        reason = _reason(error, path.parent)
         kept = "; the earlier one is intact" if path.exists() else ""
         raise RunError(f"cannot write {path}: {reason}{kept}") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _reason(error: OSError | RuntimeError, folder: Path) -> str:
+    """Why a write failed; torch reports a full disk as an inconsistency of its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if shutil.disk_usage(folder).free < 1 << 20:
+        return "No space left on device; free some, then go on with --resume"
+    return str(error).splitlines()[0]
 
 
 def _flush_folder(folder: Path) -> None:
