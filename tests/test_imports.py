@@ -16,7 +16,8 @@ LAYERS = [
     {"train", "methods", "data"},
     {"config"},
     {"recipes", "transfer", "report", "bench"},
-    {"pretraining"},
+    {"pretraining", "backbones"},
+    {"flags"},
     {"cli"},
     {"__main__"},
 ]

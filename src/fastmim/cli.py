@@ -1,18 +1,14 @@
 """The command `fastmim VERB`: flags from the dataclasses of the library, errors as one line."""
 
-import contextlib
-import io
-import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 from fastmim import __version__
 from fastmim.errors import FastmimError, UsageError
-
-T = TypeVar("T")
+from fastmim.flags import parse, peek
 
 VERBS = {
     "pretrain": "pre-train a backbone on unlabelled images",
@@ -100,10 +96,10 @@ def _pretrain(arguments: list[str]) -> int:
         overwrite: bool = False
         """Replace the run in --out."""
 
-    given = _peek(arguments, "config", "recipe", "out")
+    given = peek(arguments, "config", "recipe", "out")
     resumed = given["out"] if "--resume" in arguments else None
     base = base_config(given["config"], given["recipe"], resumed)
-    command = _parse(Command, arguments, "fastmim pretrain", Command(base))
+    command = parse(Command, arguments, "fastmim pretrain", Command(base))
     result = run_pretraining(command.settings, command.resume, command.overwrite)
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0
 
@@ -124,72 +120,3 @@ def _recipes(arguments: list[str]) -> int:
     for name, recipe in RECIPES.items():
         print(f"{name:<{width}}{(recipe.__doc__ or '').strip()}")
     return 0
-
-
-def _peek(arguments: list[str], *names: str) -> dict[str, str | None]:
-    """Values of a few flags, read before the rest can be parsed: they decide the others' defaults."""
-    import argparse
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in names:
-        parser.add_argument(f"--{name}", nargs="?")
-    known, _ = parser.parse_known_args(arguments)
-    return dict(vars(known))
-
-
-def _parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
-    """Parse flags with tyro; its complaints become one line."""
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(cls, args=arguments, prog=program, default=default, registry=_registry())
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_one_line(complaint.getvalue())) from stop
-
-
-def _one_line(boxed: str) -> str:
-    """The message of tyro's error box, and the flag it suggests, without frame and help text."""
-    rows = iter([row.strip("│╭╮╰╯ \t") for row in boxed.splitlines()[1:]])  # without the title
-
-    def is_rule(row: str) -> bool:
-        return set(row) <= set("─-")
-
-    first = next((row for row in rows if not is_rule(row)), "")
-    message = " ".join([first, *itertools.takewhile(lambda row: not is_rule(row), rows)]).rstrip(".")
-    for row in rows:
-        if row.startswith("Perhaps you meant"):
-            return f"{message}; did you mean {next(rows, '').split(' ')[0]}?"
-    return message
-
-
-def _registry() -> Any:
-    """tyro, told that a mapping is written as JSON."""
-    import json
-
-    import tyro
-
-    def from_json(words: list[str]) -> dict[str, Any]:
-        value = json.loads(words[0])
-        if not isinstance(value, dict):
-            raise ValueError("a JSON object is needed, as '{\"window_size\": 8}'")
-        return value
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def mapping(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        if info.type_origin is not dict:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="JSON",
-            instance_from_str=from_json,
-            is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda value: [json.dumps(value)],
-        )
-
-    return registry

@@ -4,10 +4,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from fastmim.data.crops import CropConfig
 from fastmim.decoders import DecoderConfig
@@ -17,10 +17,15 @@ from fastmim.grids import Size
 from fastmim.masking import Masking
 from fastmim.targets import TargetConfig
 from fastmim.train.device import Precision
-from fastmim.train.optim import OptimConfig, scaled_lr
+from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
+from fastmim.train.stages import Stage, parse_stages
 
 T = TypeVar("T")
+
+
+def _stages(value: Any) -> Any:
+    return parse_stages(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,20 @@ class PretrainConfig:
     out: str = ""
     """Folder that the run is written to."""
     model: str = "vit_base_patch16_224"
-    """timm name of the backbone."""
+    """timm name of the backbone, or package.module:factory of your own; `fastmim backbones` lists them."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of timm.create_model, as JSON: '{"window_size": 8}'."""
+    """Further arguments of timm.create_model or of the factory, as JSON: '{"window_size": 8}'."""
+    in_chans: int = 3
+    """Channels of the images: 3 is RGB, 1 is grey, any other number needs images that have it."""
     image_size: int | tuple[int, int] = 128
     """Side, or height and width, of the crops that the model sees, in pixels."""
     epochs: float = 200.0
     """Passes over the data (paper: 400 or 800 on ImageNet-1K). Not used where --steps is given."""
     steps: int | None = None
     """Optimiser steps, in place of --epochs."""
+    stages: Annotated[tuple[Stage, ...], BeforeValidator(_stages)] = ()
+    """FastMIM-P, in place of --image-size, --epochs and --steps: 128x200e,160x100e,192x100e grows the images
+    during the run. SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change."""
     batch_size: int = 256
     """Images an optimiser step, over all devices and micro-batches (paper: 2048)."""
     micro_batch: int | None = None
@@ -99,6 +109,7 @@ class PretrainConfig:
             "checkpoint_every_steps": 1,
             "keep_checkpoints": 1,
             "seed": 0,
+            "in_chans": 1,
         }
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -108,24 +119,29 @@ class PretrainConfig:
             raise UsageError(f"epochs = {self.epochs} must be above 0")
         if min(self.size) < 2:
             raise UsageError(f"image_size = {self.image_size} must be at least 2 pixels")
-        if self.batch_size % (self.devices * self.num_nodes):
-            count = self.devices * self.num_nodes
-            raise UsageError(f"batch_size = {self.batch_size} must be a multiple of the {count} devices")
+        if self.stages and self.steps is not None:
+            raise UsageError(f"steps = {self.steps}: each of the stages has its own length; leave steps out")
+        count = self.devices * self.num_nodes
+        for batch_size in {self.batch_size, *(stage.batch_size or self.batch_size for stage in self.stages)}:
+            if batch_size % count:
+                raise UsageError(f"batch_size = {batch_size} must be a multiple of the {count} devices")
+        if self.crop.mean is not None and len(self.crop.mean) != self.in_chans:
+            raise UsageError(
+                f"crop.mean has {len(self.crop.mean)} numbers, but in_chans = {self.in_chans}: give one a channel"
+            )
+
+    @property
+    def course(self) -> tuple[Stage, ...]:
+        """The stages of the run: one, where none are given."""
+        if self.stages:
+            return self.stages
+        epochs = None if self.steps else self.epochs
+        return (Stage(self.image_size, epochs, self.steps),)
 
     @property
     def size(self) -> Size:
-        """(H, W) in pixels."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
-
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate after warm-up: base_lr * batch_size / 256."""
-        return scaled_lr(self.optim.base_lr, self.batch_size)
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of the images: as many as there are means."""
-        return len(self.crop.mean)
+        """(H, W) in pixels, of the first stage."""
+        return self.course[0].size
 
 
 def build(cls: type[T], settings: Mapping[str, Any], where: str = "") -> T:

@@ -20,7 +20,10 @@ class Masking:
     size: int | None = None
     """Side of a masked block, in pixels. Default: the encoder's stride (ViT-B/16: 16, Swin: 32)."""
     token: Literal["learned", "zeros"] = "learned"
-    """What stands in a masked pixel: one learned number a channel, or zeros."""
+    """What stands in a masked place: one learned number a channel, or zeros."""
+    place: Literal["image", "patch"] = "image"
+    """Where it stands: in the image's pixels, or in the tokens that the patch embedding makes of them
+    (paper: table 10a)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:

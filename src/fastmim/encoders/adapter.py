@@ -1,26 +1,28 @@
-"""Any timm backbone as a map from images (B, C, H, W) to features (B, D, h, w).
+"""Any backbone as a map from images (B, C, H, W) to features (B, D, h, w).
 
 Nothing here knows an architecture. What a model can do is asked of the model (`set_input_size`,
 `pos_embed`, its constructor's arguments), and its output layout, stride and width are found by running
 it once.
 """
 
-import difflib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import timm
 import torch
+import torch.nn.functional as F
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
+from fastmim.encoders.embedding import Embedding, edited, find_embedding
+from fastmim.encoders.models import arguments_of, check_model_name, create, fit_kwargs, without_memory
+from fastmim.encoders.probe import Features, last_features, probe
+from fastmim.encoders.resize import Carry, carry_tensors, resize
 from fastmim.errors import UsageError
 from fastmim.grids import Size, tokens_to_map
 
-Layout = Literal["tokens", "channels-last", "channels-first"]
+DEPTH_ARGUMENTS = ("depths", "depth", "layers")  # by which constructors are told their number of blocks
 
 
 @dataclass(frozen=True)
@@ -29,221 +31,155 @@ class EncoderConfig:
 
     pos_embed: Literal["sincos", "learned"] = "sincos"
     """Absolute position embedding of a plain ViT: fixed 2-D sine-cosine, or learned. Others have none."""
+    depth: int | tuple[int, ...] | None = None
+    """Blocks to pre-train (10), or blocks of each stage (2 2 18 0): the last ones are left out, and
+    initialised anew when the weights are loaded (paper: table 1c). Default: all."""
+
+    def __post_init__(self) -> None:
+        depths = (self.depth,) if isinstance(self.depth, int) else self.depth or (1,)
+        if min(depths) < 0 or max(depths) < 1:
+            raise UsageError(f"encoder.depth = {self.depth} must be at least 1 block in all")
 
 
 class Encoder(nn.Module):
     """A backbone with its feature map, stride (pixels between tokens) and width (D).
 
-    ``model`` is the very timm module that fine-tuning uses; ``model_name`` and ``model_kwargs`` rebuild
-    it by ``timm.create_model``, and ``model.state_dict()`` carries timm's own keys.
+    ``model`` is the very module that fine-tuning uses; ``model_name`` and ``model_kwargs`` rebuild it
+    (`encoders.models.create`), and ``model.state_dict()`` carries its own keys. ``full_kwargs`` rebuild it
+    with the blocks that were left out.
     """
 
     def __init__(
-        self, model: nn.Module, model_name: str, model_kwargs: dict[str, Any], image_size: Size, in_chans: int
+        self,
+        model: nn.Module,
+        model_name: str,
+        model_kwargs: dict[str, Any],
+        image_size: Size,
+        in_chans: int,
+        full_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.model_name = model_name
         self.model_kwargs = model_kwargs
+        self.full_kwargs = model_kwargs if full_kwargs is None else full_kwargs
         self.image_size = image_size
         self.in_chans = in_chans
-        self.layout, self.prefix_tokens, self.stride, self.width = self._probe()
+        features, self.unused = probe(model, model_name, image_size, in_chans)
+        self._take(features)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        output: Tensor = self.model.forward_features(images_BCHW)  # type: ignore[operator]
-        if self.layout == "tokens":
-            grid = (images_BCHW.shape[2] // self.stride, images_BCHW.shape[3] // self.stride)
-            return tokens_to_map(output[:, self.prefix_tokens :], grid)
-        if self.layout == "channels-last":
-            return output.permute(0, 3, 1, 2)
-        return output
+    def _take(self, features: Features) -> None:
+        self.way, self.layout, self.prefix_tokens, self.stride, self.width, self.grid = features
 
-    @torch.no_grad()
-    def _probe(self) -> tuple[Layout, int, int, int]:
-        """Layout, prefix tokens, stride and width, seen from one forward pass."""
-        height, width = self.image_size
-        try:
-            output = self._features_of_zeros(self.image_size)
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-            raise UsageError(
-                f"{self.model_name} does not run on images of {height}x{width}: {_first_line(error)}"
-            ) from error
-        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-            raise UsageError(f"{self.model_name} gives no feature map: its features are {_describe(output)}")
-        layout, prefix = self._layout_of(output)
-        tokens = output.shape[1] - prefix
-        if layout == "tokens":
-            stride = self._patch_side() or round((height * width / tokens) ** 0.5)
-            grid = (self.image_size[0] // stride, self.image_size[1] // stride)
-            dim = output.shape[2]
+    def forward(self, images_BCHW: Tensor, edit: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Features (B, D, H/stride, W/stride).
+
+        Args:
+            images_BCHW: normalised images.
+            edit: changes the patch embedding's tokens, (B, d, h', w') -> the same shape.
+        """
+        if edit is None:
+            output = last_features(self.model, images_BCHW, self.way)
         else:
-            rows, columns, channels = (2, 3, 1) if layout == "channels-first" else (1, 2, 3)
-            grid = (output.shape[rows], output.shape[columns])
-            stride = self._stride_of(output, layout) or round(height / grid[0])
-            dim = output.shape[channels]
-        if (grid[0] * stride, grid[1] * stride) != self.image_size or (
-            layout == "tokens" and grid[0] * grid[1] != tokens
-        ):
-            near = " or ".join(str(n) for n in self._near_sizes(stride))
-            raise UsageError(
-                f"image_size = {height}x{width} is no multiple of the stride of {self.model_name}, "
-                f"{stride} pixels; {near} would be"
-            )
-        return layout, prefix, stride, dim
+            with edited(self.model, self.embedding(), edit):
+                output = last_features(self.model, images_BCHW, self.way)
+        grid = (images_BCHW.shape[2] // self.stride, images_BCHW.shape[3] // self.stride)
+        if self.layout == "tokens":
+            return tokens_to_map(output[:, self.prefix_tokens :], grid)
+        features: Tensor = output.permute(0, 3, 1, 2) if self.layout == "channels-last" else output
+        if features.shape[2:] != grid:  # unpadded convolutions lose the border
+            features = F.interpolate(features, grid, mode="bilinear", align_corners=False)
+        return features
 
-    def _features_of_zeros(self, image_size: Size) -> Tensor:
-        was_training = self.model.training
-        self.model.eval()
-        parameter = next(self.model.parameters())
-        images = torch.zeros(1, self.in_chans, *image_size, device=parameter.device)
-        try:
-            return self.model.forward_features(images)  # type: ignore[operator,no-any-return]
-        finally:
-            self.model.train(was_training)
+    def embedding(self) -> Embedding:
+        """The model's first part that makes tokens of pixels. Raises UsageError where there is none."""
+        return find_embedding(self.model, self.model_name, self.image_size, self.in_chans, self.way)
 
-    def _stride_of(self, output: Tensor, layout: Layout) -> int | None:
-        """The stride as growth from one size to the double: at a single size, rounding could hide it."""
-        if "img_size" in self.model_kwargs:
-            return None
-        height, width = self.image_size
-        try:
-            larger = self._features_of_zeros((2 * height, 2 * width))
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
-            return None
-        axis = 2 if layout == "channels-first" else 1
-        rows, more_rows = output.shape[axis], larger.shape[axis]
-        told = (getattr(self.model, "feature_info", None) or [{}])[-1].get("reduction")
-        if told and (-(-height // told), -(-2 * height // told)) == (rows, more_rows):
-            return int(told)
-        return round(height / (more_rows - rows)) if more_rows > rows else None
+    def set_image_size(self, image_size: Size) -> Carry:
+        """Go on at another size: position embeddings and bias tables are resampled (bicubic).
 
-    def _patch_side(self) -> int | None:
-        """What a model of tokens says its patches measure; checked against the tokens it gives."""
-        side = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
-        side = side[0] if isinstance(side, tuple) else side
-        return side if isinstance(side, int) else None
-
-    def _near_sizes(self, stride: int) -> list[int]:
-        side = next((side for side in self.image_size if side % stride), self.image_size[0])
-        below = max(side // stride, 1) * stride
-        return [below, below + stride]
-
-    def _layout_of(self, output: Tensor) -> tuple[Layout, int]:
-        if output.ndim == 3:
-            return "tokens", int(getattr(self.model, "num_prefix_tokens", 0) or 0)
-        if getattr(self.model, "output_fmt", None) == "NHWC":
-            return "channels-last", 0
-        features = getattr(self.model, "num_features", output.shape[1])
-        if output.shape[1] != features and output.shape[3] == features:
-            return "channels-last", 0
-        return "channels-first", 0
+        Returns:
+            What does the same to other tensors with the names and shapes of this encoder's parameters,
+            such as an optimiser's running means.
+        """
+        old_size, old_kwargs = self.image_size, self.model_kwargs
+        shape = carry_tensors(self.model, self.model_name, old_kwargs, old_size, image_size)
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        self.model, self.model_kwargs = resize(self.model, self.model_name, old_kwargs, old_size, image_size)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        changed = {k: v for k, v in self.model_kwargs.items() if k not in DEPTH_ARGUMENTS}
+        self.full_kwargs = {**self.full_kwargs, **changed}
+        self.image_size = image_size
+        features, _ = probe(self.model, self.model_name, image_size, self.in_chans)
+        self._take(features)
+        return shape
 
 
 def build_encoder(
-    model_name: str,
+    model: str | nn.Module,
     image_size: Size,
     in_chans: int = 3,
     model_kwargs: dict[str, Any] | None = None,
     config: EncoderConfig = EncoderConfig(),
 ) -> Encoder:
-    """Build a timm backbone at ``image_size`` = (H, W), without its classifier, ready to pre-train.
+    """Build a backbone at ``image_size`` = (H, W), without its classifier, ready to pre-train.
 
     Weights are drawn from torch's global generator. Parameters that the feature map does not depend on
     (a classifier's norm, say) are frozen as they are.
 
+    Args:
+        model: a name of timm's, ``package.module:factory``, or a module of one's own: anything that turns
+            images into a feature map (B, D, h, w) or tokens (B, h*w, D), or a list of which that is the last.
+
     Raises:
         UsageError: no such model, an argument it does not take, or a size it cannot run at.
     """
-    check_model_name(model_name)
-    kwargs: dict[str, Any] = {"num_classes": 0, **(model_kwargs or {})}
-    if in_chans != 3:
-        kwargs["in_chans"] = in_chans
-    kwargs = _fit_kwargs(model_name, kwargs, image_size)
-    model = create(model_name, kwargs)
-    encoder = Encoder(model, model_name, kwargs, image_size, in_chans)
+    if isinstance(model, nn.Module):
+        if config.depth is not None:
+            raise UsageError("encoder.depth needs a model by name: a module is taken as it is")
+        encoder = Encoder(model, name_of(model), {}, image_size, in_chans)
+    else:
+        check_model_name(model)
+        full_kwargs = fit_kwargs(model, dict(model_kwargs or {}), image_size, in_chans)
+        kwargs = full_kwargs
+        if config.depth is not None:
+            kwargs = _shortened(model, full_kwargs, config.depth)
+        encoder = Encoder(create(model, kwargs), model, kwargs, image_size, in_chans, full_kwargs)
     if config.pos_embed == "sincos":
         _fix_position_embedding(encoder)
-    _freeze_unused(encoder)
+    for name, parameter in encoder.model.named_parameters():
+        if name in encoder.unused:
+            parameter.requires_grad_(False)
     return encoder
 
 
-def check_model_name(model_name: str) -> None:
-    """Raise UsageError, naming similar ones, unless timm knows the model."""
-    if timm.is_model(model_name):
-        return
-    known = timm.list_models()
-    close = difflib.get_close_matches(model_name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists those it has"
-    raise UsageError(f"timm has no model named {model_name!r}; {hint}")
+def name_of(model: nn.Module) -> str:
+    """What a module of someone's own is called in a run's files."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def create(model_name: str, model_kwargs: dict[str, Any]) -> nn.Module:
-    """``timm.create_model`` without pre-trained weights, its complaints as UsageError."""
-    try:
-        model: nn.Module = timm.create_model(model_name, pretrained=False, **model_kwargs)
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+def _shortened(name: str, kwargs: dict[str, Any], depth: int | tuple[int, ...]) -> dict[str, Any]:
+    """The arguments that leave the last blocks out. Raises UsageError unless the rest is as it was."""
+    full = without_memory(partial(create, name, kwargs))
+    takes = arguments_of(name, full)
+    argument = next((argument for argument in DEPTH_ARGUMENTS if argument in takes), None)
+    if argument is None:
         raise UsageError(
-            f"timm cannot build {model_name} with {model_kwargs}: {_first_line(error)}"
-        ) from error
-    return model
-
-
-def _fit_kwargs(model_name: str, kwargs: dict[str, Any], image_size: Size) -> dict[str, Any]:
-    """The arguments with which ``timm.create_model`` builds the model for ``image_size`` directly.
-
-    A model that can change its size is asked to do so once, and the arguments are the first that give
-    parameters of the very same shapes: timm derives window sizes from the image size in one of the two
-    ways but not in the other.
-    """
-    shape = _without_memory(lambda: create(model_name, kwargs))
-    takes = inspect.signature(type(shape).__init__).parameters
-    if "drop_path_rate" in takes and takes["drop_path_rate"].default:
-        kwargs = {"drop_path_rate": 0.0, **kwargs}  # the paper pre-trains without
-    if "img_size" not in takes or "img_size" in kwargs:
-        return kwargs
-    size: int | list[int] = image_size[0] if image_size[0] == image_size[1] else list(image_size)
-    sized = {**kwargs, "img_size": size}
-    if not hasattr(shape, "set_input_size") or "window_size" in kwargs:
-        return sized
+            f"encoder.depth: {name} cannot be shortened, its constructor takes none of "
+            f"{', '.join(DEPTH_ARGUMENTS)}"
+        )
+    value = depth if isinstance(depth, int) else list(depth)
+    shorter = {**kwargs, argument: value}
     try:
-        resized = _without_memory(lambda: _resized(model_name, kwargs, image_size))
-    except (RuntimeError, AssertionError, ValueError, TypeError):
-        return sized
-    candidates = [sized]
-    if "window_size" in takes:
-        candidates += [{**sized, "window_size": window} for window in _windows_of(resized)]
-    for candidate in candidates:
-        built = _without_memory(partial(create, model_name, candidate))
-        if _shapes(built) == _shapes(resized):
-            return candidate
-    return sized
-
-
-def _resized(model_name: str, kwargs: dict[str, Any], image_size: Size) -> nn.Module:
-    model = create(model_name, kwargs)
-    model.set_input_size(img_size=image_size)  # type: ignore[operator]
-    return model
-
-
-def _windows_of(model: nn.Module) -> list[int | list[int]]:
-    """The window sizes that stand in a model, largest first."""
-    found = {getattr(module, "window_size", None) for module in model.modules()}
-    pairs = {(w, w) if isinstance(w, int) else tuple(w) for w in found if w is not None}
-    return [w[0] if len(set(w)) == 1 else list(w) for w in sorted(pairs, reverse=True)]
-
-
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in model.state_dict().items()}
-
-
-def _without_memory(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build on the meta device where that works (no memory, no random numbers), else really."""
-    try:
-        with torch.device("meta"):
-            return build()
-    except (NotImplementedError, UsageError, RuntimeError):
-        with torch.random.fork_rng(devices=[]):
-            return build()
+        state = without_memory(partial(create, name, shorter)).state_dict()
+    except UsageError as error:
+        raise UsageError(f"encoder.depth = {value}: {error}") from error
+    whole = full.state_dict()
+    extra = [key for key in state if key not in whole or state[key].shape != whole[key].shape]
+    if extra:
+        raise UsageError(f"encoder.depth = {value}: {name} has no {extra[0]}; give at most its own depth")
+    return shorter
 
 
 def _fix_position_embedding(encoder: Encoder) -> None:
@@ -251,7 +187,7 @@ def _fix_position_embedding(encoder: Encoder) -> None:
     embedding = getattr(encoder.model, "pos_embed", None)
     if encoder.layout != "tokens" or not isinstance(embedding, nn.Parameter) or embedding.ndim != 3:
         return
-    height, width = (side // encoder.stride for side in encoder.image_size)
+    height, width = encoder.grid
     prefix = embedding.shape[1] - height * width
     if prefix not in (0, encoder.prefix_tokens) or embedding.shape[2] % 4:
         return
@@ -260,25 +196,3 @@ def _fix_position_embedding(encoder: Encoder) -> None:
         embedding.zero_()
         embedding[0, prefix:] = table.to(embedding)
     embedding.requires_grad_(False)
-
-
-def _freeze_unused(encoder: Encoder) -> None:
-    """Freeze the parameters that the feature map does not depend on: they could only decay."""
-    was_training = encoder.training
-    encoder.eval()
-    parameter = next(encoder.parameters())
-    images = torch.zeros(1, encoder.in_chans, *encoder.image_size, device=parameter.device)
-    parameters = [p for p in encoder.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(encoder(images).sum(), parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
-    encoder.train(was_training)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _describe(output: object) -> str:
-    return f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"

@@ -1,5 +1,6 @@
 """AdamW as the paper uses it, and one optimiser step that a non-finite gradient cannot spoil."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,36 @@ def build_adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [(name, p) for name, p in named if not _decays(p)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.base_lr, betas=config.betas, fused=True)
+
+
+def carry_state(
+    old: torch.optim.AdamW, new: torch.optim.AdamW, carry: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    """Let ``new`` go on where ``old`` stands, though parameters have changed their shapes.
+
+    Args:
+        carry: brings tensors that belong to parameters, by name, to the parameters' new shapes.
+    """
+    states = dict(_named_states(old))
+    means = {
+        key: carry({name: state[key] for name, state in states.items()}) for key in ("exp_avg", "exp_avg_sq")
+    }
+    for group in new.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if name in states:
+                new.state[parameter] = {
+                    "step": states[name]["step"].clone(),
+                    "exp_avg": means["exp_avg"][name].to(parameter),
+                    # A cubic overshoots: a mean of squares must stay one.
+                    "exp_avg_sq": means["exp_avg_sq"][name].to(parameter).clamp_(min=0),
+                }
+
+
+def _named_states(optimizer: torch.optim.AdamW) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if parameter in optimizer.state:
+                yield name, optimizer.state[parameter]
 
 
 def _decays(parameter: Tensor) -> bool:

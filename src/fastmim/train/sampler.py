@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmim.train.stages import Leg
+
 
 class Stream:
     """Positions 0, 1, 2, ... -> entries of ``pool``, each epoch in a new order."""
@@ -38,9 +40,9 @@ class Stream:
         return np.concatenate(pieces)
 
     def batches(
-        self, first_step: int, last_step: int, batch_size: int, rank: int, world: int
+        self, leg: Leg, first_step: int, rank: int, world: int
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """(step, this rank's share of the step's batch) for first_step <= step < last_step."""
-        share = batch_size // world
-        for step in range(first_step, last_step):
-            yield step, self.take(step * batch_size + rank * share, share)
+        """(step, this rank's share of the step's batch) for the steps of ``leg`` from ``first_step`` on."""
+        share = leg.batch_size // world
+        for step in range(first_step, leg.last_step):
+            yield step, self.take(leg.samples_before(step) + rank * share, share)

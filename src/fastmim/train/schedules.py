@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastmim.errors import UsageError
+from fastmim.train.optim import scaled_lr
+from fastmim.train.stages import Leg, Plan
 
 WARMUP_SHARE = 0.1
 
@@ -33,31 +35,55 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule whose durations have been converted to steps."""
+    """A schedule whose durations have been converted to steps of the run's first batch size.
+
+    Where a later stage changes the batch, one of its steps counts as ``pace`` of the first stage's, and
+    ``peak_lr`` follows the batch.
+    """
 
     peak_lr: float
-    total_steps: int
+    total_steps: float
     warmup_steps: int
     decay_steps: float
     config: ScheduleConfig
+    first_step: int = 0
+    done: float = 0.0
+    """Steps, as counted here, before the step ``first_step``."""
+    pace: float = 1.0
 
     def lr(self, step: int) -> float:
         """Learning rate of the step number ``step``, counted from 0."""
-        if step < self.warmup_steps:
-            return self.peak_lr * (step + 1) / self.warmup_steps
+        position = self.done + (step - self.first_step) * self.pace
+        if position < self.warmup_steps:
+            return self.peak_lr * (position + 1) / self.warmup_steps
         if self.config.name == "step":
-            return self.peak_lr * float(0.1 ** (step // self.decay_steps))
-        share = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+            return self.peak_lr * float(0.1 ** (position // self.decay_steps))
+        share = (position - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         low = min(self.config.min_lr, self.peak_lr)
         return low + (self.peak_lr - low) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
-def build_schedule(
-    config: ScheduleConfig, peak_lr: float, total_steps: int, steps_per_epoch: float
-) -> Schedule:
-    """Convert epochs to steps (here and nowhere else for the learning rate)."""
+def build_schedule(config: ScheduleConfig, base_lr: float, plan: Plan, leg: Leg) -> Schedule:
+    """Convert epochs to steps (here and nowhere else for the learning rate).
+
+    Args:
+        base_lr: for a batch of 256 images.
+        leg: the part of ``plan`` that the schedule is asked about.
+    """
+    batch = plan.legs[0].batch_size
+    steps_per_epoch = plan.images / batch
+    total_steps = plan.legs[-1].samples_before(plan.total_steps) / batch
     if config.warmup_epochs is None:
         warmup = min(10 * steps_per_epoch, WARMUP_SHARE * total_steps)
     else:
         warmup = config.warmup_epochs * steps_per_epoch
-    return Schedule(peak_lr, total_steps, round(warmup), config.decay_epochs * steps_per_epoch, config)
+    return Schedule(
+        scaled_lr(base_lr, leg.batch_size),
+        total_steps,
+        round(warmup),
+        config.decay_epochs * steps_per_epoch,
+        config,
+        first_step=leg.first_step,
+        done=leg.first_sample / batch,
+        pace=leg.batch_size / batch,
+    )

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from fastmim import __version__
-from fastmim.encoders.adapter import Encoder, check_model_name, create
+from fastmim.encoders.adapter import Encoder
+from fastmim.encoders.models import check_model_name, create, is_custom, is_known
+from fastmim.encoders.resize import resize
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 from fastmim.train.checkpoint import write_atomically
@@ -25,10 +27,16 @@ logger = logging.getLogger("fastmim")
 def describe_encoder(
     encoder: Encoder, mean: tuple[float, ...], std: tuple[float, ...], method: str, target: str
 ) -> dict[str, Any]:
-    """What encoder.json holds: how timm rebuilds the model, and what its input must look like."""
+    """What encoder.json holds: how the model is rebuilt, and what its input must look like.
+
+    ``kwargs`` build the model that the weights fit strictly; where blocks were left out (encoder.depth),
+    ``full_kwargs`` build the one that has them.
+    """
+    shortened = encoder.full_kwargs != encoder.model_kwargs
     return {
         "model": encoder.model_name,
         "kwargs": encoder.model_kwargs,
+        **({"full_kwargs": encoder.full_kwargs} if shortened else {}),
         "image_size": list(encoder.image_size),
         "in_chans": encoder.in_chans,
         "mean": list(mean),
@@ -81,8 +89,9 @@ def load_encoder(
     image_size: int | Size | None = None,
     num_classes: int = 0,
     drop_path_rate: float = 0.0,
+    model: nn.Module | None = None,
 ) -> nn.Module:
-    """A pre-trained backbone as a plain timm module, at any image size and with a new classifier.
+    """A pre-trained backbone as a plain module, at any image size and with a new classifier.
 
     Args:
         run_or_file: a run directory of `fastmim pretrain`, or its encoder.safetensors.
@@ -90,63 +99,48 @@ def load_encoder(
             embeddings, relative-position tables and windows are resampled where the model has them.
         num_classes: outputs of a new classifier; 0: none, the model gives features.
         drop_path_rate: stochastic depth for fine-tuning (the paper's: 0.1 for ViT-B and Swin-B).
+        model: the module to load into, where one of your own was pre-trained; it is built at the size of
+            pre-training.
 
     Returns:
-        The model that ``timm.create_model`` builds, in training mode. What is newly initialised is
-        logged as a warning of the logger "fastmim".
+        The model that ``timm.create_model`` builds, in training mode. What is newly initialised (a
+        classifier, blocks that pre-training left out) is logged as a warning of the logger "fastmim".
 
     Raises:
         UsageError: the file, the model or the size does not work.
     """
     origin, state = read_encoder(run_or_file)
-    name, kwargs = origin["model"], dict(origin["kwargs"])
+    name, kwargs = origin["model"], dict(origin.get("full_kwargs", origin["kwargs"]))
     if drop_path_rate:
         kwargs["drop_path_rate"] = drop_path_rate
-    check_model_name(name)
-    model = create(name, kwargs)
+    if model is None:
+        if not (is_custom(name) or is_known(name)):
+            raise UsageError(f"{run_or_file} holds the weights of your own module {name}: give it as model=")
+        check_model_name(name)
+        model = create(name, kwargs)
+    missing = sorted(set(model.state_dict()) - set(state))
+    if "full_kwargs" not in origin and missing:
+        raise UsageError(f"{run_or_file} does not fit {name}: it has no {', '.join(missing)}")
     try:
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict({**model.state_dict(), **state}, strict=True)
     except RuntimeError as error:
         raise UsageError(f"{run_or_file} does not fit {name}: {' '.join(str(error).split())}") from error
     size = _pair(image_size) if image_size is not None else _pair(origin["image_size"])
-    if size != tuple(origin["image_size"]):
-        model = _at_size(model, name, kwargs, size)
-    new: list[str] = []
+    model, _ = resize(model, name, kwargs, _pair(origin["image_size"]), size)
     if num_classes:
+        if not hasattr(model, "reset_classifier"):
+            raise UsageError(f"num_classes = {num_classes}: {name} has no reset_classifier; add a classifier")
         known = set(model.state_dict())
         model.reset_classifier(num_classes)  # type: ignore[operator]
-        new = [key for key in model.state_dict() if key not in known]
+        missing += [key for key in model.state_dict() if key not in known]
     _note_input(model, origin, size)
-    if new:
-        logger.warning("newly initialised in %s: %s", name, ", ".join(new))
+    if missing:
+        logger.warning("newly initialised in %s: %s", name, ", ".join(missing))
     return model
 
 
 def _pair(size: Any) -> Size:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _at_size(model: nn.Module, name: str, kwargs: dict[str, Any], size: Size) -> nn.Module:
-    """The model at another input size; its tables are resampled (bicubic) by timm."""
-    set_input_size = getattr(model, "set_input_size", None)
-    if set_input_size is not None:
-        try:
-            set_input_size(img_size=size)
-        except (AssertionError, ValueError, RuntimeError) as error:
-            raise UsageError(f"{name} cannot be set to {size[0]}x{size[1]} pixels: {error}") from error
-        return model
-    if "img_size" not in kwargs:
-        return model  # convolutional: any size will do
-    rebuilt = create(name, {**kwargs, "img_size": list(size)})
-    state = model.state_dict()
-    fitting = {key: value for key, value in state.items() if value.shape == rebuilt.state_dict()[key].shape}
-    missing = sorted(set(state) - set(fitting))
-    if missing:
-        raise UsageError(
-            f"{name} cannot be set to {size[0]}x{size[1]} pixels: {', '.join(missing)} would change shape"
-        )
-    rebuilt.load_state_dict(fitting)
-    return rebuilt
 
 
 def _note_input(model: nn.Module, origin: dict[str, Any], size: Size) -> None:

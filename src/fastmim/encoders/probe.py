@@ -1,0 +1,268 @@
+"""What a backbone gives, seen by running it: layout, stride, width, and the sizes that it works at.
+
+Models are run on the meta device where they can be: shapes cost neither memory nor arithmetic there.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastmim.encoders.models import MODEL_ERRORS, create, first_line, fit_kwargs, weightless, without_memory
+from fastmim.errors import UsageError
+from fastmim.grids import Size
+
+Layout = Literal["tokens", "channels-last", "channels-first"]
+Way = Literal["forward_features", "forward", "forward_intermediates"]
+
+TRIED_SIDES = (64, 96, 128, 160, 192, 224, 256)
+MOST_PREFIX_TOKENS = 16
+
+
+class Features(NamedTuple):
+    """How a backbone's last features are had, and their form."""
+
+    way: Way
+    """The method of the model that gives them."""
+    layout: Layout
+    prefix_tokens: int
+    """Tokens before the map's: class token, registers."""
+    stride: int
+    """Pixels between neighbours of the map."""
+    width: int
+    """Numbers that each place of the map holds."""
+    grid: Size
+    """Places that the model gives. Unpadded convolutions give fewer than image size / stride."""
+
+
+def last_features(model: nn.Module, images_BCHW: Tensor, way: Way) -> Any:
+    """What the model's method ``way`` makes of images; of several outputs, the last."""
+    if way == "forward_intermediates":
+        output = model.forward_intermediates(  # type: ignore[operator]
+            images_BCHW, indices=1, output_fmt="NCHW", intermediates_only=True
+        )
+    else:
+        output = getattr(model, way)(images_BCHW)
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, list | tuple) and output:
+        output = output[-1]
+    return output
+
+
+def probe(model: nn.Module, name: str, image_size: Size, in_chans: int) -> tuple[Features, frozenset[str]]:
+    """The form of the features at ``image_size``, and the parameters that they do not depend on.
+
+    Raises:
+        UsageError: the model does not run at that size, or gives no feature map.
+    """
+    try:
+        return _seen_and_unused(weightless(model), name, image_size, in_chans)
+    except (*MODEL_ERRORS, UsageError):  # some models look at values, which the meta device has not
+        return _seen_and_unused(model, name, image_size, in_chans)
+
+
+def _seen_and_unused(
+    model: nn.Module, name: str, image_size: Size, in_chans: int
+) -> tuple[Features, frozenset[str]]:
+    was_training = model.training
+    model.eval()
+    try:
+        features, output = look_at(model, name, image_size, in_chans)
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
+    finally:
+        model.train(was_training)
+    return features, frozenset(n for n, gradient in zip(named, gradients, strict=True) if gradient is None)
+
+
+def look_at(model: nn.Module, name: str, image_size: Size, in_chans: int) -> tuple[Features, Tensor]:
+    """The form of a model's features, and features: by the first of its ways that gives a map.
+
+    Raises:
+        UsageError: it does not run at that size, or no way gives a map.
+    """
+    has_features = hasattr(model, "forward_features")
+    ways: list[Way] = ["forward_features" if has_features else "forward"]
+    if has_features and hasattr(model, "forward_intermediates"):
+        ways.append("forward_intermediates")
+    seen = ""
+    for way in ways:
+        output = _run(model, name, image_size, in_chans, way)
+        form = _form_of(model, name, output, image_size, in_chans, way)
+        if form is not None:
+            return form, output
+        what = (
+            f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        )
+        seen = seen or what
+    raise UsageError(
+        f"{name} gives no feature map on images of {image_size[0]}x{image_size[1]}: its features are {seen}"
+    )
+
+
+def _run(model: nn.Module, name: str, image_size: Size, in_chans: int, way: Way) -> Any:
+    device = next(model.parameters()).device
+    try:
+        return last_features(model, torch.zeros(1, in_chans, *image_size, device=device), way)
+    except MODEL_ERRORS as error:
+        raise UsageError(
+            f"{name} does not run on images of {image_size[0]}x{image_size[1]}: {first_line(error)}"
+        ) from error
+
+
+def _form_of(
+    model: nn.Module, name: str, output: Any, image_size: Size, in_chans: int, way: Way
+) -> Features | None:
+    """None where the output is no map."""
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+        return None
+    if output.ndim == 3:
+        return _form_of_tokens(model, name, output, image_size, way)
+    layout = _layout_of(model, output) if way != "forward_intermediates" else "channels-first"
+    rows = 2 if layout == "channels-first" else 1
+    grid = (output.shape[rows], output.shape[rows + 1])
+    stride = _stride_of(model, name, grid, rows, image_size, in_chans, way)
+    _check_multiple(name, image_size, stride)
+    return Features(way, layout, 0, stride, output.shape[1 if rows == 2 else 3], grid)
+
+
+def _form_of_tokens(
+    model: nn.Module, name: str, output: Tensor, image_size: Size, way: Way
+) -> Features | None:
+    """Tokens (1, N, D): those of a grid, after as many others as the model says or as are left over."""
+    height, width = image_size
+    side = patch_side(model)
+    told = getattr(model, "num_prefix_tokens", None)
+    if side and told is not None:
+        _check_multiple(name, image_size, side)
+    for prefix in range(MOST_PREFIX_TOKENS + 1) if told is None else (int(told),):
+        tokens = output.shape[1] - prefix
+        exact = math.sqrt(height * width / tokens) if tokens > 0 else 0.5
+        if exact.is_integer() and exact > 1 and not (height % exact or width % exact):
+            stride = int(exact)
+            grid = (height // stride, width // stride)
+            return Features(way, "tokens", prefix, stride, output.shape[2], grid)
+    return None
+
+
+def _layout_of(model: nn.Module, output: Tensor) -> Layout:
+    if getattr(model, "output_fmt", None) == "NHWC":
+        return "channels-last"
+    width = getattr(model, "num_features", output.shape[1])
+    last = output.shape[1] != width and output.shape[3] == width
+    return "channels-last" if last else "channels-first"
+
+
+def _stride_of(
+    model: nn.Module, name: str, grid: Size, rows: int, image_size: Size, in_chans: int, way: Way
+) -> int:
+    """Growth from a size to its double where the model runs at both: at one, rounding could hide it."""
+    told = (getattr(model, "feature_info", None) or [{}])[-1].get("reduction")
+    if told and all(-(-side // told) == places for side, places in zip(image_size, grid, strict=True)):
+        return int(told)
+    try:
+        larger = _run(model, name, (2 * image_size[0], 2 * image_size[1]), in_chans, way)
+    except UsageError:
+        return _dividing_stride(image_size, grid)
+    twice = int(larger.shape[rows])
+    if told and (-(-image_size[0] // told), -(-2 * image_size[0] // told)) == (grid[0], twice):
+        return int(told)
+    if twice > grid[0]:
+        return round(image_size[0] / (twice - grid[0]))
+    return _dividing_stride(image_size, grid)  # a map of the same size for every image
+
+
+def _dividing_stride(image_size: Size, grid: Size) -> int:
+    """The nearest stride that divides the image, at most image size / grid."""
+    most = max(1, image_size[0] // grid[0])
+    common = math.gcd(*image_size)
+    return max(stride for stride in range(1, most + 1) if common % stride == 0)
+
+
+def _check_multiple(name: str, image_size: Size, stride: int) -> None:
+    if image_size[0] % stride or image_size[1] % stride:
+        side = next(side for side in image_size if side % stride)
+        below = max(side // stride, 1) * stride
+        raise UsageError(
+            f"image_size = {image_size[0]}x{image_size[1]} is no multiple of the stride of {name}, "
+            f"{stride} pixels; {below} or {below + stride} would be"
+        )
+
+
+def patch_side(model: nn.Module) -> int | None:
+    """What a model of tokens says its patches measure."""
+    side = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    side = side[0] if isinstance(side, tuple | list) else side
+    return side if isinstance(side, int) else None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """At which square sizes a backbone runs, as far as they were tried."""
+
+    stride: int
+    width: int
+    working: tuple[int, ...]
+    failing: Mapping[int, str] = field(default_factory=dict)
+
+    def best(self, near: int = 128) -> int:
+        """The working side nearest to ``near``."""
+        return min(self.working, key=lambda side: (abs(side - near), side))
+
+    def __str__(self) -> str:
+        if not self.failing:
+            return f"multiples of {self.stride}"
+        return ", ".join(map(str, self.working)) or "none"
+
+
+def working_sizes(model_name: str, model_kwargs: dict[str, Any] | None = None, in_chans: int = 3) -> Sizes:
+    """Try a backbone at the size it was made for, and at multiples of its stride around the usual sizes.
+
+    Raises:
+        UsageError: it runs at none of them; the reason of the first is given.
+    """
+    kwargs = model_kwargs or {}
+    shape = without_memory(partial(create, model_name, kwargs))
+    own = _own_side(shape)
+    found: dict[int, Features] = {}
+    failing: dict[int, str] = {}
+
+    def attempt(side: int) -> None:
+        if side in found or side in failing:
+            return
+        try:
+            fitted = fit_kwargs(model_name, dict(kwargs), (side, side), in_chans)
+            model = without_memory(partial(create, model_name, fitted)).eval()
+            found[side] = _looked_at(model, model_name, (side, side), in_chans)
+        except UsageError as error:
+            failing[side] = str(error)
+
+    attempt(own)
+    if not found:
+        attempt(128)
+    if not found:
+        raise UsageError(failing[own])
+    form = next(iter(found.values()))
+    failing.clear()
+    for side in TRIED_SIDES:
+        attempt(max(1, round(side / form.stride)) * form.stride)
+    form = found[min(found)]
+    return Sizes(form.stride, form.width, tuple(sorted(found)), dict(sorted(failing.items())))
+
+
+def _looked_at(model: nn.Module, name: str, image_size: Size, in_chans: int) -> Features:
+    try:
+        return look_at(weightless(model), name, image_size, in_chans)[0]
+    except (*MODEL_ERRORS, UsageError):
+        return look_at(model, name, image_size, in_chans)[0]
+
+
+def _own_side(model: nn.Module) -> int:
+    """The size that a model was made for."""
+    size = (getattr(model, "default_cfg", None) or {}).get("input_size")
+    return int(size[-1]) if size else 128

@@ -1,0 +1,93 @@
+"""Flags from dataclasses, by tyro: its complaints become one line, and stages and mappings one word each."""
+
+import contextlib
+import io
+import itertools
+from typing import Any, TypeVar, get_args
+
+from fastmim.errors import UsageError
+
+T = TypeVar("T")
+
+
+def peek(arguments: list[str], *names: str) -> dict[str, str | None]:
+    """Values of a few flags, read before the rest can be parsed: they decide the others' defaults."""
+    import argparse
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(f"--{name}", nargs="?")
+    known, _ = parser.parse_known_args(arguments)
+    return dict(vars(known))
+
+
+def parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
+    """Parse flags with tyro; its complaints become one line."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(cls, args=arguments, prog=program, default=default, registry=_registry())
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line(complaint.getvalue())) from stop
+
+
+def _one_line(boxed: str) -> str:
+    """The message of tyro's error box, and the flag it suggests, without frame and help text."""
+    rows = iter([row.strip("│╭╮╰╯ \t") for row in boxed.splitlines()[1:]])  # without the title
+
+    def is_rule(row: str) -> bool:
+        return set(row) <= set("─-")
+
+    first = next((row for row in rows if not is_rule(row)), "")
+    message = " ".join([first, *itertools.takewhile(lambda row: not is_rule(row), rows)]).rstrip(".")
+    for row in rows:
+        if row.startswith("Perhaps you meant"):
+            return f"{message}; did you mean {next(rows, '').split(' ')[0]}?"
+    return message
+
+
+def _registry() -> Any:
+    """tyro, told that a mapping is written as JSON, and how stages are written."""
+    import json
+
+    import tyro
+
+    from fastmim.train.stages import Stage, parse_stages
+
+    def from_json(words: list[str]) -> dict[str, Any]:
+        value = json.loads(words[0])
+        if not isinstance(value, dict):
+            raise ValueError("a JSON object is needed, as '{\"window_size\": 8}'")
+        return value
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def mapping(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type_origin is not dict:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="JSON",
+            instance_from_str=from_json,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [json.dumps(value)],
+        )
+
+    @registry.primitive_rule
+    def stages(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if get_args(info.type) != (Stage, ...):
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="STAGES",
+            instance_from_str=lambda words: parse_stages(words[0]),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [",".join(map(str, value))],
+        )
+
+    return registry

@@ -1,0 +1,136 @@
+"""FastMIM-P: a run in stages of growing resolution, and the plan of steps that follows (paper: section 3.3).
+
+A run without stages is a plan of one leg. Durations become steps here and nowhere else.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from fastmim.errors import UsageError
+from fastmim.grids import Size
+
+GRAMMAR = "SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change: 128x200e,160x100e@1024"
+_STAGE = re.compile(
+    r"(?:(?P<height>\d+):)?(?P<width>\d+)x(?P<count>\d+(?:\.\d+)?)(?P<unit>[es])"
+    r"(?:@(?P<batch>\d+)?(?:/(?P<micro>\d+))?)?"
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run, at one image size."""
+
+    image_size: int | tuple[int, int]
+    """Side, or height and width, in pixels."""
+    epochs: float | None = None
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimiser steps, in place of epochs."""
+    batch_size: int | None = None
+    """Images a step. Default: the run's."""
+    micro_batch: int | None = None
+    """Images a device holds at a time. Default: the run's, or what fits."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise UsageError(f"stages: {asdict(self)} needs either epochs or steps")
+        numbers = {**asdict(self), "image_size": min(self.size)}
+        for name, value in numbers.items():
+            if value is not None and (value <= 0 or (name != "epochs" and value < 1)):
+                raise UsageError(f"stages: {name} = {value} must be above 0")
+
+    @property
+    def size(self) -> Size:
+        """(H, W) in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    def __str__(self) -> str:
+        height, width = self.size
+        size = f"{width}" if height == width else f"{height}:{width}"
+        length = f"{self.epochs:g}e" if self.epochs is not None else f"{self.steps}s"
+        micro = f"/{self.micro_batch}" if self.micro_batch else ""
+        batch = f"@{self.batch_size or ''}{micro}" if self.batch_size or micro else ""
+        return f"{size}x{length}{batch}"
+
+
+def parse_stages(text: str) -> tuple[Stage, ...]:
+    """``128x200e,160x100s@1024/64``: size, then epochs or steps, then batch and micro-batch if they change.
+
+    A size that is not square is written HEIGHT:WIDTH. Raises UsageError.
+    """
+    stages = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _STAGE.fullmatch(part)
+        if match is None or (match["unit"] == "s" and "." in match["count"]):
+            raise UsageError(f"stages: {part!r} is not {GRAMMAR}")
+        width = int(match["width"])
+        stages.append(
+            Stage(
+                (int(match["height"]), width) if match["height"] else width,
+                epochs=float(match["count"]) if match["unit"] == "e" else None,
+                steps=int(match["count"]) if match["unit"] == "s" else None,
+                batch_size=int(match["batch"]) if match["batch"] else None,
+                micro_batch=int(match["micro"]) if match["micro"] else None,
+            )
+        )
+    return tuple(stages)
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A stage in steps: those from ``first_step`` up to, not including, ``last_step``."""
+
+    number: int
+    """Counted from 0."""
+    image_size: Size
+    batch_size: int
+    micro_batch: int | None
+    first_step: int
+    last_step: int
+    first_sample: int
+    """Images that earlier legs have seen."""
+
+    def samples_before(self, step: int) -> int:
+        """Images seen before a step of this leg."""
+        return self.first_sample + (step - self.first_step) * self.batch_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run: its legs one after the other."""
+
+    legs: tuple[Leg, ...]
+    images: int
+    """Training images, an epoch of them."""
+
+    @property
+    def total_steps(self) -> int:
+        return self.legs[-1].last_step
+
+    @property
+    def total_epochs(self) -> float:
+        return self.legs[-1].samples_before(self.total_steps) / self.images
+
+    def leg_of(self, step: int) -> Leg:
+        """The leg that a step belongs to; of the step after the last, the last leg."""
+        return next((leg for leg in self.legs if step < leg.last_step), self.legs[-1])
+
+
+def build_plan(stages: Sequence[Stage], images: int, batch_size: int, micro_batch: int | None) -> Plan:
+    """Convert stages to steps, each rounded up to a whole one.
+
+    Args:
+        images: how many there are to train on.
+        batch_size, micro_batch: of stages that have none of their own.
+    """
+    legs: list[Leg] = []
+    step = sample = 0
+    for number, stage in enumerate(stages):
+        batch = stage.batch_size or batch_size
+        steps = stage.steps or max(1, math.ceil((stage.epochs or 0) * (images / batch)))
+        micro = stage.micro_batch or micro_batch
+        legs.append(Leg(number, stage.size, batch, micro, step, step + steps, sample))
+        step, sample = step + steps, sample + steps * batch
+    return Plan(tuple(legs), images)
