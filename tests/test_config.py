@@ -59,8 +59,36 @@ def test_differences_are_named():
     assert differences(PretrainConfig(), other) == {"seed": (0, 3), "mask.ratio": (0.75, 0.6)}
 
 
-def test_the_learning_rate_is_a_function_of_the_batch():
-    assert merge(PretrainConfig(), {"batch_size": 2048}).peak_lr == pytest.approx(1.2e-3)
+def test_stages_are_text_or_a_list_and_the_file_gives_them_back():
+    text = "128x200e,160:192x30s@1024/64,192x100e@/8"
+    config = merge(PretrainConfig(), {"stages": text})
+    assert ",".join(map(str, config.stages)) == text
+    assert config.size == (128, 128)
+    listed = [
+        {"image_size": 128, "epochs": 200},
+        {"image_size": [160, 192], "steps": 30, "batch_size": 1024, "micro_batch": 64},
+        {"image_size": 192, "epochs": 100, "micro_batch": 8},
+    ]
+    assert merge(PretrainConfig(), {"stages": listed}).stages == config.stages
+    assert build(PretrainConfig, yaml.safe_load(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"stages": "128x200"}, "'128x200'"),
+        ({"stages": "128x0e"}, "epochs = 0"),
+        ({"stages": "128x2.5s"}, "'128x2.5s'"),
+        ({"stages": [{"image_size": 128}]}, "epochs or steps"),
+        ({"stages": "128x2e", "steps": 4}, "steps = 4"),
+        ({"stages": "128x2e@5", "devices": 2}, "batch_size = 5"),
+        ({"in_chans": 4, "crop": {"mean": [0.5] * 3, "std": [0.5] * 3}}, "crop.mean has 3"),
+    ],
+)
+def test_stages_and_channels_that_cannot_be_are_told(settings, part):
+    with pytest.raises(UsageError) as raised:
+        merge(PretrainConfig(), settings)
+    assert part in str(raised.value)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -82,6 +82,10 @@ class PretrainConfig:
     """Minutes between two checkpoints."""
     checkpoint_every_steps: int | None = None
     """Steps between two checkpoints, in place of minutes."""
+    bn_recalibrate: bool = False
+    """At the end, estimate the running statistics of batch norms anew, on unmasked images."""
+    bn_images: int = 1024
+    """Images that --bn-recalibrate uses."""
     keep_checkpoints: int = 1
     """Checkpoints kept: last.ckpt and, above 1, the ones before it in checkpoints/."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -110,6 +114,7 @@ class PretrainConfig:
             "keep_checkpoints": 1,
             "seed": 0,
             "in_chans": 1,
+            "bn_images": 1,
         }
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -127,7 +132,8 @@ class PretrainConfig:
                 raise UsageError(f"batch_size = {batch_size} must be a multiple of the {count} devices")
         if self.crop.mean is not None and len(self.crop.mean) != self.in_chans:
             raise UsageError(
-                f"crop.mean has {len(self.crop.mean)} numbers, but in_chans = {self.in_chans}: give one a channel"
+                f"crop.mean has {len(self.crop.mean)} numbers, but in_chans = {self.in_chans}: "
+                "give one a channel"
             )
 
     @property
@@ -201,12 +207,18 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def resolved(
-    config: PretrainConfig, stride: int, cell: int, model_kwargs: Mapping[str, Any]
+    config: PretrainConfig,
+    stride: int,
+    cell: int,
+    model_kwargs: Mapping[str, Any],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> PretrainConfig:
-    """``config`` with what follows from the encoder written out, so that the file alone repeats the run."""
+    """``config`` with what follows from encoder and data written out: the file alone repeats the run."""
     return replace(
         config,
         model_kwargs=dict(model_kwargs),
+        crop=replace(config.crop, mean=mean, std=std),
         mask=replace(config.mask, size=config.mask.size or stride),
         target=replace(config.target, cell=cell if "hog" in config.target.name else config.target.cell),
     )

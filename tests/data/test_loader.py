@@ -8,7 +8,7 @@ from PIL import Image
 from conftest import photo
 from fastmim.data.crops import CropConfig, draw_crops
 from fastmim.data.feed import split_images
-from fastmim.data.images import open_images
+from fastmim.data.images import ArrayImages, open_images
 from fastmim.data.loader import Batch, Crops, Draw, load_batches, to_images
 from fastmim.data.skips import SkipList
 from fastmim.errors import RunError, UsageError
@@ -59,6 +59,45 @@ def test_flip_and_normalisation():
     expected = (pixels.permute(0, 3, 1, 2) / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
     assert torch.allclose(images[0], expected[0])
     assert torch.allclose(images[1], expected[1].flip(2))
+
+
+@pytest.mark.parametrize("chans", [1, 3, 13])
+def test_a_batch_of_mixed_types_is_one_of_float_and_the_same_to_a_model(chans):
+    generator = np.random.default_rng(0)
+    eight = generator.integers(0, 256, (2, 8, 8, chans), np.uint8)
+    alone = Crops(ArrayImages(eight, "eight"), np.arange(2), CropConfig(), (8, 8), chans)
+    mixed = Crops(Mixed(eight), np.arange(4), CropConfig(), (8, 8), chans)
+    draw = Draw(np.arange(2), (5,))
+    assert alone[draw].pixels_BHWC.dtype == torch.uint8
+    assert mixed[draw].pixels_BHWC.dtype == torch.uint8
+    both = mixed[Draw(np.arange(4), (5,))]
+    assert both.pixels_BHWC.dtype == torch.float32
+    assert both.pixels_BHWC.shape == (4, 8, 8, chans)
+    assert both.pixels_BHWC.min() > -0.5  # about 0..1: a little overshoot is bicubic's
+    assert both.pixels_BHWC.max() < 1.5
+    mean, std = torch.full((chans,), 0.4), torch.full((chans,), 0.2)
+    still = Crops(
+        Mixed(eight), np.arange(4), CropConfig(scale=(1, 1), aspect=(1, 1), flip=False), (8, 8), chans
+    )
+    images = to_images(still[Draw(np.arange(4), (5,))], mean, std)
+    assert torch.allclose(images[:2], images[2:], atol=1e-5)
+    assert torch.equal(images[:2], to_images(still[Draw(np.arange(2), (5,))], mean, std))
+
+
+class Mixed:
+    """Images of 8 bits, then the same with 16."""
+
+    def __init__(self, eight: np.ndarray) -> None:
+        self.images = [*eight, *(eight.astype(np.uint16) * 257)]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.images[index]
 
 
 @pytest.fixture
@@ -113,7 +152,18 @@ def test_the_split_is_disjoint_complete_and_fixed_by_the_seed():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"aspect": (2, 1)}, {"std": (0, 1, 1)}]
+    "settings",
+    [
+        {"scale": (0, 1)},
+        {"scale": (0.5, 0.2)},
+        {"aspect": (2, 1)},
+        {"mean": (0, 0, 0), "std": (0, 1, 1)},
+        {"mean": (0, 0), "std": (1, 1, 1)},
+        {"mean": (0, 0), "std": (1, float("nan"))},
+        {"mean": (), "std": ()},
+        {"mean": (0, 0, 0)},
+        {"std": (1, 1, 1)},
+    ],
 )
 def test_crop_settings_that_cannot_work(settings):
     with pytest.raises(UsageError, match="crop"):

@@ -11,6 +11,20 @@ from fastmim.train.device import choose_micro_batch, saved_bytes
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, scaled_lr
 from fastmim.train.sampler import Stream
 from fastmim.train.schedules import ScheduleConfig, build_schedule
+from fastmim.train.stages import Stage, build_plan
+
+
+def plan_of(steps, batch, images):
+    return build_plan([Stage(128, steps=steps)], images, batch, None)
+
+
+def leg(steps, batch):
+    return plan_of(steps, batch, 100).legs[0]
+
+
+def schedule_of(config, steps, images, batch=256):
+    plan = plan_of(steps, batch, images)
+    return build_schedule(config, 1.0, plan, plan.legs[0])
 
 
 def test_each_epoch_is_a_permutation_and_batches_run_across_epochs():
@@ -19,23 +33,23 @@ def test_each_epoch_is_a_permutation_and_batches_run_across_epochs():
     for epoch in range(4):
         assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10, 20))
     assert not np.array_equal(order[:10], order[10:20])
-    batches = [indices for _, indices in stream.batches(0, 10, 4, rank=0, world=1)]
+    batches = [indices for _, indices in stream.batches(leg(10, 4), 0, rank=0, world=1)]
     assert np.array_equal(np.concatenate(batches), order)
-    later = list(Stream(np.arange(10, 20), seed=1).batches(7, 10, 4, rank=0, world=1))
+    later = list(Stream(np.arange(10, 20), seed=1).batches(leg(10, 4), 7, rank=0, world=1))
     assert [step for step, _ in later] == [7, 8, 9]
     assert np.array_equal(later[0][1], batches[7])
 
 
 def test_ranks_share_a_batch_without_overlap():
     stream = Stream(np.arange(100), seed=0)
-    whole = [i for _, i in stream.batches(0, 3, 8, 0, 1)]
-    halves = [[i for _, i in Stream(np.arange(100), 0).batches(0, 3, 8, rank, 2)] for rank in (0, 1)]
+    whole = [i for _, i in stream.batches(leg(3, 8), 0, 0, 1)]
+    halves = [[i for _, i in Stream(np.arange(100), 0).batches(leg(3, 8), 0, rank, 2)] for rank in (0, 1)]
     for step in range(3):
         assert np.array_equal(np.concatenate([halves[0][step], halves[1][step]]), whole[step])
 
 
 def test_cosine_with_warm_up():
-    schedule = build_schedule(ScheduleConfig(warmup_epochs=2, min_lr=0.01), 1.0, 100, steps_per_epoch=5)
+    schedule = schedule_of(ScheduleConfig(warmup_epochs=2, min_lr=0.01), 100, 5 * 256)
     rates = [schedule.lr(step) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0
@@ -46,13 +60,13 @@ def test_cosine_with_warm_up():
 
 def test_steps_down_by_ten():
     config = ScheduleConfig(name="step", warmup_epochs=0, decay_epochs=2)
-    schedule = build_schedule(config, 1.0, 100, steps_per_epoch=5)
+    schedule = schedule_of(config, 100, 5 * 256)
     assert [schedule.lr(s) for s in (0, 9, 10, 19, 20)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
 def test_warm_up_is_ten_epochs_but_at_most_a_tenth_of_the_run():
-    assert build_schedule(ScheduleConfig(), 1.0, 8000, 10).warmup_steps == 100
-    assert build_schedule(ScheduleConfig(), 1.0, 100, 10).warmup_steps == 10
+    assert schedule_of(ScheduleConfig(), 8000, 10 * 256).warmup_steps == 100
+    assert schedule_of(ScheduleConfig(), 100, 10 * 256).warmup_steps == 10
 
 
 def test_the_learning_rate_grows_with_the_batch():

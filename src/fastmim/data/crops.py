@@ -25,18 +25,35 @@ class CropConfig:
     """Least and largest ratio of a crop's width to its height."""
     flip: bool = True
     """Mirror half of the crops."""
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    """Mean of each channel (values in 0..1) that is subtracted."""
-    std: tuple[float, ...] = IMAGENET_STD
-    """Standard deviation of each channel that values are divided by."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel (8-bit values as 0..1) that is subtracted; default: ImageNet's for 3 channels,
+    else measured on the data."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel that values are divided by; default: as for the mean."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UsageError(f"crop.scale = {self.scale} must be two shares, 0 < least <= largest <= 1")
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise UsageError(f"crop.aspect = {self.aspect} must be two ratios, 0 < least <= largest")
-        if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
-            raise UsageError("crop.mean and crop.std need one number a channel, and std above 0")
+        if (self.mean is None) != (self.std is None):
+            raise UsageError(
+                f"crop.mean = {self.mean} and crop.std = {self.std} go together: give both or neither"
+            )
+        if self.mean is not None and self.std is not None:
+            finite = all(math.isfinite(number) for number in (*self.mean, *self.std))
+            if not finite or len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
+                raise UsageError(
+                    f"crop.mean = {self.mean} and crop.std = {self.std} must be one finite number a channel "
+                    "each, and std above 0"
+                )
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation, which a resolved configuration has."""
+        if self.mean is None or self.std is None:
+            raise ValueError("the channels' mean and std are not known yet")
+        return self.mean, self.std
 
 
 @dataclass(frozen=True)

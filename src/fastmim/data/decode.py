@@ -1,4 +1,4 @@
-"""Encoded images -> upright crops of a given size, decoding no more than the crop needs."""
+"""Encoded images or arrays -> upright crops of a given size, decoding no more than the crop needs."""
 
 import io
 import warnings
@@ -11,11 +11,25 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Pixels = NDArray[np.uint8]
+from fastmim.data.bands import (
+    NPY_MAGIC,
+    ORIENTATION_TAG,
+    TIFF_MAGICS,
+    Pixels,
+    UnreadableImage,
+    channels_last,
+    channels_needed,
+    first_line,
+    is_ordinary_tiff,
+    read_npy,
+    read_tiff,
+    to_pixels,
+    turn_upright,
+)
 
 MAX_PIXELS = 178_956_970  # the limit at which Pillow refuses, too: half a gigabyte of RGB
 JPEG_MAGIC = b"\xff\xd8\xff"
-ORIENTATION_TAG = 0x0112
+CV_CHANNELS = 4  # the most that each way of cv2.resize takes
 READ_ERRORS = (
     OSError,
     ValueError,
@@ -39,51 +53,58 @@ class Box(NamedTuple):
 BoxChooser = Callable[[int, int], Box]  # (height, width) -> the crop to take
 
 
-class UnreadableImage(Exception):
-    """An image cannot be used; the message is the reason."""
-
-
 def crop_and_resize(
-    source: bytes | Pixels, choose_box: BoxChooser, size: tuple[int, int], chans: int
+    source: bytes | NDArray[Any], choose_box: BoxChooser, size: tuple[int, int], chans: int
 ) -> Pixels:
     """Decode an image, take the crop that ``choose_box`` names, and resize it to ``size``.
 
     Args:
-        source: an encoded image of any format Pillow reads, or pixels (H, W, C), uint8.
+        source: an encoded image (any format Pillow reads, TIFF, NumPy's .npy), or an array (H, W, C).
         choose_box: called with the upright image's height and width.
         size: (height, width) of the result.
-        chans: 3 for RGB, 1 for grey.
+        chans: 3 for RGB, 1 for grey; any other number has to be the image's own.
 
     Returns:
-        (height, width, chans), uint8.
+        (height, width, chans): uint8 where the image has 8 bits, else float32, integers scaled so that
+        the largest of their type is 1.
 
     Raises:
-        UnreadableImage: broken, unsupported or absurdly large, with the reason.
+        UnreadableImage: broken, unsupported, absurdly large, or of other channels, with the reason.
     """
     try:
-        if isinstance(source, np.ndarray):
-            pixels = source
-            box = choose_box(pixels.shape[0], pixels.shape[1])
-        elif source[:3] == JPEG_MAGIC:
+        if isinstance(source, bytes) and source[:3] == JPEG_MAGIC and chans in (1, 3):
             pixels, box = _decode_jpeg(source, choose_box, size, chans)
         else:
-            pixels = _decode_any(source, chans)
+            pixels = _decode_whole(source, chans)
             box = choose_box(pixels.shape[0], pixels.shape[1])
-        return _resize(pixels[box.top : box.top + box.height, box.left : box.left + box.width], size)
-    except UnreadableImage:
-        raise
+        crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+        return _resize(to_pixels(crop), size)
     except READ_ERRORS as error:
         raise UnreadableImage(_reason(error)) from error
 
 
-def decode(source: bytes | Pixels, chans: int = 3) -> Pixels:
-    """A whole image at its own size: (H, W, chans), uint8. Raises UnreadableImage."""
-    if isinstance(source, np.ndarray):
-        return source
+def decode(source: bytes | NDArray[Any], chans: int = 3) -> Pixels:
+    """A whole image at its own size: (H, W, chans), see `crop_and_resize`. Raises UnreadableImage."""
     try:
-        return _decode_any(source, chans)
+        return to_pixels(_decode_whole(source, chans))
     except READ_ERRORS as error:
         raise UnreadableImage(_reason(error)) from error
+
+
+def _decode_whole(source: bytes | NDArray[Any], chans: int) -> NDArray[Any]:
+    """(H, W, chans), upright, of the type that it is stored in."""
+    if isinstance(source, np.ndarray):
+        return channels_last(source, chans)
+    if source.startswith(NPY_MAGIC):
+        return channels_last(read_npy(source), chans)
+    if source.startswith(TIFF_MAGICS):
+        if chans in (1, 3) and is_ordinary_tiff(source, chans):
+            try:
+                return _decode_any(source, chans)
+            except UnidentifiedImageError:  # such as three bands that are not called RGB
+                pass
+        return read_tiff(source, chans)
+    return _decode_any(source, chans)
 
 
 def _decode_jpeg(
@@ -116,7 +137,7 @@ def _decode_jpeg(
     except ValueError:  # strict about harmless damage: let Pillow decide
         pixels = _decode_any(data, chans)
         return pixels, box
-    pixels = _turn_upright(pixels, orientation)
+    pixels = turn_upright(pixels, orientation)
     scale = (pixels.shape[0] / upright[0], pixels.shape[1] / upright[1])
     top, left = round(box.top * scale[0]), round(box.left * scale[1])
     bottom, right = round((box.top + box.height) * scale[0]), round((box.left + box.width) * scale[1])
@@ -124,14 +145,15 @@ def _decode_jpeg(
 
 
 def _decode_any(data: bytes, chans: int) -> Pixels:
-    """Pillow's decoders: any format, first frame, upright, 8 bits, on white where transparent."""
+    """Pillow's decoders: any format, first frame, upright, 8 bits; RGB and grey are put on white."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as image:
             _check_pixels(image.height, image.width)
             image.load()
             upright = ImageOps.exif_transpose(image)
-    return _as_chans(np.asarray(_to_eight_bits(upright, chans)))
+    converted = _to_eight_bits(upright, chans) if chans in (1, 3) else _stored_channels(upright, chans)
+    return _as_chans(np.asarray(converted))
 
 
 def _to_eight_bits(image: Image.Image, chans: int) -> Image.Image:
@@ -150,7 +172,17 @@ def _to_eight_bits(image: Image.Image, chans: int) -> Image.Image:
     return image.convert(mode)
 
 
-def _as_chans(pixels: NDArray[Any]) -> Pixels:
+def _stored_channels(image: Image.Image, chans: int) -> Image.Image:
+    """The channels as they are, such as RGBA or CMYK for 4."""
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    count = len(image.getbands())
+    if count != chans:
+        raise UnreadableImage(f"{channels_needed(chans)}, the image has {count} ({image.mode})")
+    return image
+
+
+def _as_chans(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
@@ -162,10 +194,12 @@ def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     if (height, width) == size:
         return pixels
     shrinks = height >= size[0] and width >= size[1]
-    resized = cv2.resize(
-        pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    )
-    return _as_chans(resized)
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    parts = [
+        _as_chans(cv2.resize(part, (size[1], size[0]), interpolation=way))
+        for part in np.split(pixels, range(CV_CHANNELS, pixels.shape[2], CV_CHANNELS), axis=2)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
 def _check_pixels(height: int, width: int) -> None:
@@ -185,22 +219,9 @@ def _orientation(data: bytes) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
-    if orientation == 1:
-        return pixels
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
-
-
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a format that Pillow reads"
     if isinstance(error, Image.DecompressionBombError):
         return "refused as a decompression bomb"
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

@@ -12,7 +12,7 @@ from fastmim.data.loader import Batch, Crops, Draw, load_batches, to_images
 from fastmim.data.skips import SkipList
 
 # What the seeds of different draws begin with, so that none repeats another.
-SPLIT_SEED, HELD_OUT_SEED, CROP_SEED, MASK_SEED = 1, 2, 3, 4
+SPLIT_SEED, HELD_OUT_SEED, CROP_SEED, MASK_SEED, STATS_SEED = 1, 2, 3, 4, 5
 
 MaskDraw = Callable[[torch.Generator, int], Tensor]  # (generator, batch) -> (batch, h, w)
 

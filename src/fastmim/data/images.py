@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmim.data.tables import open_hub, open_parquet, open_saved
 from fastmim.errors import UsageError
 
-IMAGE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset({".npy"}) | frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
-IMAGE_COLUMNS = ("image", "img", "images", "jpg", "png", "bytes", "picture", "photo")
 
 
 class ImageSource(Protocol):
@@ -28,8 +28,8 @@ class ImageSource(Protocol):
         """What a person calls the image: its path within the source, or its row."""
         ...
 
-    def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        """The encoded file, or pixels (H, W, C). Raises OSError where it cannot be read."""
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        """The encoded file, or an array (H, W, C). Raises OSError where it cannot be read."""
         ...
 
 
@@ -98,38 +98,10 @@ class TarImages:
         return {**self.__dict__, "_opened": None}
 
 
-class TableImages:
-    """The image column of a Hugging Face dataset (parquet, saved to disk, or from the hub)."""
-
-    def __init__(self, table: Any, where: str) -> None:
-        import datasets
-
-        self._column = _image_column(table, where)
-        if isinstance(table.features[self._column], datasets.Image):
-            table = table.cast_column(self._column, datasets.Image(decode=False))
-        self._table = table.select_columns([self._column])
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def name(self, index: int) -> str:
-        return f"row {index}"
-
-    def read(self, index: int) -> bytes:
-        value = self._table[index][self._column]
-        if isinstance(value, dict):
-            if value.get("bytes") is None and value.get("path"):
-                return Path(value["path"]).read_bytes()
-            value = value.get("bytes")
-        if not isinstance(value, bytes):
-            raise OSError("the row holds no image")
-        return value
-
-
 class ArrayImages:
-    """Images that are in memory already, (N, H, W, C) uint8."""
+    """Images that are in memory already, (N, H, W, C); see `decode.crop_and_resize` for their scale."""
 
-    def __init__(self, images: NDArray[np.uint8], name: str) -> None:
+    def __init__(self, images: NDArray[Any], name: str) -> None:
         self._images = images
         self._name = name
 
@@ -139,8 +111,8 @@ class ArrayImages:
     def name(self, index: int) -> str:
         return f"{self._name} {index}"
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = self._images[index]
+    def read(self, index: int) -> NDArray[Any]:
+        image: NDArray[Any] = self._images[index]
         return image
 
 
@@ -168,7 +140,7 @@ def open_images(spec: str) -> ImageSource:
 
         return open_demo(spec.removeprefix("demo:"))
     if spec.startswith("hf:"):
-        return _open_hub(spec)
+        return open_hub(spec)
     path = Path(spec).expanduser()
     if not path.exists():
         raise UsageError(
@@ -183,7 +155,7 @@ def open_images(spec: str) -> ImageSource:
 
 def _open_file(path: Path) -> ImageSource:
     if path.suffix == ".parquet":
-        return _open_parquet([str(path)], str(path))
+        return open_parquet([str(path)], str(path))
     if not tarfile.is_tarfile(path):
         raise UsageError(f"data: {path} is a file, but neither a tar nor parquet; give the folder it is in")
     try:
@@ -197,14 +169,14 @@ def _open_file(path: Path) -> ImageSource:
 
 def _open_folder(path: Path) -> ImageSource:
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        return _open_saved(path)
+        return open_saved(path)
     others: Counter[str] = Counter()
     names = sorted(_walk(path, others))
     if names:
         return FileImages(str(path), names)
     tables = sorted(str(file) for file in path.rglob("*.parquet"))
     if tables:
-        return _open_parquet(tables, str(path))
+        return open_parquet(tables, str(path))
     found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(4))
     raise UsageError(f"data: {path} holds no images (found: {found or 'nothing'}); {_suffixes()} are read")
 
@@ -233,57 +205,3 @@ def _is_image_name(name: str) -> bool:
 
 def _suffixes() -> str:
     return " ".join(sorted(IMAGE_SUFFIXES))
-
-
-def _open_parquet(files: list[str], where: str) -> ImageSource:
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        table = datasets.Dataset.from_parquet(files)
-    except Exception as error:
-        raise UsageError(f"data: {where} cannot be read as parquet: {_first_line(error)}") from error
-    return TableImages(table, where)
-
-
-def _open_saved(path: Path) -> ImageSource:
-    import datasets
-
-    try:
-        table = datasets.load_from_disk(str(path))
-    except Exception as error:
-        raise UsageError(f"data: {path} cannot be read as a saved dataset: {_first_line(error)}") from error
-    if isinstance(table, datasets.DatasetDict):
-        table = table["train"] if "train" in table else next(iter(table.values()))
-    return TableImages(table, str(path))
-
-
-def _open_hub(spec: str) -> ImageSource:
-    import datasets
-
-    name, _, split = spec.removeprefix("hf:").partition(":")
-    try:
-        table = datasets.load_dataset(name, split=split or "train")
-    except Exception as error:
-        raise UsageError(f"data: {spec} cannot be loaded: {_first_line(error)}") from error
-    return TableImages(table, spec)
-
-
-def _image_column(table: Any, where: str) -> str:
-    import datasets
-
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            return str(name)
-    for name in IMAGE_COLUMNS:
-        if name in table.features:
-            return name
-    raise UsageError(
-        f"data: {where} has no image column (columns: {', '.join(table.features)}); "
-        "one of Hugging Face's Image type, or one named 'image', is needed"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

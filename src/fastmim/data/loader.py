@@ -1,4 +1,4 @@
-"""Whole batches of uint8 crops from worker processes, in an order that is a function of the seed."""
+"""Whole batches of crops from worker processes, in an order that is a function of the seed."""
 
 import os
 import signal
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fastmim.data.bands import Pixels, UnreadableImage, to_float
 from fastmim.data.crops import CropConfig, draw_crops
-from fastmim.data.decode import UnreadableImage, crop_and_resize
+from fastmim.data.decode import BoxChooser, crop_and_resize
 from fastmim.data.images import ImageSource
 from fastmim.errors import RunError
 from fastmim.grids import Size
@@ -46,7 +47,7 @@ class Unreadable:
 class Batch:
     """Crops as they leave a worker; `to_images` makes them what a model takes."""
 
-    pixels_BHWC: Tensor  # uint8
+    pixels_BHWC: Tensor  # uint8, or float32 where an image of the batch has more than 8 bits
     flips_B: Tensor  # bool
     tried: NDArray[np.int64]  # indices that were opened, unreadable ones included
     unreadable: list[Unreadable]
@@ -72,33 +73,45 @@ class Crops(Dataset[Batch]):
     def __getitem__(self, draw: Draw) -> Batch:
         count = len(draw.indices)
         draws = draw_crops(self.config, count, draw.seeds)
-        pixels = np.empty((count, *self.size, self.chans), np.uint8)
+        crops: list[Pixels] = []
         tried: list[int] = []
         unreadable: list[Unreadable] = []
         for row, index in enumerate(draw.indices):
             for candidate in self._candidates(int(index), row, draw.seeds):
                 tried.append(candidate)
                 try:
-                    source = self.source.read(candidate)
                     box = partial(draws.box, row)
-                    pixels[row] = crop_and_resize(source, box, self.size, self.chans)
+                    crops.append(read_crop(self.source, candidate, box, self.size, self.chans))
                     break
-                except (UnreadableImage, OSError) as error:
-                    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-                    unreadable.append(Unreadable(candidate, self.source.name(candidate), reason))
+                except UnreadableImage as error:
+                    unreadable.append(Unreadable(candidate, self.source.name(candidate), str(error)))
             else:
                 last = unreadable[-1]
                 raise RunError(
                     f"{REPLACEMENTS} images in a row cannot be read; the last is {last.name}: {last.reason}"
                 )
         flips = torch.from_numpy(draws.flips)
-        return Batch(torch.from_numpy(pixels), flips, np.unique(tried), unreadable)
+        return Batch(torch.from_numpy(_stack(crops)), flips, np.unique(tried), unreadable)
 
     def _candidates(self, index: int, row: int, seeds: tuple[int, ...]) -> Iterator[int]:
         yield index
         generator = np.random.default_rng([*seeds, row])
         for _ in range(REPLACEMENTS):
             yield int(generator.choice(self.pool))
+
+
+def read_crop(source: ImageSource, index: int, choose_box: BoxChooser, size: Size, chans: int) -> Pixels:
+    """One image of a source, see `crop_and_resize`. Raises UnreadableImage, also where a file is missing."""
+    try:
+        return crop_and_resize(source.read(index), choose_box, size, chans)
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from error
+
+
+def _stack(crops: list[Pixels]) -> Pixels:
+    """(H, W, C) of several images -> (B, H, W, C): uint8 where all are, else float32."""
+    same = all(crop.dtype == np.uint8 for crop in crops)
+    return np.stack(crops if same else [to_float(crop) for crop in crops])
 
 
 def load_batches(crops: Crops, draws: Iterable[Draw], workers: int, pin_memory: bool) -> Iterator[Batch]:
@@ -110,24 +123,30 @@ def load_batches(crops: Crops, draws: Iterable[Draw], workers: int, pin_memory: 
         num_workers=workers,
         prefetch_factor=PREFETCHED_BATCHES if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
     )
     return iter(loader)
 
 
-def _prepare_worker(_: int) -> None:
-    # The main process answers Ctrl-C and SIGTERM by writing a checkpoint; until then it needs its workers.
+def prepare_worker(_: int) -> None:
+    """What a loader's process does first; signals are the main process's to answer."""
+    # It answers Ctrl-C and SIGTERM by writing a checkpoint; until then it needs its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 
 def to_images(batch: Batch, mean: Tensor, std: Tensor) -> Tensor:
-    """Flip and normalise on the device of ``mean`` and ``std``: (B, C, H, W), float32."""
+    """Flip and normalise on the device of ``mean`` and ``std``: (B, C, H, W), float32.
+
+    uint8 pixels are divided by 255 first; ``mean`` and ``std`` (C,) are on that scale.
+    """
     pixels = batch.pixels_BHWC.to(mean.device, non_blocking=True).permute(0, 3, 1, 2)
     flips = batch.flips_B.to(mean.device, non_blocking=True).view(-1, 1, 1, 1)
     images = torch.where(flips, pixels.flip(3), pixels).float()
-    return (images / 255 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+    if pixels.dtype == torch.uint8:
+        images = images / 255
+    return (images - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
 
 
 def available_cpus() -> int:

@@ -7,7 +7,7 @@ it once.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -69,6 +69,7 @@ class Encoder(nn.Module):
         self._take(features)
 
     def _take(self, features: Features) -> None:
+        self.__dict__.pop("embedding", None)
         self.way, self.layout, self.prefix_tokens, self.stride, self.width, self.grid = features
 
     def forward(self, images_BCHW: Tensor, edit: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -81,7 +82,7 @@ class Encoder(nn.Module):
         if edit is None:
             output = last_features(self.model, images_BCHW, self.way)
         else:
-            with edited(self.model, self.embedding(), edit):
+            with edited(self.model, self.embedding, edit):
                 output = last_features(self.model, images_BCHW, self.way)
         grid = (images_BCHW.shape[2] // self.stride, images_BCHW.shape[3] // self.stride)
         if self.layout == "tokens":
@@ -91,6 +92,7 @@ class Encoder(nn.Module):
             features = F.interpolate(features, grid, mode="bilinear", align_corners=False)
         return features
 
+    @cached_property
     def embedding(self) -> Embedding:
         """The model's first part that makes tokens of pixels. Raises UsageError where there is none."""
         return find_embedding(self.model, self.model_name, self.image_size, self.in_chans, self.way)
@@ -125,8 +127,8 @@ def build_encoder(
 ) -> Encoder:
     """Build a backbone at ``image_size`` = (H, W), without its classifier, ready to pre-train.
 
-    Weights are drawn from torch's global generator. Parameters that the feature map does not depend on
-    (a classifier's norm, say) are frozen as they are.
+    Weights are drawn from torch's global generator; a module keeps its own. Parameters that the feature
+    map does not depend on (a classifier's norm, say) are frozen as they are.
 
     Args:
         model: a name of timm's, ``package.module:factory``, or a module of one's own: anything that turns
@@ -146,7 +148,7 @@ def build_encoder(
         if config.depth is not None:
             kwargs = _shortened(model, full_kwargs, config.depth)
         encoder = Encoder(create(model, kwargs), model, kwargs, image_size, in_chans, full_kwargs)
-    if config.pos_embed == "sincos":
+    if config.pos_embed == "sincos" and isinstance(model, str):
         _fix_position_embedding(encoder)
     for name, parameter in encoder.model.named_parameters():
         if name in encoder.unused:

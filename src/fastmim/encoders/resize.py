@@ -6,6 +6,7 @@ construction is built anew, and the weights are carried over. One that is neithe
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,11 @@ def resize(
     set_input_size = getattr(model, "set_input_size", None)
     try:
         if set_input_size is not None:
-            set_input_size(img_size=new)
+            tables = _bias_tables(model)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                set_input_size(img_size=new)
+            _resample_bias_tables(model, tables)
             return model, kwargs_at(name, kwargs, model, new)
         if "img_size" not in kwargs:
             return model, kwargs  # convolutional: any size will do
@@ -75,36 +80,84 @@ def carry_tensors(model: nn.Module, name: str, kwargs: dict[str, Any], old: Size
     return carry
 
 
+def _bias_tables(model: nn.Module) -> dict[str, tuple[Tensor, Size]]:
+    """Relative-position tables: parameters of modules that have a window, with that window."""
+    tables = {}
+    for module_name, module in model.named_modules():
+        window = getattr(module, "window_size", None)
+        if window is None:
+            continue
+        pair = (window, window) if isinstance(window, int) else (int(window[0]), int(window[1]))
+        for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
+            tables[name] = (parameter.detach().clone(), pair)
+    return tables
+
+
+@torch.no_grad()
+def _resample_bias_tables(model: nn.Module, before: dict[str, tuple[Tensor, Size]]) -> None:
+    """Fill the tables whose windows have changed from those before (bicubic; timm's own way is linear).
+
+    A table holds an entry for each offset within a window, 2w - 1 along each side, (places, heads) or
+    (heads, rows, columns); entries for other tokens come last. Paper: section 4.1 and A.3.2.
+    """
+    after = _bias_tables(model)
+    parameters = dict(model.named_parameters())
+    for name, (table, old) in before.items():
+        new = after[name][1]
+        if old == new or table.shape == parameters[name].shape:
+            continue
+        rows, columns = 2 * old[0] - 1, 2 * old[1] - 1
+        size = (2 * new[0] - 1, 2 * new[1] - 1)
+        if table.ndim == 3:
+            parameters[name].copy_(_bicubic(table, 1, size, antialias=False))
+        elif table.ndim == 2:
+            places, others = table[: rows * columns], table[rows * columns :]
+            grid = _bicubic(torch.unflatten(places, 0, (rows, columns)), 0, size, antialias=False)
+            parameters[name].copy_(torch.cat([grid.flatten(0, 1), others]))
+
+
 def _resampled(what: str, table: Tensor, shape: torch.Size, old: Size, new: Size) -> Tensor:
-    """A table of positions resampled (bicubic) to ``shape``; prefix tokens are kept."""
+    """What a model learned for each place, resampled (bicubic) to ``shape``; prefix tokens are kept."""
     changed = [axis for axis in range(table.ndim) if table.shape[axis] != shape[axis]]
-    if len(changed) == 2 and changed[1] == changed[0] + 1:
+    along_places = table
+    for axis in changed:
+        grids = _grids(table.shape[axis], shape[axis], old, new)
+        if grids is None:
+            break
+        prefix, before, after = grids
+        head, places = torch.split(along_places, [prefix, along_places.shape[axis] - prefix], dim=axis)
+        map_ = _bicubic(torch.unflatten(places, axis, before), axis, after)
+        along_places = torch.cat([head, map_.flatten(axis, axis + 1)], dim=axis)
+    if along_places.shape == shape:
+        return along_places
+    if len(changed) == 2 and changed[1] == changed[0] + 1:  # rows and columns
         return _bicubic(table, changed[0], tuple(shape[axis] for axis in changed))
-    if len(changed) == 1:
-        axis = changed[0]
-        for prefix in range(MOST_PREFIX_TOKENS):
-            grids = _grid_of(table.shape[axis] - prefix, old), _grid_of(shape[axis] - prefix, new)
-            if grids[0] and grids[1]:
-                head, places = torch.split(table, [prefix, table.shape[axis] - prefix], dim=axis)
-                places = torch.unflatten(places, axis, grids[0])
-                return torch.cat([head, _bicubic(places, axis, grids[1]).flatten(axis, axis + 1)], dim=axis)
     raise UsageError(
         f"{what} of shape {tuple(table.shape)} cannot be resampled to {tuple(shape)} "
         f"for {new[0]}x{new[1]} pixels"
     )
 
 
-def _grid_of(places: int, image_size: Size) -> Size | None:
-    """The grid of ``places`` that a whole stride gives on an image."""
-    stride = math.sqrt(image_size[0] * image_size[1] / places) if places > 0 else 0.5
-    if not stride.is_integer() or image_size[0] % int(stride) or image_size[1] % int(stride):
-        return None
-    return image_size[0] // int(stride), image_size[1] // int(stride)
+def _grids(before: int, after: int, old: Size, new: Size) -> tuple[int, Size, Size] | None:
+    """Prefix tokens and the two grids, of one stride, that lengths of an axis stand for."""
+    for prefix in range(MOST_PREFIX_TOKENS):
+        strides = [
+            math.sqrt(size[0] * size[1] / (places - prefix)) if places > prefix else 0.5
+            for places, size in ((before, old), (after, new))
+        ]
+        stride = int(strides[0])
+        if strides[0] == strides[1] == stride and not any(side % stride for side in (*old, *new)):
+            return (
+                prefix,
+                (old[0] // stride, old[1] // stride),
+                (new[0] // stride, new[1] // stride),
+            )
+    return None
 
 
-def _bicubic(table: Tensor, axis: int, size: tuple[int, ...]) -> Tensor:
+def _bicubic(table: Tensor, axis: int, size: tuple[int, ...], antialias: bool = True) -> Tensor:
     """Resample the axes ``axis`` and ``axis`` + 1."""
     moved = table.movedim((axis, axis + 1), (-2, -1))
     flat = moved.reshape(1, -1, *moved.shape[-2:])
-    resampled = F.interpolate(flat.float(), size, mode="bicubic", antialias=True).to(table.dtype)
+    resampled = F.interpolate(flat.float(), size, mode="bicubic", antialias=antialias).to(table.dtype)
     return resampled.reshape(*moved.shape[:-2], *size).movedim((-2, -1), (axis, axis + 1))

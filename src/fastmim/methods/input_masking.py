@@ -1,16 +1,21 @@
 """FastMIM: blocks of the input's pixels are replaced, the whole image goes through the backbone."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from fastmim.decoders import Decoder, DecoderConfig
 from fastmim.encoders.adapter import Encoder
+from fastmim.encoders.resize import Carry
 from fastmim.errors import UsageError
 from fastmim.grids import Size, channels_per_token, mask_to_cells, mask_to_pixels, tokens_to_cells
 from fastmim.losses import LossName, masked_loss
 from fastmim.masking import Masking, random_block_mask
 from fastmim.methods.base import Reconstruction
 from fastmim.targets import Target
+
+ENCODER = "encoder.model."  # what the names of the backbone's parameters begin with
 
 
 class InputMasking(nn.Module):
@@ -37,13 +42,23 @@ class InputMasking(nn.Module):
         self.target = target
         self.loss_name = loss_name
         self.block = masking.size or encoder.stride
+        self.place = masking.place
         self.ratio = masking.ratio
         channels = target.channels(encoder.in_chans)
         self.channel_weights = target.channel_weights(encoder.in_chans)
         self.decoder = Decoder(
             decoder, encoder.width, channels_per_token(channels, encoder.stride, target.cell)
         )
-        token = torch.zeros(1, encoder.in_chans, 1, 1)
+        width = encoder.in_chans
+        if self.place == "patch":
+            embedding = encoder.embedding
+            width = embedding.width
+            if self.block % embedding.stride:
+                raise UsageError(
+                    f"mask.size = {self.block}: with mask.place = patch it must be a multiple of the "
+                    f"{embedding.stride} pixels between the tokens of the patch embedding"
+                )
+        token = torch.zeros(1, width, 1, 1)
         if masking.token == "learned":
             self.mask_token = nn.Parameter(token.normal_(std=0.02))
         else:
@@ -51,8 +66,10 @@ class InputMasking(nn.Module):
         self._check_mask_size()
 
     def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
-        masked_BCHW = self.masked_images(images_BCHW, mask_Bhw)
-        features_BDhw = self.encoder(masked_BCHW)
+        if self.place == "image":
+            features_BDhw = self.encoder(self._masked(images_BCHW, mask_Bhw, self.block))
+        else:
+            features_BDhw = self.encoder(images_BCHW, edit=partial(self._masked_tokens, mask_Bhw))
         predictions = self.decoder(features_BDhw)
         prediction = tokens_to_cells(predictions, self.encoder.stride, self.target.cell)
 
@@ -62,9 +79,46 @@ class InputMasking(nn.Module):
         return Reconstruction(loss, prediction, target, mask)
 
     def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
-        """X * S + [M] * (1 - S): masked pixels are replaced by the mask token."""
-        mask_B1HW = mask_to_pixels(mask_Bhw, self.block, _size(images_BCHW)).unsqueeze(1)
-        return torch.where(mask_B1HW, self.mask_token.to(images_BCHW.dtype), images_BCHW)
+        if self.place == "image":
+            return self._masked(images_BCHW, mask_Bhw, self.block)
+        hidden_B1HW = mask_to_pixels(mask_Bhw, self.block, _size(images_BCHW)).unsqueeze(1)
+        return images_BCHW.masked_fill(hidden_B1HW, 0)  # the token is no colour
+
+    def set_image_size(self, image_size: Size) -> Carry:
+        """Go on at another size (paper: section 3.3, FastMIM-P).
+
+        Returns:
+            What brings other tensors with the names of this module's parameters to their new shapes.
+
+        Raises:
+            UsageError: the encoder cannot have that size.
+        """
+        stride = self.encoder.stride
+        carry_encoder = self.encoder.set_image_size(image_size)
+        if self.encoder.stride != stride:
+            raise UsageError(
+                f"{self.encoder.model_name} has a stride of {stride} pixels at first, and of "
+                f"{self.encoder.stride} at {image_size[0]}x{image_size[1]}: its size cannot change in a run"
+            )
+        self._check_mask_size()
+
+        def carry(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            inside = {
+                name.removeprefix(ENCODER): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(ENCODER)
+            }
+            return tensors | {ENCODER + name: tensor for name, tensor in carry_encoder(inside).items()}
+
+        return carry
+
+    def _masked(self, values_BCHW: Tensor, mask_Bhw: Tensor, block: int) -> Tensor:
+        """X * S + [M] * (1 - S): masked places are replaced by the mask token."""
+        mask_B1HW = mask_to_pixels(mask_Bhw, block, _size(values_BCHW)).unsqueeze(1)
+        return torch.where(mask_B1HW, self.mask_token.to(values_BCHW.dtype), values_BCHW)
+
+    def _masked_tokens(self, mask_Bhw: Tensor, tokens_BDhw: Tensor) -> Tensor:
+        return self._masked(tokens_BDhw, mask_Bhw, self.block // self.encoder.embedding.stride)
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
         return random_block_mask(generator, batch, size, self.block, self.ratio)

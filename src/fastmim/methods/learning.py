@@ -59,5 +59,11 @@ class HeldOut:
             torch.cat([part.mask for part in parts]),
         )
 
+    def measure(self, say: Callable[[str], None]) -> dict[str, float]:
+        """Both losses, told as a line and returned by name."""
+        loss = self.loss()
+        say(f"held-out loss {loss:.4f}, trivial predictor {self.trivial:.4f}")
+        return {"held_out_loss": loss, "trivial_loss": self.trivial}
+
     def loss(self) -> float:
         return float(self.reconstruct(len(self.images)).loss)

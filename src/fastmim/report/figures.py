@@ -175,7 +175,16 @@ def draw_losses(metrics: list[dict[str, Any]], trivial: float) -> bytes:
         marker=".",
         label="held-out",
     )
-    axes.axhline(trivial, color=INK, ls="--", lw=1, label="trivial predictor, held-out")
+    # Each image size has a trivial predictor of its own.
+    axes.step(
+        [0.0, *(line["epoch"] for line in measured)],
+        [*(line["trivial_loss"] for line in measured), trivial],
+        where="post",
+        color=INK,
+        ls="--",
+        lw=1,
+        label="trivial predictor, held-out",
+    )
     low = min([line["held_out_loss"] for line in measured] + [trivial], default=trivial)
     axes.set_ylim(min(0.9 * low, low), 1.35 * trivial)
     axes.set_xlabel("epoch")

@@ -8,6 +8,7 @@ from fastmim.methods.learning import HeldOut
 from fastmim.report.figures import Samples, draw_losses, draw_samples
 from fastmim.report.page import render_page
 from fastmim.train.checkpoint import write_atomically
+from fastmim.train.optim import scaled_lr
 from fastmim.train.rundir import REPORT, SAMPLES
 from fastmim.train.runlog import read_metrics
 
@@ -52,8 +53,7 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
         result.prediction.detach().cpu(),
         result.mask.cpu(),
         held_out.method.target,
-        config.crop.mean,
-        config.crop.std,
+        *config.crop.statistics,
     )
     which = "training" if outcome.on_training_images else "held-out"
     sheet = draw_samples(samples, f"{config.model}, step {outcome.steps}: {which} images")
@@ -63,10 +63,10 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
         outcome.verdict,
         [
             ("data", f"{config.data} ({outcome.images} images, {outcome.skipped_images} unreadable)"),
-            ("image size", f"{config.size[0]} x {config.size[1]} pixels"),
+            ("image size", ", then ".join(f"{h} x {w} pixels" for h, w in (s.size for s in config.course))),
             ("steps", f"{outcome.steps} of {outcome.total_steps}"),
             ("batch", f"{config.batch_size} images"),
-            ("peak learning rate", f"{config.peak_lr:.3g}"),
+            ("peak learning rate", f"{scaled_lr(config.optim.base_lr, config.batch_size):.3g}"),
             ("mask", f"{config.mask.ratio:.0%} in blocks of {config.mask.size} pixels"),
             ("target", config.target.name),
         ],

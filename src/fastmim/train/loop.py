@@ -22,6 +22,7 @@ from fastmim.train.optim import OptimConfig, guarded_step
 from fastmim.train.runlog import RunLog
 from fastmim.train.schedules import Schedule
 from fastmim.train.signals import StopRequest
+from fastmim.train.stages import Leg, Plan
 
 # A part of a step's batch that fits on the device: what the module is called with, the part of the
 # batch that it is (0..1), and whether it completes the step.
@@ -49,8 +50,6 @@ class LoopConfig:
     """What the loop does when."""
 
     seed: int
-    batch_size: int
-    steps_per_epoch: float
     log_every_steps: int
     checkpoint_every_steps: int | None
     checkpoint_every_minutes: float
@@ -58,7 +57,7 @@ class LoopConfig:
 
 
 class Loop:
-    """Runs ``module`` from where ``progress`` stands to the end of ``schedule``, or until asked to stop.
+    """Runs ``module`` from where ``progress`` stands to the end of ``leg``, or until asked to stop.
 
     Args:
         extra: goes into each checkpoint as it is (plain values).
@@ -76,6 +75,9 @@ class Loop:
         log: RunLog | None,
         config: LoopConfig,
         optim: OptimConfig,
+        plan: Plan,
+        leg: Leg,
+        progress: Progress,
         extra: dict[str, Any],
         evaluate: Callable[[], dict[str, float]],
         evaluate_at: frozenset[int],
@@ -90,25 +92,28 @@ class Loop:
         self.log = log
         self.config = config
         self.optim = optim
+        self.plan = plan
+        self.leg = leg
         self.extra = extra
         self.evaluate = evaluate
         self.evaluate_at = evaluate_at
         self.say = say
-        self.progress = Progress()
-        self.counters = torch.zeros(5, device=fabric.device)
+        self.progress = progress
+        self.counters = torch.tensor(progress.counters, device=fabric.device)
         self._saved_at = time.monotonic()
 
-    @property
-    def total_steps(self) -> int:
-        return self.schedule.total_steps
+    def handed_over(self) -> Progress:
+        """Where the run stands, for the loop of the next leg."""
+        self.progress.counters = self.counters.tolist()
+        return self.progress
 
     def train(self, stop: StopRequest) -> bool:
-        """True when the run is complete, False when it was asked to stop; either way it is saved."""
+        """True when the leg is complete, False when it was asked to stop; either way it is saved."""
         steps = self.feed(self.progress.step)
         window, waited = time.monotonic(), 0.0
         logged_at = self.progress.step
         self.module.train()
-        while self.progress.step < self.total_steps:
+        while self.progress.step < self.leg.last_step:
             if self._should_stop(stop):
                 self.save()
                 return False
@@ -152,7 +157,9 @@ class Loop:
 
     def _is_log_step(self) -> bool:
         step = self.progress.step
-        return step % self.config.log_every_steps == 0 or step == self.total_steps or step in self.evaluate_at
+        return (
+            step % self.config.log_every_steps == 0 or step == self.leg.last_step or step in self.evaluate_at
+        )
 
     def _log(self, lr: float, steps_per_second: float, waiting: float) -> None:
         counters = self.counters.tolist()
@@ -160,17 +167,19 @@ class Loop:
         step = self.progress.step
         values: dict[str, Any] = {
             "step": step,
-            "epoch": step / self.config.steps_per_epoch,
+            "epoch": self.leg.samples_before(step) / self.plan.images,
+            "stage": self.leg.number + 1,
+            "image_size": list(self.leg.image_size),
             "loss": counters[LOSS] / taken if taken else float("nan"),
             "lr": lr,
-            "images_per_second": steps_per_second * self.config.batch_size,
+            "images_per_second": steps_per_second * self.leg.batch_size,
             "data_wait": waiting,
             "peak_memory_mb": peak_memory_mb(self.fabric.device),
             "gradient_norm": counters[NORM] / taken if taken else float("nan"),
             "skipped_steps": int(counters[SKIPPED]),
             "rollbacks": self.progress.rollbacks,
             "seconds": self.progress.seconds,
-            "seconds_left": (self.total_steps - step) / steps_per_second,
+            "seconds_left": (self.plan.total_steps - step) / steps_per_second,
         }
         self.counters[: NORM + 1] = 0
         if step in self.evaluate_at:
@@ -229,6 +238,7 @@ class Loop:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
+            "leg": self.leg.number,
             "metrics_bytes": self.log.size() if self.log is not None else 0,
             **self.extra,
         }

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from fastmim.errors import RunError
+from fastmim.train.stages import Plan
 
 METRICS = "metrics.jsonl"
 
@@ -63,12 +64,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 class Display:
     """A progress bar on a terminal, plain lines elsewhere, nothing where ``quiet``."""
 
-    def __init__(
-        self, total_steps: int, total_epochs: float, quiet: bool, stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, quiet: bool, stream: TextIO | None = None) -> None:
         self._console = Console(file=stream or sys.stdout, highlight=False, quiet=quiet, soft_wrap=True)
-        self._total_steps = total_steps
-        self._total_epochs = total_epochs
+        self._plan = plan
         self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
             self._bar = Progress(
@@ -80,7 +78,7 @@ class Display:
                 console=self._console,
                 expand=True,
             )
-            self._task = self._bar.add_task("epoch 0", total=total_steps, numbers="")
+            self._task = self._bar.add_task("epoch 0", total=plan.total_steps, numbers="")
 
     def __enter__(self) -> "Display":
         if self._bar is not None:
@@ -99,7 +97,11 @@ class Display:
 
     def update(self, step: int, values: dict[str, Any]) -> None:
         """Show a log step's numbers."""
-        epoch = f"epoch {values['epoch']:.4g}/{self._total_epochs:.4g}"
+        epoch = f"epoch {values['epoch']:.4g}/{self._plan.total_epochs:.4g}"
+        if len(self._plan.legs) > 1:
+            height, width = values["image_size"]
+            size = f"{width}" if height == width else f"{height}x{width}"
+            epoch = f"stage {values['stage']}/{len(self._plan.legs)} {size}px {epoch}"
         numbers = (
             f"loss {values['loss']:.4f} lr {values['lr']:.1e} "
             f"{values['images_per_second']:.0f} img/s wait {values['data_wait']:.0%}"
@@ -108,7 +110,7 @@ class Display:
             self._bar.update(self._task, completed=step, description=epoch, numbers=numbers)
         else:
             self.say(
-                f"step {step}/{self._total_steps} {epoch} {numbers} ETA {_clock(values['seconds_left'])}"
+                f"step {step}/{self._plan.total_steps} {epoch} {numbers} ETA {_clock(values['seconds_left'])}"
             )
 
 

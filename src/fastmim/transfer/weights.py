@@ -47,9 +47,9 @@ def describe_encoder(
     }
 
 
-def save_encoder(run: Path, encoder: Encoder, origin: dict[str, Any]) -> None:
+def save_encoder(run: Path, model: nn.Module, origin: dict[str, Any]) -> None:
     """Write encoder.safetensors (timm's own keys; the description rides along) and encoder.json."""
-    state = {name: value.detach().cpu().contiguous() for name, value in encoder.model.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     text = json.dumps(origin, indent=2)
     weights = safetensors.torch.save(state, metadata={"fastmim": text})
     write_atomically(run / WEIGHTS, lambda file: file.write(weights))

@@ -1,0 +1,107 @@
+"""Mean and standard deviation of each channel of a data set, in one pass over some of its images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from fastmim.data.bands import UnreadableImage, to_float
+from fastmim.data.decode import Box
+from fastmim.data.feed import STATS_SEED
+from fastmim.data.images import ImageSource
+from fastmim.data.loader import prepare_worker, read_crop
+from fastmim.errors import UsageError
+from fastmim.grids import Size
+
+FLAT = 1e-6  # a channel whose std is no larger share of its mean is constant but for rounding
+
+
+@dataclass(frozen=True)
+class ChannelStats:
+    """What `measure_stats` found, on the scale that `loader.to_images` normalises (8 bits as 0..1)."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]  # 1 where a channel is constant
+    images: int  # measured
+    unreadable: int  # left out
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Mean and variance of each channel of one image, (C,) float64, or why there are none."""
+
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    reason: str = ""
+
+
+class _ImageMoments(Dataset[_Moments]):
+    def __init__(self, source: ImageSource, chans: int, size: Size) -> None:
+        self.source = source
+        self.chans = chans
+        self.size = size
+
+    def __getitem__(self, index: int) -> _Moments:
+        try:
+            pixels = read_crop(self.source, index, _whole, self.size, self.chans)
+        except UnreadableImage as error:
+            return _Moments(np.empty(0), np.empty(0), f"{self.source.name(index)}: {error}")
+        values = to_float(pixels).reshape(-1, self.chans).astype(np.float64)
+        return _Moments(values.mean(0), values.var(0))
+
+
+def measure_stats(
+    source: ImageSource, chans: int, size: Size, count: int | None, seed: int, workers: int = 0
+) -> ChannelStats:
+    """Mean and standard deviation of each channel over the pixels of ``count`` images drawn by ``seed``.
+
+    Args:
+        source: the images; one that cannot be read is counted and left out.
+        chans: channels of each image.
+        size: (H, W) that each whole image is resized to, so that all weigh the same.
+        count: how many images to draw; None for all of them.
+        seed: fixes the draw; the result does not depend on ``workers``.
+        workers: processes that read images (0: this one).
+
+    Raises:
+        UsageError: none of the images can be read.
+    """
+    drawn = np.random.default_rng([STATS_SEED, seed]).permutation(len(source))[:count]
+    mean, within, between = np.zeros((3, chans))
+    measured, reasons = 0, []
+    for moments in _load(_ImageMoments(source, chans, size), np.sort(drawn), workers):
+        if moments.reason:
+            reasons.append(moments.reason)
+            continue
+        # All images have as many pixels, so the variance over all of them is the mean of the images'
+        # variances plus the variance of their means (the latter as in Welford, Technometrics 1962).
+        measured += 1
+        step = moments.mean - mean
+        mean = mean + step / measured
+        between = between + step * (moments.mean - mean)
+        within = within + moments.variance
+    if not measured:
+        first = f"; the first is {reasons[0]}" if reasons else ""
+        raise UsageError(f"data: none of {len(drawn)} images can be read with {chans} channels{first}")
+    std = np.sqrt((within + between) / measured)
+    std = np.where(std <= FLAT * np.abs(mean), 1.0, std)
+    return ChannelStats(tuple(mean.tolist()), tuple(std.tolist()), measured, len(reasons))
+
+
+def _load(images: _ImageMoments, indices: NDArray[np.int64], workers: int) -> Iterator[_Moments]:
+    loader: DataLoader[_Moments] = DataLoader(
+        images,
+        batch_size=None,
+        sampler=indices.tolist(),
+        num_workers=workers,
+        worker_init_fn=prepare_worker,
+        generator=torch.Generator(),  # else torch's own would be drawn from
+    )
+    return iter(loader)
+
+
+def _whole(height: int, width: int) -> Box:
+    return Box(0, 0, height, width)

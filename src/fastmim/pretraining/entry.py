@@ -1,0 +1,111 @@
+"""The ways into a pre-training run: from Python, and from a finished configuration."""
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastmim.config import PretrainConfig, build, merge, read_yaml
+from fastmim.data.images import open_images
+from fastmim.encoders.adapter import name_of
+from fastmim.errors import UsageError
+from fastmim.pretraining.run import RUN_FILES, RunResult, run_on
+from fastmim.pretraining.start import check_stages
+from fastmim.recipes import find_recipe
+from fastmim.train.checkpoint import LAST, load_checkpoint
+from fastmim.train.launch import build_fabric, is_first_process, launch_processes, started_by_launcher
+from fastmim.train.rundir import CONFIG, prepare_run_directory
+
+
+def pretrain(
+    *,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    model: str | nn.Module | None = None,
+    config: str | os.PathLike[str] | None = None,
+    recipe: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> RunResult:
+    """Pre-train a backbone on a folder of unlabelled images.
+
+    Args:
+        data: folder, tar, parquet, saved dataset, ``hf:NAME[:SPLIT]`` or ``demo:NAME`` of images.
+        out: folder that the run is written to.
+        model: timm name of the backbone, ``package.module:factory``, or a module of your own that turns
+            images into a feature map (B, D, h, w), tokens (B, h*w, D), or a list that ends with one. A module
+            is trained in place where there is one device; give the same again to resume, and to
+            `load_encoder`.
+        config: YAML file with settings; arguments given here win.
+        recipe: name of a recipe to start from.
+        resume: go on with the run in ``out``, if there is one.
+        overwrite: replace the run in ``out``.
+        quiet: print nothing.
+        settings: any field of `fastmim.config.PretrainConfig`; groups as mappings
+            (``mask={"ratio": 0.6}``) or dotted (``**{"mask.ratio": 0.6}``).
+
+    Returns:
+        Where the run lies and how it ended. With several devices they are started as new processes, so
+        a script must call this below ``if __name__ == "__main__":``.
+
+    Raises:
+        UsageError: a setting, path or model that does not work; nothing was started.
+        RunError: the run had to end; its last checkpoint is intact.
+    """
+    module = model if isinstance(model, nn.Module) else None
+    name = name_of(model) if isinstance(model, nn.Module) else model
+    named = {"data": data, "out": out, "model": name}
+    given = {name: os.fspath(value) for name, value in named.items() if value is not None} | settings
+    base = base_config(config, recipe, given.get("out") if resume else None)
+    return run_pretraining(merge(base, given), resume, overwrite, quiet, module)
+
+
+def base_config(
+    config: str | os.PathLike[str] | None, recipe: str | None, resumed: str | None
+) -> PretrainConfig:
+    """What a caller's settings are laid over: a stored run, a recipe, a file, or the defaults."""
+    base = find_recipe(recipe) if recipe else PretrainConfig()
+    if resumed and (stored := Path(resumed).expanduser() / CONFIG).is_file():
+        base = build(PretrainConfig, read_yaml(stored), f"{stored}: ")
+    if config:
+        base = merge(base, read_yaml(Path(config).expanduser()), f"{os.fspath(config)}: ")
+    return base
+
+
+def run_pretraining(
+    config: PretrainConfig,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    module: nn.Module | None = None,
+) -> RunResult:
+    """Run a configuration, on one device in this process or on several in processes of their own.
+
+    Args:
+        module: what ``config.model`` names, where that is no name that a model can be built from.
+    """
+    if not config.data:
+        raise UsageError("data is missing: give a folder of images, or demo:photos to try it")
+    if not config.out:
+        raise UsageError("out is missing: give a folder that the run is written to")
+    run = Path(config.out).expanduser()
+    config = replace(config, out=str(run))
+    source = open_images(config.data)
+    resumes = resume and (run / LAST).is_file()
+    if not resumes:
+        check_stages(config, module)  # what does not work is told before anything is written
+    if is_first_process():
+        prepare_run_directory(run, RUN_FILES, resume, overwrite)
+    precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
+    fabric = build_fabric(config.accelerator, config.devices, config.num_nodes, precision)
+    if fabric.world_size > 1 and not started_by_launcher():
+        start = partial(run_on, source=source, config=config, resumes=resumes, quiet=quiet, module=module)
+        result: RunResult = launch_processes(fabric, start)
+        return result
+    fabric.launch()
+    return run_on(fabric, source, config, resumes, quiet, module)

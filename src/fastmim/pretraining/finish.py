@@ -1,0 +1,101 @@
+"""What a run says of itself when it starts, and what it leaves when it ends."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from fastmim.config import PretrainConfig
+from fastmim.data.skips import SKIPPED
+from fastmim.methods.input_masking import InputMasking
+from fastmim.report.run import Outcome, write_report
+from fastmim.train.optim import scaled_lr
+from fastmim.train.rundir import REPORT
+from fastmim.train.runlog import Display
+from fastmim.train.stages import Leg, Plan
+from fastmim.transfer.batchnorm import batch_norms, recalibrated
+from fastmim.transfer.weights import WEIGHTS, describe_encoder, save_encoder
+
+if TYPE_CHECKING:
+    from fastmim.pretraining.run import Material
+
+METHOD = "fastmim"
+
+
+def summary(
+    fabric: Fabric,
+    config: PretrainConfig,
+    method: InputMasking,
+    plan: Plan,
+    leg: Leg,
+    held_out: int,
+    choices: dict[str, Any],
+) -> Iterator[str]:
+    """What will be done, in a few lines, at the start and at each change of size."""
+    height, width = leg.image_size
+    h, w = (side // method.encoder.stride for side in leg.image_size)
+    batch = (
+        f"batch {leg.batch_size} as {fabric.world_size} x {choices['micro_batch']} "
+        f"on {fabric.device.type} in {choices['precision']}"
+    )
+    lr = scaled_lr(config.optim.base_lr, leg.batch_size)
+    if leg.number:
+        yield f"{_stage(plan, leg)}: {h}x{w} tokens at {height}x{width} pixels; {batch}; peak lr {lr:.3g}"
+        return
+    parameters = sum(p.numel() for p in method.encoder.parameters()) / 1e6
+    yield (
+        f"{config.model}: {parameters:.1f} M parameters, stride {method.encoder.stride}, "
+        f"{h}x{w} tokens of width {method.encoder.width} at {height}x{width} pixels"
+    )
+    yield f"{config.data}: {plan.images} images to train on, {held_out} held out"
+    yield f"{batch}; peak lr {lr:.3g}, {plan.total_steps} steps"
+    if len(plan.legs) > 1:
+        yield f"{_stage(plan, leg)}: {leg.last_step} steps at {height}x{width} pixels"
+
+
+def _stage(plan: Plan, leg: Leg) -> str:
+    return f"stage {leg.number + 1} of {len(plan.legs)}"
+
+
+def leave(
+    run: Path,
+    config: PretrainConfig,
+    method: InputMasking,
+    material: "Material",
+    outcome: Outcome,
+    complete: bool,
+    display: Display,
+) -> None:
+    """Write the encoder, the sheet and the page, and say how it went."""
+    encoder = method.encoder
+    origin = describe_encoder(encoder, *config.crop.statistics, METHOD, config.target.name)
+    model = encoder.model
+    if config.bn_recalibrate and batch_norms(model):
+        model, count, shift = recalibrated(encoder, _unmasked(material), config.bn_images)
+        display.say(
+            f"batch norms re-estimated on {count} unmasked images: "
+            f"running means moved by {shift:.2f} standard deviations on average"
+        )
+    elif config.bn_recalibrate:
+        display.say(f"bn_recalibrate: {config.model} has no batch norm, so there is nothing to re-estimate")
+    save_encoder(run, model, origin)
+    write_report(run, config, material.held_out, outcome)
+    if outcome.skipped_images:
+        display.say(f"{outcome.skipped_images} unreadable images were skipped: {run / SKIPPED} lists them")
+    if not complete:
+        display.say(
+            f"stopped at step {outcome.steps} of {outcome.total_steps}; "
+            f"a checkpoint is written: go on with --resume --out {run}"
+        )
+    display.say(f"{run / WEIGHTS}: the encoder; {run / REPORT}: the report")
+    display.say(outcome.verdict)
+
+
+def _unmasked(material: "Material") -> Iterator[Tensor]:
+    """Training crops, from the beginning of the leg again and again."""
+    while True:
+        for micro_batches in material.feeder(material.leg.first_step):
+            for (images, _), _, _ in micro_batches:
+                yield images

@@ -1,0 +1,253 @@
+"""One run, from the first step to the report: read `run_on` from top to bottom."""
+
+import contextlib
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from fastmim import __version__
+from fastmim.config import PretrainConfig, resolved
+from fastmim.data.feed import (
+    HELD_OUT_SEED,
+    MASK_SEED,
+    Feeder,
+    Split,
+    held_out_crops,
+    seeded_generator,
+    split_images,
+)
+from fastmim.data.images import ImageSource, fingerprint
+from fastmim.data.loader import Crops, to_images
+from fastmim.data.skips import SKIPPED, SkipList
+from fastmim.methods.input_masking import InputMasking
+from fastmim.methods.learning import HeldOut
+from fastmim.pretraining.finish import leave, summary
+from fastmim.pretraining.start import (
+    build_method,
+    channel_statistics,
+    check_resumed,
+    config_text,
+    fitting_micro_batch,
+    loader_workers,
+)
+from fastmim.report.run import Outcome
+from fastmim.train.checkpoint import LAST, load_checkpoint, remove_leftovers, write_atomically
+from fastmim.train.launch import deterministic_kernels, quiet_warnings
+from fastmim.train.loop import Loop, LoopConfig, Progress
+from fastmim.train.optim import build_adamw, carry_state
+from fastmim.train.rundir import CONFIG, REPORT, SAMPLES
+from fastmim.train.runlog import METRICS, Display, RunLog
+from fastmim.train.sampler import Stream
+from fastmim.train.schedules import build_schedule
+from fastmim.train.signals import StopRequest
+from fastmim.train.stages import Leg, Plan, build_plan
+from fastmim.transfer.weights import ORIGIN, WEIGHTS
+
+RUN_FILES = (CONFIG, METRICS, LAST, WEIGHTS, ORIGIN, REPORT, SAMPLES, SKIPPED)
+
+
+class RunResult(NamedTuple):
+    """How a run ended."""
+
+    run: Path
+    complete: bool
+    steps: int
+    held_out_loss: float
+    trivial_loss: float
+    skipped_images: int
+    stopped_by: int | None
+    """Number of the signal that ended it before its time."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from, and what it is only measured on, at the size of one of its legs."""
+
+    leg: Leg
+    held_out: HeldOut
+    feeder: Feeder
+    micro_batch: int
+
+
+def run_on(
+    fabric: Fabric,
+    source: ImageSource,
+    config: PretrainConfig,
+    resumes: bool,
+    quiet: bool,
+    module: nn.Module | None = None,
+) -> RunResult:
+    """A run on the devices of ``fabric``; every process of a run calls this."""
+    run = Path(config.out)
+    first = fabric.is_global_zero
+    state = load_checkpoint(run / LAST) if resumes else None
+
+    # What learns, and for how long.
+    split = split_images(len(source), config.held_out, config.seed)
+    plan = build_plan(config.course, len(split.training), config.batch_size, config.micro_batch)
+    leg = plan.legs[state["leg"] if state else 0]
+    method = build_method(config, module)
+    mean, std = channel_statistics(config, source)
+    config = resolved(
+        config, method.encoder.stride, method.target.cell, method.encoder.full_kwargs, mean, std
+    )
+    for earlier in plan.legs[1 : leg.number + 1]:
+        method.set_image_size(earlier.image_size)
+    optimizer = build_adamw(method, config.optim)
+
+    # What is known already.
+    facts = {"data_digest": fingerprint(source), "world_size": fabric.world_size}
+    if state is not None:
+        check_resumed(run, config, state, facts)
+    skips = SkipList(run / SKIPPED, len(source), config.max_unreadable)
+    evaluate_at = evaluation_steps(plan, config.evaluations, config.log_every_steps)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(deterministic_kernels(config.deterministic))
+        display = stack.enter_context(Display(plan, quiet=quiet or not first))
+        log = None
+        if first:
+            remove_leftovers(run)
+            if state is None:
+                write_atomically(run / CONFIG, lambda file: file.write(config_text(config)))
+            log = RunLog(run, display, state["metrics_bytes"] if state else 0, _step_of(state))
+            stack.callback(log.close)
+        stop = stack.enter_context(StopRequest())
+        progress = Progress()
+
+        while True:
+            known = state["choices"]["micro_batch"] if state else leg.micro_batch
+            material = prepare(fabric, source, config, method, leg, split, skips, known)
+            held_out = material.held_out
+            with quiet_warnings():
+                wrapped = fabric.setup_module(method)
+            choices = {"precision": _precision_of(fabric), "micro_batch": material.micro_batch}
+            loop = Loop(
+                fabric,
+                wrapped,
+                optimizer,
+                build_schedule(config.schedule, config.optim.base_lr, plan, leg),
+                material.feeder,
+                run,
+                log,
+                LoopConfig(
+                    seed=config.seed,
+                    log_every_steps=config.log_every_steps,
+                    checkpoint_every_steps=config.checkpoint_every_steps,
+                    checkpoint_every_minutes=config.checkpoint_every_minutes,
+                    keep_checkpoints=config.keep_checkpoints,
+                ),
+                config.optim,
+                plan,
+                leg,
+                progress,
+                extra={"choices": choices, "fastmim_version": __version__, **facts},
+                evaluate=partial(held_out.measure, display.say) if first else dict,
+                evaluate_at=evaluate_at,
+                say=display.say,
+            )
+            for line in summary(fabric, config, method, plan, leg, len(split.held_out), choices):
+                display.say(line)
+            if state is not None:
+                loop.restore(state)
+                display.say(f"resumed at step {loop.progress.step} of {plan.total_steps}")
+            else:
+                loop.save()  # a full disk shows now, and a return always has somewhere to go
+            state = None
+            complete = loop.train(stop)
+            progress = loop.handed_over()
+            if not complete or leg is plan.legs[-1]:
+                break
+            leg = plan.legs[leg.number + 1]
+            optimizer = grow(method, optimizer, config, leg)
+
+        outcome = Outcome(
+            loop.progress.step,
+            plan.total_steps,
+            held_out.loss() if first else math.nan,
+            held_out.trivial,
+            len(source),
+            len(skips.skipped),
+            split.shared,
+        )
+        if first:
+            leave(run, config, method, material, outcome, complete, display)
+    return RunResult(
+        run,
+        complete,
+        outcome.steps,
+        outcome.held_out_loss,
+        outcome.trivial_loss,
+        outcome.skipped_images,
+        stop.signal,
+    )
+
+
+def prepare(
+    fabric: Fabric,
+    source: ImageSource,
+    config: PretrainConfig,
+    method: InputMasking,
+    leg: Leg,
+    split: Split,
+    skips: SkipList,
+    micro_batch: int | None,
+) -> Material:
+    """The data of a leg, and the loss on held-out images."""
+    rank, world = fabric.global_rank, fabric.world_size
+    size, chans = leg.image_size, config.in_chans
+    mean = torch.tensor(config.crop.mean, device=fabric.device)
+    std = torch.tensor(config.crop.std, device=fabric.device)
+    method.to(fabric.device)
+
+    crops = Crops(source, split.held_out, config.crop, size, chans)
+    images = to_images(held_out_crops(crops, config.held_out, config.seed, skips), mean, std)
+    generator = seeded_generator(HELD_OUT_SEED, MASK_SEED, config.seed)
+    mask = method.draw_mask(generator, len(images), size).to(fabric.device)
+    micro_batch = micro_batch or fitting_micro_batch(fabric, method, leg, images, mask)
+
+    stream = Stream(split.training, config.seed)
+    feeder = Feeder(
+        Crops(source, split.training, config.crop, size, chans),
+        batches=lambda step: stream.batches(leg, step, rank, world),
+        draw_mask=lambda generator, count: method.draw_mask(generator, count, size),
+        skips=skips,
+        micro_batch=micro_batch,
+        workers=loader_workers(config, fabric),
+        seed=config.seed,
+        rank=rank,
+        mean=mean,
+        std=std,
+    )
+    return Material(leg, HeldOut(method, images, mask, micro_batch, fabric.autocast), feeder, micro_batch)
+
+
+def grow(
+    method: InputMasking, optimizer: torch.optim.AdamW, config: PretrainConfig, leg: Leg
+) -> torch.optim.AdamW:
+    """Bring the network to the size of ``leg``; returns an optimiser that goes on where the old one stood."""
+    carry = method.set_image_size(leg.image_size)
+    larger = build_adamw(method, config.optim)
+    carry_state(optimizer, larger, carry)
+    return larger
+
+
+def evaluation_steps(plan: Plan, evaluations: int, log_every_steps: int) -> frozenset[int]:
+    """Steps after which the held-out loss is measured: evenly over the run, and at the end of each leg."""
+    count = max(1, min(evaluations, plan.total_steps // log_every_steps))
+    evenly = {math.ceil(plan.total_steps * i / count) for i in range(1, count + 1)}
+    return frozenset(evenly | {leg.last_step for leg in plan.legs})
+
+
+def _precision_of(fabric: Fabric) -> str:
+    return str(fabric._precision.precision)
+
+
+def _step_of(state: dict[str, Any] | None) -> int:
+    return int(state["progress"]["step"]) if state else 0
