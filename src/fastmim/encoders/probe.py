@@ -1,25 +1,22 @@
-"""What a backbone gives, seen by running it: layout, stride, width, and the sizes that it works at.
+"""What a backbone gives, seen by running it: layout, stride, width, and what it does not depend on.
 
 Models are run on the meta device where they can be: shapes cost neither memory nor arithmetic there.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastmim.encoders.models import MODEL_ERRORS, create, first_line, fit_kwargs, weightless, without_memory
+from fastmim.encoders.models import MODEL_ERRORS, first_line, weightless
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 
 Layout = Literal["tokens", "channels-last", "channels-first"]
 Way = Literal["forward_features", "forward", "forward_intermediates"]
 
-TRIED_SIDES = (64, 96, 128, 160, 192, 224, 256)
 MOST_PREFIX_TOKENS = 16
 
 
@@ -66,6 +63,7 @@ def probe(model: nn.Module, name: str, image_size: Size, in_chans: int) -> tuple
         return _seen_and_unused(model, name, image_size, in_chans)
 
 
+@torch.enable_grad()
 def _seen_and_unused(
     model: nn.Module, name: str, image_size: Size, in_chans: int
 ) -> tuple[Features, frozenset[str]]:
@@ -140,9 +138,14 @@ def _form_of_tokens(
     told = getattr(model, "num_prefix_tokens", None)
     if side and told is not None:
         _check_multiple(name, image_size, side)
+    reduction = _reduction(model)
     for prefix in range(MOST_PREFIX_TOKENS + 1) if told is None else (int(told),):
         tokens = output.shape[1] - prefix
-        exact = math.sqrt(height * width / tokens) if tokens > 0 else 0.5
+        if tokens < 2:
+            break  # a class token is no map
+        if reduction and -(-height // reduction) * -(-width // reduction) == tokens:
+            _check_multiple(name, image_size, reduction)
+        exact = math.sqrt(height * width / tokens)
         if exact.is_integer() and exact > 1 and not (height % exact or width % exact):
             stride = int(exact)
             grid = (height // stride, width // stride)
@@ -162,7 +165,7 @@ def _stride_of(
     model: nn.Module, name: str, grid: Size, rows: int, image_size: Size, in_chans: int, way: Way
 ) -> int:
     """Growth from a size to its double where the model runs at both: at one, rounding could hide it."""
-    told = (getattr(model, "feature_info", None) or [{}])[-1].get("reduction")
+    told = _reduction(model)
     if told and all(-(-side // told) == places for side, places in zip(image_size, grid, strict=True)):
         return int(told)
     try:
@@ -175,6 +178,12 @@ def _stride_of(
     if twice > grid[0]:
         return round(image_size[0] / (twice - grid[0]))
     return _dividing_stride(image_size, grid)  # a map of the same size for every image
+
+
+def _reduction(model: nn.Module) -> int | None:
+    """The stride that a model tells of itself, which need not be right."""
+    info = getattr(model, "feature_info", None)
+    return info[-1].get("reduction") if isinstance(info, list) and info else None
 
 
 def _dividing_stride(image_size: Size, grid: Size) -> int:
@@ -199,70 +208,3 @@ def patch_side(model: nn.Module) -> int | None:
     side = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     side = side[0] if isinstance(side, tuple | list) else side
     return side if isinstance(side, int) else None
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """At which square sizes a backbone runs, as far as they were tried."""
-
-    stride: int
-    width: int
-    working: tuple[int, ...]
-    failing: Mapping[int, str] = field(default_factory=dict)
-
-    def best(self, near: int = 128) -> int:
-        """The working side nearest to ``near``."""
-        return min(self.working, key=lambda side: (abs(side - near), side))
-
-    def __str__(self) -> str:
-        if not self.failing:
-            return f"multiples of {self.stride}"
-        return ", ".join(map(str, self.working)) or "none"
-
-
-def working_sizes(model_name: str, model_kwargs: dict[str, Any] | None = None, in_chans: int = 3) -> Sizes:
-    """Try a backbone at the size it was made for, and at multiples of its stride around the usual sizes.
-
-    Raises:
-        UsageError: it runs at none of them; the reason of the first is given.
-    """
-    kwargs = model_kwargs or {}
-    shape = without_memory(partial(create, model_name, kwargs))
-    own = _own_side(shape)
-    found: dict[int, Features] = {}
-    failing: dict[int, str] = {}
-
-    def attempt(side: int) -> None:
-        if side in found or side in failing:
-            return
-        try:
-            fitted = fit_kwargs(model_name, dict(kwargs), (side, side), in_chans)
-            model = without_memory(partial(create, model_name, fitted)).eval()
-            found[side] = _looked_at(model, model_name, (side, side), in_chans)
-        except UsageError as error:
-            failing[side] = str(error)
-
-    attempt(own)
-    if not found:
-        attempt(128)
-    if not found:
-        raise UsageError(failing[own])
-    form = next(iter(found.values()))
-    failing.clear()
-    for side in TRIED_SIDES:
-        attempt(max(1, round(side / form.stride)) * form.stride)
-    form = found[min(found)]
-    return Sizes(form.stride, form.width, tuple(sorted(found)), dict(sorted(failing.items())))
-
-
-def _looked_at(model: nn.Module, name: str, image_size: Size, in_chans: int) -> Features:
-    try:
-        return look_at(weightless(model), name, image_size, in_chans)[0]
-    except (*MODEL_ERRORS, UsageError):
-        return look_at(model, name, image_size, in_chans)[0]
-
-
-def _own_side(model: nn.Module) -> int:
-    """The size that a model was made for."""
-    size = (getattr(model, "default_cfg", None) or {}).get("input_size")
-    return int(size[-1]) if size else 128

@@ -5,16 +5,16 @@ from functools import cache
 
 from fastmim.config import PretrainConfig
 from fastmim.errors import UsageError
-from fastmim.recipes import ablations, main_results
-from fastmim.recipes.recipe import Recipe, recipes_of
+from fastmim.recipes.definition import Recipe, resolve, smoke
+from fastmim.recipes.tables import TABLES, recipes_of
+
+__all__ = ["Recipe", "catalogue", "find_recipe", "recipe", "recipes_under", "resolve", "smoke"]
 
 
 @cache
 def catalogue() -> dict[str, Recipe]:
     """Every recipe by name, table by table as in the paper."""
-    modules = {table.name: (table, module) for module in (ablations, main_results) for table in module.TABLES}
-    ordered = sorted(modules, key=lambda name: (int("".join(filter(str.isdigit, name))), name))
-    return {recipe.name: recipe for name in ordered for recipe in recipes_of(*modules[name])}
+    return {recipe.name: recipe for table in TABLES for recipe in recipes_of(table)}
 
 
 def recipe(name: str) -> Recipe:
@@ -39,13 +39,11 @@ def recipes_under(prefix: str) -> list[Recipe]:
 
 
 def _hint(name: str) -> str:
-    """The most similar names; what follows the table counts as a name, too."""
-    by_ending: dict[str, str] = {}
-    for full in catalogue():
-        by_ending.setdefault(full.partition("/")[2], full)
-    close = difflib.get_close_matches(name, [*catalogue(), *by_ending], n=3)
-    names = dict.fromkeys(by_ending.get(match, match) for match in close)
-    if names:
-        return f"did you mean {', '.join(names)}?"
-    tables = dict.fromkeys(full.partition("/")[0] for full in catalogue())
-    return f"`fastmim recipes` lists them; tables: {', '.join(tables)}"
+    """The most similar names: those that hold what was given, best at their end, else those spelt alike."""
+    names = list(catalogue())
+    holding = sorted((n for n in names if name in n), key=lambda n: (not n.endswith(name), len(n)))
+    close = holding[:3] or difflib.get_close_matches(name, names, n=3)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    tables = dict.fromkeys(n.partition("/")[0] for n in names)
+    return f"`fastmim recipes` lists them, by table: {', '.join(tables)}"

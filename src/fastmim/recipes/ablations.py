@@ -7,16 +7,14 @@ none of them was measured with this code. Where a table does not say which pixel
 normalised, as in table 1a; where it gives no epochs, they are those of table 3 or 4.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from fastmim.config import PretrainConfig
 from fastmim.decoders import DecoderConfig
 from fastmim.encoders.adapter import EncoderConfig
 from fastmim.masking import Masking
 from fastmim.recipes.backbones import pyramid, swin_b, swin_l, vit_b, vit_l
-from fastmim.recipes.recipe import Cell, Table
 from fastmim.targets import TargetConfig
 
 Predicted = Literal["pixel", "hog"]
@@ -72,57 +70,57 @@ def table1c_swin_b(depth: tuple[int, ...]) -> PretrainConfig:
     return replace(swin_b(400), encoder=EncoderConfig(depth=depth))
 
 
-def table2_vit_b_224(predicted: Predicted, size: int) -> PretrainConfig:
+def table2_vit_b(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 2, ViT-B: loss on HOG or pixels, at 224 or 128 pixels."""
     return _predicting(predicted, vit_b(800, size))
 
 
-def table2_swin_b_192(predicted: Predicted, size: int) -> PretrainConfig:
+def table2_swin_b(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 2, Swin-B: loss on HOG or pixels, at 192 or 128 pixels."""
     return _predicting(predicted, swin_b(400, size))
 
 
-def table2_swin_l_192(predicted: Predicted, size: int) -> PretrainConfig:
+def table2_swin_l(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 2, Swin-L: loss on HOG or pixels, at 192 or 128 pixels."""
     return _predicting(predicted, swin_l(800, size))
 
 
-def table7_vit_b_224(predicted: Predicted, size: int) -> PretrainConfig:
+def table7_vit_b(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 7, ViT-B: pixels or HOG, at 224 or 128 pixels."""
     return _predicting(predicted, vit_b(800, size))
 
 
-def table7_vit_l_224(predicted: Predicted, size: int) -> PretrainConfig:
+def table7_vit_l(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 7, ViT-L: pixels or HOG, at 224 or 128 pixels."""
     return _predicting(predicted, vit_l(800, size))
 
 
-def table7_swin_b_192(predicted: Predicted, size: int) -> PretrainConfig:
+def table7_swin_b(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 7, Swin-B: pixels or HOG, at 192 or 128 pixels."""
     return _predicting(predicted, swin_b(400, size))
 
 
-def table7_swin_l_192(predicted: Predicted, size: int) -> PretrainConfig:
+def table7_swin_l(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 7, Swin-L: pixels or HOG, at 192 or 128 pixels."""
     return _predicting(predicted, swin_l(800, size))
 
 
-def table7_cmt_s_224(predicted: Predicted, size: int) -> PretrainConfig:
+def table7_cmt_s(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 7, CMT-S: pixels or HOG, at 224 or 128 pixels."""
     return _predicting(predicted, pyramid("cmt_s", 800, size))
 
 
-def table7_cmt_b_224(predicted: Predicted, size: int) -> PretrainConfig:
+def table7_cmt_b(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 7, CMT-B: pixels or HOG, at 224 or 128 pixels."""
     return _predicting(predicted, pyramid("cmt_b", 800, size))
 
 
-def table7_pvt_v2_b2_224(predicted: Predicted, size: int) -> PretrainConfig:
+def table7_pvt_v2_b2(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 7, PVTv2-B2: pixels or HOG, at 224 or 128 pixels."""
     return _predicting(predicted, pyramid("pvt_v2_b2", 800, size))
 
 
-def table7_pvt_v2_b5_224(predicted: Predicted, size: int) -> PretrainConfig:
+def table7_pvt_v2_b5(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 7, PVTv2-B5: pixels or HOG, at 224 or 128 pixels."""
     return _predicting(predicted, pyramid("pvt_v2_b5", 800, size))
 

@@ -52,7 +52,7 @@ def pyramid(model: str, epochs: float, size: int = 128) -> PretrainConfig:
 
 
 def swin_b(epochs: float, size: int = 128) -> PretrainConfig:
-    """Swin-B. Its window follows the size: 4 at 128 (appendix A.3.2; section 4 says 7), 6 at 192, 7 at 224."""
+    """Swin-B. Its window follows the size: 4 at 128 (appendix A.3.2; section 4 says 7), 7 at 224."""
     return pyramid("swin_base_patch4_window7_224", epochs, size)
 
 

@@ -6,13 +6,10 @@ Each was meant for 8 V100 GPUs and ImageNet-1K (1.28 million images). The paper'
 none of them was measured with this code.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from fastmim.config import PretrainConfig
 from fastmim.recipes.backbones import pyramid, swin_b, swin_l, vit_b, vit_l
-from fastmim.recipes.recipe import Cell, Table
 from fastmim.train.stages import parse_stages
 
 
@@ -139,12 +136,12 @@ def table4_cmt_b() -> PretrainConfig:
     return pyramid("cmt_b", 800)
 
 
-def table8_in1k_128() -> PretrainConfig:
+def table8_in1k_128px() -> PretrainConfig:
     """Table 8, Swin-B on ImageNet-1K at 128: table 3's run, fine-tuned at 224 and at 384."""
     return swin_b(400)
 
 
-def table8_in1k_224() -> PretrainConfig:
+def table8_in1k_224px() -> PretrainConfig:
     """Table 8, Swin-B on ImageNet-1K at 224, fine-tuned at 384.
 
     The table gives days, not epochs: 400, as at 128.
@@ -152,7 +149,7 @@ def table8_in1k_224() -> PretrainConfig:
     return swin_b(400, 224)
 
 
-def table8_in1k_448() -> PretrainConfig:
+def table8_in1k_448px() -> PretrainConfig:
     """Table 8, Swin-B on ImageNet-1K at 448, fine-tuned at 224.
 
     The table gives days, not epochs: 400, as at 128.
@@ -160,32 +157,9 @@ def table8_in1k_448() -> PretrainConfig:
     return swin_b(400, 448)
 
 
-def table8_in22k_128() -> PretrainConfig:
+def table8_in22k_128px() -> PretrainConfig:
     """Table 8, Swin-B on ImageNet-22K (14.2 million images) at 128, fine-tuned at 384.
 
     The table gives days, not epochs: its days, at the speed of its run on ImageNet-1K, are about 150 epochs.
     """
     return swin_b(150)
-
-
-def _table3(row: str, entry: Any) -> Iterator[Cell]:
-    _, _, _, hours, _, top1 = entry
-    yield Cell((), "", f"{top1} % top-1, {hours} GPU hours")
-
-
-def _table4(row: str, entry: Any) -> Iterator[Cell]:
-    *_, top1, supervised = entry
-    yield Cell((), "", f"{top1} % top-1 ({supervised} % supervised), {entry[3]} GPU hours")
-
-
-def _table8(row: str, entry: Any) -> Iterator[Cell]:
-    sizes = ", ".join(f"{top1} % top-1 at {tuned}" for _, _, _, tuned, top1 in entry)
-    yield Cell((), "", f"{sizes}; {entry[0][1]} days")
-
-
-TUNED = "top-1 on ImageNet-1K, fine-tuned at 224"
-TABLES = (
-    Table("table3", f"FastMIM and FastMIM-P; {TUNED}", "table3", _table3),
-    Table("table4", f"FastMIM for any backbone; {TUNED}", "table4", _table4),
-    Table("table8", "larger images and data; top-1 on ImageNet-1K", "table8_swin_b", _table8),
-)

@@ -49,7 +49,14 @@ def describe_encoder(
 
 def save_encoder(run: Path, model: nn.Module, origin: dict[str, Any]) -> None:
     """Write encoder.safetensors (timm's own keys; the description rides along) and encoder.json."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state = {}
+    written = set()
+    for name, value in model.state_dict().items():
+        shared = value.data_ptr() in written  # safetensors takes no tensor under two names
+        written.add(value.data_ptr())
+        state[name] = (
+            value.detach().cpu().contiguous().clone() if shared else value.detach().cpu().contiguous()
+        )
     text = json.dumps(origin, indent=2)
     weights = safetensors.torch.save(state, metadata={"fastmim": text})
     write_atomically(run / WEIGHTS, lambda file: file.write(weights))

@@ -1,0 +1,93 @@
+"""At which image sizes a backbone works: found by trying, on the meta device where that is possible."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmim.encoders.models import MODEL_ERRORS, arguments_of, create, first_line, without_memory
+from fastmim.encoders.probe import Features, look_at
+from fastmim.errors import UsageError
+
+TRIED_SIDES = (64, 96, 128, 160, 192, 224, 256)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """At which square sizes a backbone runs, as far as they were tried."""
+
+    stride: int
+    width: int
+    working: tuple[int, ...]
+    failing: Mapping[int, str] = field(default_factory=dict)
+
+    def best(self, near: int = 128) -> int:
+        """The working side nearest to ``near``."""
+        return min(self.working, key=lambda side: (abs(side - near), side))
+
+    def __str__(self) -> str:
+        if not self.failing:
+            return f"multiples of {self.stride}"
+        return ", ".join(map(str, self.working)) or "none"
+
+
+def working_sizes(model_name: str, model_kwargs: dict[str, Any] | None = None, in_chans: int = 3) -> Sizes:
+    """Try a backbone at the size it was made for, and at multiples of its stride around the usual sizes.
+
+    Raises:
+        UsageError: it runs at none of them; the reason of the first is given.
+    """
+    kwargs = dict(model_kwargs or {}) | ({"in_chans": in_chans} if in_chans != 3 else {})
+    try:
+        return _try_sizes(without_memory(partial(create, model_name, kwargs)), model_name, kwargs, in_chans)
+    except UsageError:  # some models look at values, which the meta device has not
+        with torch.random.fork_rng(devices=[]):
+            return _try_sizes(create(model_name, kwargs), model_name, kwargs, in_chans)
+
+
+def _try_sizes(model: nn.Module, name: str, kwargs: dict[str, Any], in_chans: int) -> Sizes:
+    own = _own_side(model)
+    takes = arguments_of(name, model)
+    found: dict[int, Features] = {}
+    failing: dict[int, str] = {}
+    model.eval()
+
+    def at(side: int) -> nn.Module:
+        if hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=(side, side))  # type: ignore[operator]
+            return model
+        if "img_size" not in takes:
+            return model
+        return without_memory(partial(create, name, {**kwargs, "img_size": side})).eval()
+
+    def attempt(side: int) -> None:
+        if side in found or side in failing:
+            return
+        try:
+            found[side] = look_at(at(side), name, (side, side), in_chans)[0]
+        except (UsageError, *MODEL_ERRORS) as error:
+            failing[side] = first_line(error)
+
+    attempt(own)
+    if not found:
+        attempt(128)
+    if not found:
+        raise UsageError(failing[own])
+    form = next(iter(found.values()))
+    failing.clear()
+    for side in TRIED_SIDES:
+        attempt(max(1, round(side / form.stride)) * form.stride)
+    if failing:
+        attempt(own // 2)
+    sizes = Sizes(form.stride, form.width, tuple(sorted(found)), dict(sorted(failing.items())))
+    best = found[sizes.best()]
+    return replace(sizes, stride=best.stride, width=best.width)
+
+
+def _own_side(model: nn.Module) -> int:
+    """The size that a model was made for."""
+    size = (getattr(model, "default_cfg", None) or {}).get("input_size")
+    return int(size[-1]) if size else 128

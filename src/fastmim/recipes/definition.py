@@ -1,0 +1,81 @@
+"""What a recipe is, what a run makes of it, and the small run that tries it."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+from fastmim.config import PretrainConfig, resolved
+from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.encoders.adapter import Encoder, build_encoder
+from fastmim.encoders.models import without_memory
+from fastmim.recipes.backbones import narrow_kwargs
+from fastmim.targets import build_target
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run of the paper."""
+
+    name: str
+    """TABLE/ROW, or TABLE/ROW-COLUMN where the row holds several runs."""
+    table: str
+    """Which it is, what it compares, and what its figures are."""
+    title: str
+    notes: str
+    """What the paper leaves open or contradicts."""
+    config: PretrainConfig
+    """Only ``data`` and ``out`` are missing."""
+    paper: str
+    """The paper's figure. It was not measured with this code."""
+    hardware: str = "8 V100 GPUs"
+    """What the paper used."""
+
+    @property
+    def command(self) -> str:
+        """The run as it is meant."""
+        data = "imagenet22k" if "in22k" in self.name else "imagenet/train"
+        return f"fastmim pretrain --recipe {self.name} --data {data} --out runs/{self.name} --devices 8"
+
+    @property
+    def header(self) -> str:
+        """What stands above the settings, as comments of a YAML file."""
+        lines = [
+            self.title,
+            *self.notes.splitlines(),
+            "",
+            f"paper:    {self.paper} (the paper's; not measured here)",
+            f"          {self.table}",
+            f"hardware: {self.hardware}",
+            f"command:  {self.command}",
+        ]
+        return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+
+
+def resolve(config: PretrainConfig) -> PretrainConfig:
+    """``config`` with what a run would derive from the backbone written out; no weights are drawn."""
+    build = partial(
+        build_encoder, config.model, config.size, config.in_chans, config.model_kwargs, config.encoder
+    )
+    encoder = cast(Encoder, without_memory(build))
+    cell = build_target(config.target, encoder.stride).cell
+    mean, std = config.crop.mean or IMAGENET_MEAN, config.crop.std or IMAGENET_STD
+    return resolved(config, encoder.stride, cell, encoder.full_kwargs, mean, std)
+
+
+def smoke(config: PretrainConfig) -> PretrainConfig:
+    """The same run with a narrow backbone and decoder, on a CPU, for two steps or one a stage."""
+    return replace(
+        config,
+        data=config.data or "demo:photos",
+        model_kwargs={**config.model_kwargs, **narrow_kwargs(config.model)},
+        decoder=replace(config.decoder, width=32),
+        steps=None if config.stages else 2,
+        stages=tuple(
+            replace(stage, epochs=None, steps=1, batch_size=None, micro_batch=None) for stage in config.stages
+        ),
+        batch_size=4,
+        held_out=4,
+        workers=0,
+        accelerator="cpu",
+        log_every_steps=1,
+    )

@@ -1,0 +1,168 @@
+"""The paper's tables as recipes: every cell of paper.yaml whose row has a function becomes one.
+
+Figures and columns are read from paper.yaml. The rows are functions named after table and row:
+``table4_swin_b`` gives the configuration of the row ``swin_b`` of table 4.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from inspect import getdoc
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import yaml
+
+from fastmim.decoders import DecoderConfig
+from fastmim.recipes import ablations, main_results
+from fastmim.recipes.definition import Recipe
+
+SWIN_B_DEPTHS = {22: (2, 2, 18, 0), 23: (2, 2, 18, 1), 24: (2, 2, 18, 2), "2-2-16-2": (2, 2, 16, 2)}
+RATIOS = (0.5, 0.65, 0.75, 0.85)
+
+
+class Cell(NamedTuple):
+    """A run of a row."""
+
+    columns: tuple[Any, ...]
+    """What the row's function takes."""
+    label: str
+    """End of the run's name."""
+    figure: str
+    """The paper's."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper."""
+
+    name: str
+    about: str
+    """What is compared, and what the figures are."""
+    key: str
+    """In paper.yaml."""
+    cells: Callable[[str, Any], Iterator[Cell]]
+    """The runs of a row, from its key and its entry in paper.yaml."""
+    rows: ModuleType
+
+
+@cache
+def paper_figures() -> dict[str, Any]:
+    """The paper's tables as they stand in paper.yaml."""
+    text = files("fastmim.recipes").joinpath("paper.yaml").read_text(encoding="utf-8")
+    figures: dict[str, Any] = yaml.safe_load(text)
+    return figures
+
+
+def recipes_of(table: Table) -> Iterator[Recipe]:
+    """The recipes of a table, in the paper's order. A row without a function is another method's."""
+    for key, entry in rows_of(table):
+        row = key.removesuffix("_224").removesuffix("_192")  # the high resolution is one of the columns
+        function = getattr(table.rows, f"{table.name}_{row}", None)
+        if function is None:
+            continue
+        about = f"table {table.name.removeprefix('table')}: {table.about}"
+        title, _, notes = (getdoc(function) or "").partition("\n")
+        for columns, label, figure in table.cells(key, entry):
+            name = "-".join(filter(None, (table.name + "/" + row.replace("_", "-"), label)))
+            yield Recipe(name, about, title, notes.strip(), function(*columns), figure)
+
+
+def rows_of(table: Table) -> Iterator[tuple[str, Any]]:
+    """The rows of a table and their entries. Table 8 is a list; what was fine-tuned twice is one run."""
+    entry = paper_figures()[table.key]
+    if isinstance(entry, dict):
+        yield from entry.items()
+        return
+    rows: dict[str, list[Any]] = {}
+    for line in entry:
+        rows.setdefault(f"{line[0]}_{line[2]}px", []).append(line)
+    yield from rows.items()
+
+
+def _table1a(row: str, entry: Any) -> Iterator[Cell]:
+    for epochs, figures in entry.items():
+        for size, top1 in figures.items():
+            yield Cell((epochs, size), f"{epochs}e-{size}px", f"{top1:.2f} % top-1")
+
+
+def _table1b(row: str, entry: Any) -> Iterator[Cell]:
+    for column, (top1, box, mask) in entry.items():
+        predicted, size = column.split("_")
+        figure = f"{top1} % top-1; COCO: {box} box AP, {mask} mask AP"
+        yield Cell((predicted, int(size)), f"{predicted}-{size}px", figure)
+
+
+def _table1c(row: str, entry: Any) -> Iterator[Cell]:
+    for column, top1 in entry.items():
+        depth = SWIN_B_DEPTHS[column] if row == "swin_b" else column
+        label = "-".join(map(str, depth)) if isinstance(depth, tuple) else f"{depth}-blocks"
+        yield Cell((depth,), label, f"{top1} % top-1")
+
+
+def _table2(row: str, entry: Any) -> Iterator[Cell]:
+    for predicted, losses in entry.items():
+        for size, loss in zip(_sizes(row), losses, strict=True):
+            yield Cell((predicted, size), f"{predicted}-{size}px", f"loss {loss}")
+
+
+def _table3(row: str, entry: Any) -> Iterator[Cell]:
+    _, _, _, hours, _, top1 = entry
+    yield Cell((), "", f"{top1} % top-1, {hours} GPU hours")
+
+
+def _table4(row: str, entry: Any) -> Iterator[Cell]:
+    _, _, _, hours, *_, top1, supervised = entry
+    yield Cell((), "", f"{top1} % top-1 ({supervised} % supervised), {hours} GPU hours")
+
+
+def _table7(row: str, entry: Any) -> Iterator[Cell]:
+    columns = [(predicted, size) for predicted in ("pixel", "hog") for size in _sizes(row)]
+    for (predicted, size), top1 in zip(columns, entry, strict=True):
+        yield Cell((predicted, size), f"{predicted}-{size}px", f"{top1} % top-1")
+
+
+def _table8(row: str, entry: Any) -> Iterator[Cell]:
+    figures = ", ".join(f"{top1} % top-1 at {tuned}" for _, _, _, tuned, top1 in entry)
+    yield Cell((), "", f"{figures}; {entry[0][1]} days")
+
+
+def _table10a(row: str, entry: Any) -> Iterator[Cell]:
+    for token, top1 in zip(("zeros", "learned"), entry, strict=True):
+        yield Cell((token,), token, f"{top1} % top-1")
+
+
+def _table10b(row: str, entry: Any) -> Iterator[Cell]:
+    for block, figures in entry.items():
+        for ratio, top1 in zip(RATIOS, figures, strict=True):
+            if top1 is not None:
+                yield Cell((block, ratio), f"{block}px-{ratio:.2f}", f"{top1} % top-1")
+
+
+def _table16(row: str, entry: Any) -> Iterator[Cell]:
+    for column, top1 in entry.items():
+        depth, width = map(int, re.findall(r"\d+", column))
+        yield Cell((DecoderConfig(depth, width),), column, f"{top1} % top-1")
+
+
+def _sizes(row: str) -> tuple[int, int]:
+    """The high resolution, with which the row's key ends, and FastMIM's."""
+    return int(row.rpartition("_")[2]), 128
+
+
+TOP1 = "top-1 on ImageNet-1K, fine-tuned"
+TABLES = (
+    Table("table1a", f"resolution and length; {TOP1} at 224", "table1a_resolution", _table1a, ablations),
+    Table("table1b", f"target and resolution; {TOP1} at 224", "table1b_target", _table1b, ablations),
+    Table("table1c", f"blocks that are pre-trained; {TOP1} at 224", "table1c_depth", _table1c, ablations),
+    Table("table2", "loss on HOG and on pixels", "table2_loss", _table2, ablations),
+    Table("table3", f"FastMIM and FastMIM-P; {TOP1} at 224", "table3", _table3, main_results),
+    Table("table4", f"backbones; {TOP1} at 224", "table4", _table4, main_results),
+    Table("table7", f"target and resolution; {TOP1} at 224", "table7_target_resolution", _table7, ablations),
+    Table("table8", f"larger images and data; {TOP1} at 224 or 384", "table8_swin_b", _table8, main_results),
+    Table("table10a", f"place and kind of mask; {TOP1} at 224", "table10a_masking", _table10a, ablations),
+    Table("table10b", f"size and ratio of mask; {TOP1} at 224", "table10b_mask", _table10b, ablations),
+    Table("table16", f"decoder; {TOP1} at 224", "table16_decoder", _table16, ablations),
+)

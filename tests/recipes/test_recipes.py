@@ -1,0 +1,288 @@
+"""Every recipe resolves, comes from paper.yaml, and runs in its smoke size."""
+
+import json
+import re
+from dataclasses import asdict
+from inspect import getmembers, isfunction
+
+import pytest
+import timm
+import torch
+import yaml
+
+from fastmim.cli import main
+from fastmim.config import PretrainConfig, build, differences, merge, to_yaml
+from fastmim.encoders.models import is_known
+from fastmim.errors import UsageError
+from fastmim.pretraining import build_method
+from fastmim.recipes import ablations, catalogue, find_recipe, main_results, recipe, resolve, smoke
+from fastmim.recipes.backbones import narrow_kwargs
+from fastmim.recipes.tables import TABLES, paper_figures, rows_of
+
+NAMES = list(catalogue())
+# One of each backbone, and of each kind of run that sets more than size, epochs and target.
+KINDS = [
+    "table1a/vit-b-200e-96px",
+    "table1a/swin-b-100e-64px",
+    "table1b/vit-b-pixel-224px",
+    "table1c/vit-b-10-blocks",
+    "table1c/swin-b-2-2-18-0",
+    "table2/swin-l-hog-192px",
+    "table3/fastmim-p-vit-l-800",
+    "table3/fastmim-p-swin-l-400",
+    "table4/twins-l",
+    "table4/pvt-v1-l",
+    "table4/pvt-v2-b2",
+    "table4/convnext-t",
+    "table4/convnextv2-b",
+    "table4/cmt-s",
+    "table4/cmt-b",
+    "table10a/mim-patch-encoder-zeros",
+    "table10b/vit-b-8px-0.85",
+    "table10b/swin-b-64px-0.65",
+    "table16/vit-l-8b768d",
+]
+SAMPLE = ["table1a/vit-b-200e-96px", "table1c/swin-b-2-2-16-2", "table3/fastmim-p-swin-l-400"]
+
+
+def numbers(value):
+    """Every number below a YAML value."""
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return {number for item in items for number in numbers(item)}
+    return {float(value)} if isinstance(value, int | float) else set()
+
+
+def dashed(key):
+    """A row as its recipes are named."""
+    return key.removesuffix("_224").removesuffix("_192").replace("_", "-")
+
+
+def cells(value):
+    """How many numbers stand below a YAML value."""
+    if isinstance(value, dict | list):
+        return sum(map(cells, value.values() if isinstance(value, dict) else value))
+    return int(value is not None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_survives_yaml_and_lacks_data_and_out_only(name):
+    config = find_recipe(name)
+    assert (config.data, config.out) == ("", "")
+    values = yaml.safe_load(to_yaml(config))
+    assert build(PretrainConfig, values) == merge(PretrainConfig(), values) == config
+    assert is_known(config.model)
+    assert narrow_kwargs(config.model)
+    assert merge(config, asdict(smoke(config))) == smoke(config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_where_it_stands_and_what_the_paper_says(name):
+    found = recipe(name)
+    table = next(table for table in TABLES if name.startswith(f"{table.name}/"))
+    number = table.name.removeprefix("table")
+    assert found.title.startswith(f"Table {number}, ")
+    assert found.table.startswith(f"table {number}: ")
+    row = next(entry for key, entry in rows_of(table) if name.startswith(f"{table.name}/{dashed(key)}"))
+    said = {float(number) for number in re.findall(r"(?<!-)\b\d+(?:\.\d+)?", found.paper)}
+    assert said
+    assert said <= numbers(row)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "path"),
+    [
+        ("table1a/swin-b-400e-96px", "table1a_resolution", ("swin_b", 400, 96)),
+        ("table1b/swin-b-hog-128px", "table1b_target", ("swin_b", "hog_128", 1)),
+        ("table1c/swin-b-2-2-18-0", "table1c_depth", ("swin_b", 22)),
+        ("table2/vit-b-pixel-224px", "table2_loss", ("vit_b_224", "pixel", 0)),
+        ("table2/swin-l-hog-128px", "table2_loss", ("swin_l_192", "hog", 1)),
+        ("table3/fastmim-p-vit-l-800", "table3", ("fastmim_p_vit_l_800", 3)),
+        ("table4/cmt-b", "table4", ("cmt_b", 7)),
+        ("table4/cmt-b", "table4", ("cmt_b", 8)),
+        ("table7/vit-l-pixel-128px", "table7_target_resolution", ("vit_l_224", 1)),
+        ("table7/cmt-b-hog-224px", "table7_target_resolution", ("cmt_b_224", 2)),
+        ("table8/in1k-128px", "table8_swin_b", (1, 4)),
+        ("table10a/mim-patch-encoder-zeros", "table10a_masking", ("mim_patch_encoder", 0)),
+        ("table10b/vit-b-8px-0.85", "table10b_mask", ("vit_b", 8, 3)),
+        ("table16/vit-l-8b512d", "table16_decoder", ("vit_l", "8b512d")),
+    ],
+)
+def test_a_run_has_the_figure_of_its_own_cell(name, key, path):
+    value = paper_figures()[key]
+    for part in path:
+        value = value[part]
+    assert str(value) in recipe(name).paper.replace(",", " ").replace("(", " ").split()
+
+
+def test_every_run_of_the_paper_has_a_recipe():
+    paper = paper_figures()
+    here = {name: sum(full.startswith(f"{name}/") for full in NAMES) for name in (t.name for t in TABLES)}
+    wanted = {
+        "table1a": cells(paper["table1a_resolution"]),
+        "table1b": cells(paper["table1b_target"]) // 3,
+        "table1c": cells(paper["table1c_depth"]),
+        "table2": cells(paper["table2_loss"]),
+        "table3": sum(row.startswith("fastmim") for row in paper["table3"]),
+        "table4": sum(not row.startswith("fcmae") for row in paper["table4"]),
+        "table7": cells(paper["table7_target_resolution"]),
+        "table8": len({(line[0], line[2]) for line in paper["table8_swin_b"]}),
+        "table10a": sum(cells(row) for key, row in paper["table10a_masking"].items() if "mim" in key),
+        "table10b": cells(paper["table10b_mask"]),
+        "table16": cells(paper["table16_decoder"]),
+    }
+    assert here == wanted
+    assert sum(here.values()) == len(NAMES)
+
+
+def test_every_row_is_used():
+    titles = {found.title for found in catalogue().values()}
+    rows = {
+        name: row.__doc__.splitlines()[0]
+        for module in (ablations, main_results)
+        for name, row in getmembers(module, isfunction)
+        if name.startswith("table")
+    }
+    assert set(rows.values()) == titles
+    assert len(rows) == len(titles), "two rows have the same title"
+
+
+def test_the_columns_arrive():
+    def changes(name, base):
+        return set(differences(find_recipe(base), find_recipe(name)))
+
+    assert changes("table1a/vit-b-400e-64px", "table4/vit-b") == {"epochs", "image_size", "target.name"}
+    assert find_recipe("table1a/vit-b-400e-64px").size == (64, 64)
+    assert find_recipe("table1c/swin-b-2-2-18-0").encoder.depth == (2, 2, 18, 0)
+    assert changes("table7/swin-l-hog-128px", "table4/swin-l") == set()
+    assert changes("table10a/mim-image-encoder-learned", "table4/vit-b") == {"target.name"}
+    assert find_recipe("table10a/mim-patch-encoder-zeros").mask.token == "zeros"
+    assert changes("table10b/swin-b-64px-0.50", "table4/swin-b") == {"mask.size", "mask.ratio"}
+    assert changes("table16/vit-l-4b768d", "table3/fastmim-vit-l-800") == {
+        "decoder.depth",
+        "decoder.width",
+        "epochs",
+    }
+
+
+def test_the_optimiser_is_that_of_table_11():
+    for name in NAMES:
+        config = find_recipe(name)
+        optim = config.optim
+        assert (optim.base_lr, optim.weight_decay, optim.betas) == (1.5e-4, 0.05, (0.9, 0.95)), name
+        assert (config.batch_size, config.schedule.warmup_epochs) == (2048, 10), name
+        assert (config.schedule.name == "step") == ("swin-l" in name), name
+        epochs = sum(stage.epochs for stage in config.course)
+        assert epochs == config.epochs, name
+
+
+def test_resolving_writes_out_what_follows_from_the_backbone():
+    before = torch.get_rng_state()
+    config = resolve(find_recipe("table4/swin-b"))
+    assert torch.equal(before, torch.get_rng_state())
+    assert (config.mask.size, config.target.cell, config.model_kwargs["window_size"]) == (32, 8, 4)
+    assert resolve(config) == config
+    shortened = resolve(find_recipe("table1c/vit-b-8-blocks"))
+    assert shortened.encoder.depth == 8
+    assert "depth" not in shortened.model_kwargs
+    assert resolve(find_recipe("table2/swin-l-pixel-192px")).model_kwargs["window_size"] == 12
+
+
+def built(name):
+    method = build_method(smoke(find_recipe(name)))
+    assert method.encoder.width < 200
+    assert sum(parameter.numel() for parameter in method.parameters()) < 3e6
+    return method
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_smoke_size_builds(name):
+    method = built(name)
+    for stage in find_recipe(name).stages[1:]:
+        method.set_image_size(stage.size)
+
+
+def test_the_kinds_cover_every_backbone():
+    assert {find_recipe(name).model for name in NAMES} - {find_recipe(name).model for name in KINDS} == {
+        "pvt_v2_b5",  # PVTv2-B2 and ConvNeXt-T, but for depth
+        "convnext_base",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_smoke_size_builds(name):
+    built(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_runs(name, tmp_path):
+    assert main(["pretrain", "--recipe", name, "--smoke", "--out", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_sample_runs_in_its_smoke_size(name, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["pretrain", "--recipe", name, "--smoke", "--out", str(run), "--seed", "3"]) == 0
+    steps = max(2, len(find_recipe(name).stages))
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["step"] == steps
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    assert (stored["data"], stored["batch_size"], stored["seed"]) == ("demo:photos", 4, 3)
+    origin = json.loads((run / "encoder.json").read_text())
+    timm.create_model(origin["model"], **origin["kwargs"])
+    assert "trivial predictor" in capsys.readouterr().out
+
+
+def test_smoke_takes_given_data_and_needs_a_recipe(photos, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = ["pretrain", "--smoke", "--data", str(photos), "--out", str(run)]
+    assert main(arguments) == 2
+    assert "give --recipe NAME" in capsys.readouterr().err
+    assert not run.exists()
+    assert main([*arguments, "--recipe", "table10a/mim-patch-encoder-learned", "--image-size", "32"]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"] == str(photos)
+
+
+def test_recipes_lists_all_or_those_that_begin_so(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == NAMES
+    assert main(["recipes", "table3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == [
+        name for name in NAMES if name.startswith("table3/")
+    ]
+    assert "measured" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["table3/fastmim-vit-l-800", "table3/fastmim-p-swin-l-400", "table4/cmt-b"])
+def test_a_name_prints_settings_that_pretrain_reads_back(name, tmp_path, capsys):
+    assert main(["recipes", name]) == 0
+    text = capsys.readouterr().out
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    assert text.startswith("\n".join(head))
+    for part in (recipe(name).paper, recipe(name).command, "8 V100", "not measured here"):
+        assert part in "\n".join(head)
+    config = build(PretrainConfig, yaml.safe_load(text))
+    assert config == resolve(find_recipe(name))
+
+
+@pytest.mark.parametrize("command", ["recipes {}", "pretrain --recipe {} --data demo:photos --out never"])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("table3/fastmim-vitb-800", "table3/fastmim-vit-b-800"),
+        ("swin-b-400", "did you mean table3/fastmim-swin-b-400"),
+        ("tabel4/cmt-s", "table4/cmt-s"),
+        ("nothing-like-it", "`fastmim recipes` lists them"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(command, name, part, capsys):
+    assert main(command.format(name).split()) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert part in line
+    with pytest.raises(UsageError):
+        find_recipe(name)
