@@ -133,11 +133,14 @@ def fit_kwargs(model_name: str, kwargs: dict[str, Any], image_size: Size, in_cha
         kwargs = {**kwargs, "in_chans": in_chans}
     if "drop_path_rate" in takes and takes["drop_path_rate"].default:
         kwargs = {"drop_path_rate": 0.0, **kwargs}  # the paper pre-trains without
-    if "img_size" not in takes or "img_size" in kwargs:
+    side = _side_or_sides(image_size)
+    if "img_size" not in takes or kwargs.get("img_size") == side:
         return kwargs
-    sized = {**kwargs, "img_size": _side_or_sides(image_size)}
-    if not hasattr(shape, "set_input_size") or "window_size" in kwargs:
+    sized = {**kwargs, "img_size": side}
+    if not hasattr(shape, "set_input_size") or ("window_size" in kwargs and "img_size" not in kwargs):
         return sized
+    if "img_size" in kwargs:
+        sized.pop("window_size", None)  # it fitted another size
     try:
         resized = without_memory(partial(_resized, model_name, kwargs, image_size))
     except MODEL_ERRORS:
