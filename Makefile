@@ -25,7 +25,7 @@ demo: install
 	@echo "  encoder.safetensors   the backbone, for timm.create_model"
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 lint: install
 	$(BIN)/ruff check .

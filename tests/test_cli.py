@@ -36,10 +36,10 @@ BAD_INPUT = [
     ("pretrain --data {photos} --out {out} --model-kwargs depth=2", 2, "--model-kwargs"),
     ("pretrain --data {photos} --out {out} --config {tmp}/bad.yaml", 2, "did you mean mask.size?"),
     ("pretrain --data {photos} --out {out} --config {tmp}/none.yaml", 2, "No such file"),
-    ("pretrain --data {photos} --out {out} --recipe vit-b-80", 2, "did you mean vit-b-800?"),
+    ("pretrain --data {photos} --out {out} --recipe table3/fastmim-vitb-800", 2, "fastmim-vit-b-800"),
     ("pretrain --data {photos} --out {out} --accelerator cuda --devices 99 --batch-size 99", 2, "CUDA"),
     ("pretrian", 2, "there is no verb 'pretrian'"),
-    ("recipes nothing-like-it", 2, "vit-b-800"),
+    ("recipes nothing-like-it", 2, "table3"),
 ]
 
 
@@ -88,7 +88,7 @@ def test_help_lists_every_group_with_units_and_defaults(capsys, monkeypatch):
 def test_flags_win_over_the_file_and_the_file_over_the_recipe(photos, tmp_path, capsys):
     settings = {key: value for key, value in TINY.items() if key != "quiet"} | {"steps": 3, "seed": 5}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    arguments = ["--recipe", "vit-b-800", "--config", str(tmp_path / "c.yaml"), "--steps", "2"]
+    arguments = ["--recipe", "table3/fastmim-vit-b-800", "--config", str(tmp_path / "c.yaml"), "--steps", "2"]
     assert main(["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *arguments]) == 0
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (stored["steps"], stored["seed"], stored["epochs"]) == (2, 5, 800)
@@ -98,7 +98,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(photos, tmp_path, 
 
 
 def test_a_recipe_is_printed_as_yaml(capsys):
-    assert main(["recipes", "swin-b-400"]) == 0
+    assert main(["recipes", "table3/fastmim-swin-b-400"]) == 0
     settings = yaml.safe_load(capsys.readouterr().out)
     assert settings["model"] == "swin_base_patch4_window7_224"
     assert main(["recipes"]) == 0

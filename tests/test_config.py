@@ -4,7 +4,6 @@ import yaml
 from fastmim.config import PretrainConfig, build, differences, merge, read_yaml, to_yaml
 from fastmim.errors import UsageError
 from fastmim.masking import Masking
-from fastmim.recipes import RECIPES, find_recipe
 
 
 def test_yaml_round_trip(tmp_path):
@@ -89,11 +88,3 @@ def test_stages_and_channels_that_cannot_be_are_told(settings, part):
     with pytest.raises(UsageError) as raised:
         merge(PretrainConfig(), settings)
     assert part in str(raised.value)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_resolve_and_say_where_they_stand(name):
-    config = find_recipe(name)
-    assert config.data == ""
-    assert "Paper, table" in RECIPES[name].__doc__
-    assert build(PretrainConfig, yaml.safe_load(to_yaml(config))) == config

@@ -146,8 +146,10 @@ def test_a_module_of_ones_own_is_trained_and_loaded(photos, tmp_path, caplog):
     assert same(again.state_dict(), module.state_dict())
     with pytest.raises(UsageError, match="model="):
         fastmim.load_encoder(tmp_path / "run")
-    with pytest.raises(UsageError, match="its size|no feature map|does not run"):
-        fastmim.pretrain(model=nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), data=photos, out=tmp_path / "no")
+    with pytest.raises(UsageError, match=r"no feature map|does not run"):
+        fastmim.pretrain(
+            model=nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), data=photos, out=tmp_path / "no"
+        )
 
 
 def test_a_factory_by_name_is_a_model_like_any_other(photos, tmp_path):
