@@ -1,6 +1,6 @@
 """At which image sizes a backbone works: found by trying, on the meta device where that is possible."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -34,21 +34,29 @@ class Sizes:
         return ", ".join(map(str, self.working)) or "none"
 
 
-def working_sizes(model_name: str, model_kwargs: dict[str, Any] | None = None, in_chans: int = 3) -> Sizes:
-    """Try a backbone at the size it was made for, and at multiples of its stride around the usual sizes.
+def working_sizes(
+    model_name: str,
+    model_kwargs: dict[str, Any] | None = None,
+    in_chans: int = 3,
+    sides: Sequence[int] = TRIED_SIDES,
+) -> Sizes:
+    """Try a backbone at the size it was made for, and at the multiples of its stride nearest to ``sides``.
 
     Raises:
         UsageError: it runs at none of them; the reason of the first is given.
     """
     kwargs = dict(model_kwargs or {}) | ({"in_chans": in_chans} if in_chans != 3 else {})
     try:
-        return _try_sizes(without_memory(partial(create, model_name, kwargs)), model_name, kwargs, in_chans)
+        shape = without_memory(partial(create, model_name, kwargs))
+        return _try_sizes(shape, model_name, kwargs, in_chans, sides)
     except UsageError:  # some models look at values, which the meta device has not
         with torch.random.fork_rng(devices=[]):
-            return _try_sizes(create(model_name, kwargs), model_name, kwargs, in_chans)
+            return _try_sizes(create(model_name, kwargs), model_name, kwargs, in_chans, sides)
 
 
-def _try_sizes(model: nn.Module, name: str, kwargs: dict[str, Any], in_chans: int) -> Sizes:
+def _try_sizes(
+    model: nn.Module, name: str, kwargs: dict[str, Any], in_chans: int, sides: Sequence[int]
+) -> Sizes:
     own = _own_side(model)
     takes = arguments_of(name, model)
     found: dict[int, Features] = {}
@@ -78,7 +86,7 @@ def _try_sizes(model: nn.Module, name: str, kwargs: dict[str, Any], in_chans: in
         raise UsageError(failing[own])
     form = next(iter(found.values()))
     failing.clear()
-    for side in TRIED_SIDES:
+    for side in sides:
         attempt(max(1, round(side / form.stride)) * form.stride)
     if failing:
         attempt(own // 2)
