@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import yaml
 
 from conftest import TINY
 from fastmim.cli import main
+from fastmim.pretraining import base_config
 
 
 @pytest.fixture
@@ -38,6 +40,17 @@ BAD_INPUT = [
     ("pretrain --data {photos} --out {out} --config {tmp}/none.yaml", 2, "No such file"),
     ("pretrain --data {photos} --out {out} --recipe table3/fastmim-vitb-800", 2, "fastmim-vit-b-800"),
     ("pretrain --data {photos} --out {out} --accelerator cuda --devices 99 --batch-size 99", 2, "CUDA"),
+    ("pretrain --data {photos} --out {out} --stages 128x9", 2, "'128x9' is not SIZExEPOCHSe"),
+    ("pretrain --data {photos} --out {out} --stages 64x2s,72x2s", 2, "72x72"),
+    ("pretrain --data {photos} --out {out} --encoder.depth 99", 2, "encoder.depth = 99"),
+    ("pretrain --data {photos} --out {out} --mask.place patch --mask.size 24", 2, "16 pixels between"),
+    ("pretrain --data {photos} --out {out} --model halonet_h1", 2, "128"),
+    ("pretrain --data {photos} --out {out} --model no.such:thing", 2, "package.module:factory"),
+    ("pretrain --data {photos} --out {out} --crop.mean 0.5", 2, "crop.std"),
+    ("backbones nothing_like_it", 2, "no name fits"),
+    ("backbones resnet10t --write {out}", 2, "--check"),
+    ("stats", 2, "data is missing"),
+    ("stats --data {photos} --in-chans 13", 2, "13 channels"),
     ("pretrian", 2, "there is no verb 'pretrian'"),
     ("recipes nothing-like-it", 2, "table3"),
 ]
@@ -109,3 +122,47 @@ def test_the_module_runs_like_the_command():
     done = subprocess.run([sys.executable, "-m", "fastmim", "--version"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("fastmim ")
+
+
+def test_backbones_are_listed_for_people_and_machines(capsys):
+    assert main(["backbones", "resnet10t"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["name", "M", "stride"]
+    assert row.split()[0] == "resnet10t"
+    assert "multiples of 32" in row
+    assert max(len(header), len(row)) <= 80
+    assert main(["backbones", "pit_ti_*", "--json"]) == 0
+    known = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert known["stride"] == 32
+    assert 128 in known["sizes"]
+
+
+def test_checked_backbones_make_a_table(capsys, tmp_path):
+    table = tmp_path / "backbones.md"
+    assert main(["backbones", "test_resnet", "--check", "--write", str(table), "--processes", "1"]) == 0
+    assert "1 of 1 families pass" in table.read_text()
+    assert "| resnet | test_resnet |" in table.read_text()
+
+
+def test_stats_can_be_given_to_pretrain(photos, capsys, tmp_path):
+    assert main(["stats", "--data", str(photos)]) == 0
+    text = capsys.readouterr().out
+    (tmp_path / "stats.yaml").write_text(text)
+    crop = yaml.safe_load(text)["crop"]
+    assert len(crop["mean"]) == len(crop["std"]) == 3
+    assert all(0 < value < 1 for value in crop["mean"] + crop["std"])
+    config = base_config(tmp_path / "stats.yaml", None, None)
+    assert config.crop.mean == tuple(crop["mean"])
+    assert main(["stats", "--data", str(photos), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mean"] == crop["mean"]
+
+
+def test_a_run_in_stages_shows_stage_and_size(photos, tmp_path, capsys):
+    flags = "--model resnet10t --stages 64x2s,96x2s@4 --batch-size 8 --held-out 4 --workers 0"
+    out = str(tmp_path / "run")
+    assert (
+        main(["pretrain", "--data", str(photos), "--out", out, "--log-every-steps", "2", *flags.split()]) == 0
+    )
+    text = capsys.readouterr().out
+    assert "stage 1/2 64px" in text
+    assert "stage 2/2 96px" in text

@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 from fastmim.encoders.adapter import EncoderConfig, build_encoder
 from fastmim.errors import UsageError
@@ -101,3 +102,68 @@ def test_what_cannot_work_is_said_with_what_would(name, size, kwargs, part):
     with pytest.raises(UsageError) as raised:
         build_encoder(name, size, model_kwargs=kwargs)
     assert part in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size", "stride"),
+    [
+        ("vit_tiny_patch16_224", {"patch_size": 4, "depth": 1}, (32, 48), 4),
+        ("convmixer_768_32", {}, (126, 98), 7),
+        ("vit_tiny_patch16_224", {"patch_size": 14, "depth": 1}, (126, 98), 14),
+        ("vit_tiny_patch16_224", {"patch_size": 28, "depth": 1}, (140, 112), 28),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}, (96, 160), 32),
+    ],
+)
+def test_strides_and_shapes_of_all_kinds(name, kwargs, size, stride):
+    encoder = build_encoder(name, size, model_kwargs=kwargs)
+    assert encoder.stride == stride
+    assert encoder(torch.randn(1, 3, *size)).shape[2:] == (size[0] // stride, size[1] // stride)
+
+
+class Maps(nn.Module):
+    """Feature maps of strides 7 and 28, as a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 7, stride=7)
+        self.body = nn.Conv2d(6, 10, 4, stride=4)
+
+    def forward(self, images):
+        stem = self.stem(images)
+        return {"c2": stem, "c3": self.body(stem)}
+
+
+def test_a_module_that_returns_several_maps_gives_the_last():
+    encoder = build_encoder(Maps(), (84, 140))
+    assert (encoder.stride, encoder.width) == (28, 10)
+    assert encoder(torch.randn(2, 3, 84, 140)).shape == (2, 10, 3, 5)
+    with pytest.raises(UsageError, match="84 or 112"):
+        build_encoder(Maps(), (100, 100))
+
+
+@pytest.mark.parametrize(("name", "kwargs", "stride"), [*FAMILIES, ("cmt_ti", {}, 32), ("pvt_tiny", {}, 32)])
+def test_masking_in_the_embedding_hides_the_pixels_below(name, kwargs, stride):
+    """With every token of a place replaced, the pixels there make no difference."""
+    encoder = build_encoder(name, (64, 96), model_kwargs=kwargs).eval()
+    embedding = encoder.embedding
+    assert embedding.stride <= stride
+    hidden = torch.zeros(embedding.grid, dtype=torch.bool)
+    hidden[:, : embedding.grid[1] // 2] = True
+    seen = []
+
+    def replace(tokens):
+        seen.append(tokens.shape)
+        return tokens.masked_fill(hidden, 0.5)
+
+    images = torch.randn(2, 3, 64, 96)
+    changed = images.clone()
+    changed[:, :, :, :32] = 0  # away from where kernels overlap
+    torch.testing.assert_close(encoder(images, replace), encoder(changed, replace))
+    assert seen[0] == (2, embedding.width, *embedding.grid)
+    assert not torch.allclose(encoder(images), encoder(changed))
+
+
+def test_settings_made_for_one_size_can_be_taken_to_another():
+    small = build_encoder("swin_tiny_patch4_window7_224", (128, 128))
+    large = build_encoder("swin_tiny_patch4_window7_224", (192, 192), model_kwargs=small.model_kwargs)
+    assert large.model_kwargs["window_size"] == 6

@@ -164,20 +164,23 @@ def _layout_of(model: nn.Module, output: Tensor) -> Layout:
 def _stride_of(
     model: nn.Module, name: str, grid: Size, rows: int, image_size: Size, in_chans: int, way: Way
 ) -> int:
-    """Growth from a size to its double where the model runs at both: at one, rounding could hide it."""
+    """Growth from a size to its multiples where the model runs at them: at one, rounding could hide it."""
     told = _reduction(model)
     if told and all(-(-side // told) == places for side, places in zip(image_size, grid, strict=True)):
         return int(told)
-    try:
-        larger = _run(model, name, (2 * image_size[0], 2 * image_size[1]), in_chans, way)
-    except UsageError:
-        return _dividing_stride(image_size, grid)
-    twice = int(larger.shape[rows])
-    if told and (-(-image_size[0] // told), -(-2 * image_size[0] // told)) == (grid[0], twice):
-        return int(told)
-    if twice > grid[0]:
-        return round(image_size[0] / (twice - grid[0]))
-    return _dividing_stride(image_size, grid)  # a map of the same size for every image
+    stride = 0
+    for times in (2, 4, 8):
+        try:
+            larger = _run(model, name, (times * image_size[0], times * image_size[1]), in_chans, way)
+        except UsageError:
+            break
+        more = int(larger.shape[rows]) - grid[0]
+        if more <= 0:
+            break  # a map of the same size for every image
+        stride = round((times - 1) * image_size[0] / more)
+        if stride * grid[0] == image_size[0]:
+            break  # as exact as can be
+    return stride or _dividing_stride(image_size, grid)
 
 
 def _reduction(model: nn.Module) -> int | None:
