@@ -136,7 +136,7 @@ def _backbones(arguments: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Command:
-        filter: Annotated[str, tyro.conf.Positional] = ""
+        filter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILTER")] = ""
         """A part of a name, or a pattern as 'resnet*d'. Default: all of timm."""
         families: bool = False
         """Of each family, only the model with the fewest parameters."""

@@ -102,15 +102,14 @@ class Display:
             height, width = values["image_size"]
             size = f"{width}" if height == width else f"{height}x{width}"
             epoch = f"stage {values['stage']}/{len(self._plan.legs)} {size}px {epoch}"
-        numbers = (
-            f"loss {values['loss']:.4f} lr {values['lr']:.1e} "
-            f"{values['images_per_second']:.0f} img/s wait {values['data_wait']:.0%}"
-        )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=epoch, numbers=numbers)
+        loss = f"loss {values['loss']:.4f}"
+        speed = f"{values['images_per_second']:.0f} img/s wait {values['data_wait']:.0%}"
+        if self._bar is not None:  # of 80 columns
+            self._bar.update(self._task, completed=step, description=epoch, numbers=f"{loss} {speed}")
         else:
+            left = _clock(values["seconds_left"])
             self.say(
-                f"step {step}/{self._plan.total_steps} {epoch} {numbers} ETA {_clock(values['seconds_left'])}"
+                f"step {step}/{self._plan.total_steps} {epoch} {loss} lr {values['lr']:.1e} {speed} ETA {left}"
             )
 
 
