@@ -1,10 +1,13 @@
 """Small real and made images that many tests share."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -21,6 +24,22 @@ TINY = {
     "evaluations": 2,
     "quiet": True,
 }
+
+
+class Killed(Exception):
+    """What a test raises in a run, as if its process had been killed."""
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "encoder.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def shared(*parts: str) -> Path:

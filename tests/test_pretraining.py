@@ -12,27 +12,14 @@ import pytest
 import timm
 import torch
 import yaml
-from safetensors.torch import load_file
 
 import fastmim
-from conftest import TINY
+from conftest import TINY, Killed, lines, same, weights
 from fastmim.errors import RunError, UsageError
 from fastmim.methods.base import Reconstruction
 from fastmim.methods.input_masking import InputMasking
 from fastmim.pretraining import RUN_FILES
 from fastmim.train.checkpoint import load_checkpoint
-
-
-def weights(run):
-    return load_file(run / "encoder.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +107,6 @@ def test_the_micro_batch_hardly_matters(photos, tmp_path, model):
         losses.append(lines(out)[0]["loss"])
     # A batch norm sees other batches, everything else the very same numbers.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if model.startswith("vit") else 0.3)
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("after", [1, 5, 7])

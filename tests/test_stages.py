@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 
 import fastmim
-from conftest import TINY
+from conftest import TINY, Killed, lines, same, weights
 from fastmim.errors import UsageError
 from fastmim.methods.input_masking import InputMasking
 from fastmim.train.checkpoint import load_checkpoint
@@ -26,22 +25,6 @@ STAGES = {  # three sizes; the second changes the batch
 }
 for settings in STAGES.values():
     settings.pop("image_size", None)
-
-
-def weights(run):
-    return load_file(run / "encoder.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture(scope="module", params=STAGES)

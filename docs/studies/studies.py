@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
+import tifffile
 import torch
 import torch.nn.functional as F
 
@@ -113,8 +115,24 @@ def batchnorm(steps: int) -> Iterator[Run]:
     yield Run("estimated anew", "", RESNET | anew)
 
 
-STUDIES = {study.__name__: study for study in (mask, depth, decoder, progressive, batchnorm)}
-STEPS = {"mask": 150, "depth": 150, "decoder": 150, "progressive": 300, "batchnorm": 150}
+def bands(steps: int) -> Iterator[Run]:
+    """13 channels, as 16-bit TIFF: RGB at four scales of blur, and grey."""
+    yield Run("RGB photos", "3 channels", VIT | {"steps": steps})
+    yield Run("16-bit TIFF", "13 channels", VIT | {"steps": steps, "in_chans": 13, "data": "bands"})
+
+
+def write_bands(photos: Path, out: Path, count: int) -> None:
+    """``count`` photos as (13, H, W) uint16 TIFFs."""
+    out.mkdir(parents=True)
+    for number, file in enumerate(sorted(photos.rglob("*.jpg"))[:count]):
+        photo = cv2.imread(str(file)).astype(np.float32)
+        blurred = [photo, *(cv2.GaussianBlur(photo, (0, 0), sigma) for sigma in (1, 2, 4))]
+        stack = np.concatenate([*blurred, photo.mean(2, keepdims=True)], axis=2) * 257
+        tifffile.imwrite(out / f"{number:05d}.tif", stack.transpose(2, 0, 1).round().astype(np.uint16))
+
+
+STUDIES = {study.__name__: study for study in (mask, depth, decoder, progressive, batchnorm, bands)}
+STEPS = {"mask": 150, "depth": 150, "decoder": 150, "progressive": 300, "batchnorm": 150, "bands": 150}
 PROBED = {"progressive": 96, "batchnorm": 64}  # pixels at which features are compared
 
 
@@ -127,7 +145,8 @@ def do(job: tuple[str, Run, int, argparse.Namespace]) -> dict[str, Any]:
     result = out / "result.json"
     if not result.exists():
         settings = {key: value for key, value in (COMMON | run.settings).items() if value is not None}
-        fastmim.pretrain(data=arguments.data, out=out, seed=seed, quiet=True, resume=True, **settings)
+        data = Path(arguments.out) / "bands" / "data" if settings.pop("data", "") else arguments.data
+        fastmim.pretrain(data=data, out=out, seed=seed, quiet=True, resume=True, **settings)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         last = lines[-1]
         numbers = {"loss": last["held_out_loss"] / last["trivial_loss"], "seconds": last["seconds"]}
@@ -206,6 +225,8 @@ def main() -> None:
     for study in arguments.study:
         runs = list(STUDIES[study](STEPS[study]))
         jobs = [(study, run, seed, arguments) for seed in range(arguments.seeds) for run in runs]
+        if study == "bands" and not (made := Path(arguments.out) / "bands" / "data").exists():
+            write_bands(Path(arguments.data), made, 10000)
         began = time.monotonic()
         with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
             numbers = pool.map(do, jobs, chunksize=1)

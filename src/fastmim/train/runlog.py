@@ -107,10 +107,8 @@ class Display:
         if self._bar is not None:  # of 80 columns
             self._bar.update(self._task, completed=step, description=epoch, numbers=f"{loss} {speed}")
         else:
-            left = _clock(values["seconds_left"])
-            self.say(
-                f"step {step}/{self._plan.total_steps} {epoch} {loss} lr {values['lr']:.1e} {speed} ETA {left}"
-            )
+            lr, left = f"lr {values['lr']:.1e}", f"ETA {_clock(values['seconds_left'])}"
+            self.say(f"step {step}/{self._plan.total_steps} {epoch} {loss} {lr} {speed} {left}")
 
 
 def _clock(seconds: float) -> str:
