@@ -16,6 +16,8 @@ GROWING = [
     ("resnet10t", {}),  # takes any size
     ("pvt_tiny", {"embed_dims": (16, 32, 40, 64)}),
     ("mixer_s32_224", {}),  # is rebuilt, as the next
+    ("gcvit_xxtiny", {}),  # tables of offsets in a window
+    ("mvitv2_tiny", {}),  # tables of offsets along a side
     ("cait_xxs24_224", {"depth": 1, "depth_token_only": 1}),
 ]
 
@@ -25,10 +27,11 @@ def test_a_grown_encoder_is_one_of_that_size(name, kwargs):
     encoder = build_encoder(name, (64, 64), model_kwargs=kwargs).eval()
     before = {key: value.clone() for key, value in encoder.model.named_parameters()}
     trained = {key for key, value in encoder.model.named_parameters() if value.requires_grad}
-    carry = encoder.set_image_size((96, 128))
-    features = encoder(torch.randn(2, 3, 96, 128))
-    assert features.shape == (2, encoder.width, 96 // encoder.stride, 128 // encoder.stride)
-    fresh = build_encoder(name, (96, 128), model_kwargs=kwargs)
+    size = (128, 128) if name in ("gcvit_xxtiny", "mvitv2_tiny") else (96, 128)
+    carry = encoder.set_image_size(size)
+    features = encoder(torch.randn(2, 3, *size))
+    assert features.shape == (2, encoder.width, size[0] // encoder.stride, size[1] // encoder.stride)
+    fresh = build_encoder(name, size, model_kwargs=kwargs)
     after = dict(encoder.model.named_parameters())
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in fresh.model.named_parameters()}
     assert encoder.model_kwargs == fresh.model_kwargs

@@ -117,29 +117,33 @@ def _resample_bias_tables(model: nn.Module, before: dict[str, tuple[Tensor, Size
 
 
 def _resampled(what: str, table: Tensor, shape: torch.Size, old: Size, new: Size) -> Tensor:
-    """What a model learned for each place, resampled (bicubic) to ``shape``; prefix tokens are kept."""
+    """What a model learned for each place or offset, resampled (bicubic); prefix tokens are kept."""
     changed = [axis for axis in range(table.ndim) if table.shape[axis] != shape[axis]]
-    along_places = table
+    if len(changed) == 2 and changed[1] == changed[0] + 1:
+        sides = tuple(shape[axis] for axis in changed)
+        if all(_as_grids(table.shape[axis], shape[axis], old, new) is None for axis in changed):
+            return _bicubic(table, changed[0], sides)  # rows and columns
+    resampled = table
     for axis in changed:
-        grids = _grids(table.shape[axis], shape[axis], old, new)
+        grids = _as_grids(table.shape[axis], shape[axis], old, new)
         if grids is None:
-            break
+            raise UsageError(
+                f"{what} of shape {tuple(table.shape)} cannot be resampled to {tuple(shape)} "
+                f"for {new[0]}x{new[1]} pixels"
+            )
         prefix, before, after = grids
-        head, places = torch.split(along_places, [prefix, along_places.shape[axis] - prefix], dim=axis)
+        head, places = torch.split(resampled, [prefix, table.shape[axis] - prefix], dim=axis)
         map_ = _bicubic(torch.unflatten(places, axis, before), axis, after)
-        along_places = torch.cat([head, map_.flatten(axis, axis + 1)], dim=axis)
-    if along_places.shape == shape:
-        return along_places
-    if len(changed) == 2 and changed[1] == changed[0] + 1:  # rows and columns
-        return _bicubic(table, changed[0], tuple(shape[axis] for axis in changed))
-    raise UsageError(
-        f"{what} of shape {tuple(table.shape)} cannot be resampled to {tuple(shape)} "
-        f"for {new[0]}x{new[1]} pixels"
-    )
+        resampled = torch.cat([head, map_.flatten(axis, axis + 1)], dim=axis)
+    return resampled
 
 
-def _grids(before: int, after: int, old: Size, new: Size) -> tuple[int, Size, Size] | None:
-    """Prefix tokens and the two grids, of one stride, that lengths of an axis stand for."""
+def _as_grids(before: int, after: int, old: Size, new: Size) -> tuple[int, Size, Size] | None:
+    """Prefix tokens and the two grids that the lengths of an axis stand for.
+
+    They are places of one stride; or places in proportion to a square image; or offsets within a square
+    window, 2w - 1 along each side; or offsets along one side.
+    """
     for prefix in range(MOST_PREFIX_TOKENS):
         strides = [
             math.sqrt(size[0] * size[1] / (places - prefix)) if places > prefix else 0.5
@@ -147,12 +151,14 @@ def _grids(before: int, after: int, old: Size, new: Size) -> tuple[int, Size, Si
         ]
         stride = int(strides[0])
         if strides[0] == strides[1] == stride and not any(side % stride for side in (*old, *new)):
-            return (
-                prefix,
-                (old[0] // stride, old[1] // stride),
-                (new[0] // stride, new[1] // stride),
-            )
-    return None
+            return prefix, (old[0] // stride, old[1] // stride), (new[0] // stride, new[1] // stride)
+    for prefix in range(MOST_PREFIX_TOKENS):
+        a, b = math.isqrt(max(before - prefix, 0)), math.isqrt(max(after - prefix, 0))
+        if (a * a, b * b) != (before - prefix, after - prefix) or old[0] != old[1] or new[0] != new[1]:
+            continue
+        if a * new[0] == b * old[0] or (prefix == 0 and a % 2 == b % 2 == 1):
+            return prefix, (a, a), (b, b)
+    return (0, (before, 1), (after, 1)) if before % 2 == after % 2 == 1 else None
 
 
 def _bicubic(table: Tensor, axis: int, size: tuple[int, ...], antialias: bool = True) -> Tensor:
