@@ -36,14 +36,15 @@ from fastmim.methods.learning import HeldOut
 from fastmim.pretraining import build_method
 from fastmim.train.checkpoint import load_checkpoint
 
-# Everything is half of what the paper's ViT-B has at 128 pixels: images, patches, HOG cells and masks.
+# A quarter of what the paper's ViT-B has at 128 pixels; a mask of 2 x 2 patches hides 4 HOG cells.
 COMMON: dict[str, Any] = {
-    "image_size": 64,
+    "image_size": 32,
     "batch_size": 64,
     "target": {"cell": 4},
+    "mask": {"size": 8},
     "optim": {"base_lr": 4e-3},
     "decoder": {"depth": 1, "width": 64},
-    "held_out": 512,
+    "held_out": 256,
     "workers": 0,
     "precision": "32-true",
     "evaluations": 4,
@@ -51,13 +52,20 @@ COMMON: dict[str, Any] = {
 }
 VIT = {
     "model": "vit_tiny_patch16_224",
-    "model_kwargs": {"patch_size": 8, "embed_dim": 64, "depth": 6, "num_heads": 2},
+    "model_kwargs": {"patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 2},
 }
 SWIN = {  # stride 16 at the end, as patches are of 2 pixels
     "model": "swin_tiny_patch4_window7_224",
     "model_kwargs": {"patch_size": 2, "embed_dim": 16, "depths": [1, 1, 4, 1], "num_heads": [1, 1, 2, 4]},
 }
-RESNET = {"model": "resnet18", "model_kwargs": {}}
+LARGER_PATCHES = VIT | {"model_kwargs": VIT["model_kwargs"] | {"patch_size": 8}}
+RESNET = {
+    "model": "resnet18",
+    "model_kwargs": {},
+    "image_size": 64,
+    "target": {"cell": 8},
+    "mask": {"size": 16},
+}
 MEAN, STD = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 
 
@@ -102,7 +110,7 @@ def progressive(steps: int) -> Iterator[Run]:
     unit = steps / 4
     stages = [(low, 2 * unit), (middle, unit / cost[middle]), (high, unit / cost[high])]
     growing = ",".join(f"{side}x{round(count)}s" for side, count in stages)
-    plain = VIT | {"image_size": None}
+    plain = LARGER_PATCHES | {"image_size": None}
     yield Run(f"fixed {low}", "", plain | {"stages": f"{low}x{steps}s"})
     yield Run(f"FastMIM-P {low}/{middle}/{high}", "", plain | {"stages": growing})
     yield Run(f"fixed {high}", "", plain | {"stages": f"{high}x{round(steps / cost[high])}s"})
@@ -110,9 +118,8 @@ def progressive(steps: int) -> Iterator[Run]:
 
 def batchnorm(steps: int) -> Iterator[Run]:
     """Statistics of batch norms as pre-training leaves them, and estimated anew on unmasked images."""
-    yield Run("as pre-training leaves them", "", RESNET | {"steps": steps, "target": {"cell": 8}})
-    anew = {"steps": steps, "target": {"cell": 8}, "bn_recalibrate": True}
-    yield Run("estimated anew", "", RESNET | anew)
+    yield Run("as pre-training leaves them", "", RESNET | {"steps": steps})
+    yield Run("estimated anew", "", RESNET | {"steps": steps, "bn_recalibrate": True})
 
 
 def bands(steps: int) -> Iterator[Run]:
@@ -132,7 +139,7 @@ def write_bands(photos: Path, out: Path, count: int) -> None:
 
 
 STUDIES = {study.__name__: study for study in (mask, depth, decoder, progressive, batchnorm, bands)}
-STEPS = {"mask": 150, "depth": 150, "decoder": 150, "progressive": 300, "batchnorm": 150, "bands": 150}
+STEPS = {"progressive": 300} | dict.fromkeys(("mask", "depth", "decoder", "batchnorm", "bands"), 250)
 PROBED = {"progressive": 96, "batchnorm": 64}  # pixels at which features are compared
 
 
