@@ -139,7 +139,7 @@ def write_bands(photos: Path, out: Path, count: int) -> None:
 
 
 STUDIES = {study.__name__: study for study in (mask, depth, decoder, progressive, batchnorm, bands)}
-STEPS = {"progressive": 300} | dict.fromkeys(("mask", "depth", "decoder", "batchnorm", "bands"), 250)
+STEPS = {"mask": 250, "progressive": 300} | dict.fromkeys(("depth", "decoder", "batchnorm", "bands"), 150)
 PROBED = {"progressive": 96, "batchnorm": 64}  # pixels at which features are compared
 
 
