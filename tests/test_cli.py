@@ -42,14 +42,21 @@ BAD_INPUT = [
     ("pretrain --data {photos} --out {out} --accelerator cuda --devices 99 --batch-size 99", 2, "CUDA"),
     ("pretrain --data {photos} --out {out} --stages 128x9", 2, "'128x9' is not SIZExEPOCHSe"),
     ("pretrain --data {photos} --out {out} --stages 64x2s,72x2s", 2, "72x72"),
-    ("pretrain --data {photos} --out {out} --encoder.depth 99", 2, "encoder.depth = 99"),
+    (
+        "pretrain --data {photos} --out {out} --encoder.depth 99",
+        2,
+        "encoder.depth = 99: vit_base_patch16_224 needs its number of blocks",
+    ),
     ("pretrain --data {photos} --out {out} --mask.place patch --mask.size 24", 2, "16 pixels between"),
-    ("pretrain --data {photos} --out {out} --model halonet_h1", 2, "128"),
+    ("pretrain --data {photos} --out {out} --model halonet_h1", 2, "sizes that work: 256"),
     ("pretrain --data {photos} --out {out} --model no.such:thing", 2, "package.module:factory"),
     ("pretrain --data {photos} --out {out} --crop.mean 0.5", 2, "crop.std"),
     ("backbones nothing_like_it", 2, "no name fits"),
     ("backbones resnet10t --write {out}", 2, "--check"),
     ("stats", 2, "data is missing"),
+    ("stats --data {photos} --count -3", 2, "count = -3"),
+    ("backbones resnet10t --processes 0", 2, "processes = 0"),
+    ("pretrain --out {tmp}/nothing --resume", 2, "there is no run in"),
     ("stats --data {photos} --in-chans 13", 2, "13 channels"),
     ("pretrian", 2, "there is no verb 'pretrian'"),
     ("recipes nothing-like-it", 2, "table3"),
@@ -104,7 +111,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(photos, tmp_path, 
     arguments = ["--recipe", "table3/fastmim-vit-b-800", "--config", str(tmp_path / "c.yaml"), "--steps", "2"]
     assert main(["pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), *arguments]) == 0
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (stored["steps"], stored["seed"], stored["epochs"]) == (2, 5, 800)
+    assert (stored["steps"], stored["seed"], stored["epochs"]) == (2, 5, None)
     output = capsys.readouterr().out
     assert "trivial predictor" in output.strip().splitlines()[-1]
     assert "lr" in output

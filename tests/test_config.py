@@ -69,6 +69,8 @@ def test_stages_are_text_or_a_list_and_the_file_gives_them_back():
         {"image_size": 192, "epochs": 100, "micro_batch": 8},
     ]
     assert merge(PretrainConfig(), {"stages": listed}).stages == config.stages
+    assert merge(PretrainConfig(), {"stages": text.split(",")}).stages == config.stages
+    assert merge(PretrainConfig(image_size=64, steps=3), {"stages": text}).stages == config.stages
     assert build(PretrainConfig, yaml.safe_load(to_yaml(config))) == config
 
 
@@ -80,6 +82,10 @@ def test_stages_are_text_or_a_list_and_the_file_gives_them_back():
         ({"stages": "128x2.5s"}, "'128x2.5s'"),
         ({"stages": [{"image_size": 128}]}, "epochs or steps"),
         ({"stages": "128x2e", "steps": 4}, "steps = 4"),
+        ({"stages": "128x2e", "image_size": 64}, "image_size = 64"),
+        ({"stages": ","}, "''"),
+        ({"stages": [{"image_size": 128, "epochs": 2, "batch": 3}]}, "did you mean stages.0.batch_size?"),
+        ({"epochs": float("inf")}, "epochs = inf"),
         ({"stages": "128x2e@5", "devices": 2}, "batch_size = 5"),
         ({"in_chans": 4, "crop": {"mean": [0.5] * 3, "std": [0.5] * 3}}, "crop.mean has 3"),
     ],

@@ -96,7 +96,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
 def _pretrain(arguments: list[str]) -> int:
     import tyro
 
-    from fastmim.config import PretrainConfig
+    from fastmim.config import PretrainConfig, merge
     from fastmim.pretraining import base_config, run_pretraining
     from fastmim.recipes import smoke
 
@@ -114,13 +114,15 @@ def _pretrain(arguments: list[str]) -> int:
         overwrite: bool = False
         """Replace the run in --out."""
 
-    given = peek(arguments, "config", "recipe", "out")
+    given = peek(arguments, "config", "recipe", "out", "stages")
     resumed = given["out"] if "--resume" in arguments else None
     base = base_config(given["config"], given["recipe"], resumed)
     if "--smoke" in arguments:
         if not given["recipe"]:
             raise UsageError("--smoke tries a recipe: give --recipe NAME; `fastmim recipes` lists them")
         base = smoke(base)
+    if given["stages"] and not resumed:
+        base = merge(base, {"stages": given["stages"]})  # in place of the base's one size and length
     command = parse(Command, arguments, "fastmim pretrain", Command(base))
     result = run_pretraining(command.settings, command.resume, command.overwrite)
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0
@@ -136,6 +138,8 @@ def _backbones(arguments: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Command:
+        """Name, millions of parameters (without a classifier), stride, and image sizes that work."""
+
         filter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILTER")] = ""
         """A part of a name, or a pattern as 'resnet*d'. Default: all of timm."""
         families: bool = False
@@ -150,6 +154,8 @@ def _backbones(arguments: list[str]) -> int:
         """Backbones that are tried at a time."""
 
     command = parse(Command, arguments, "fastmim backbones", Command())
+    if command.processes < 1:
+        raise UsageError(f"processes = {command.processes} must be at least 1")
     if command.write and not command.check:
         raise UsageError("write needs --check: the file says what passed")
     names = backbones.names_like(command.filter)
@@ -201,6 +207,9 @@ def _stats(arguments: list[str]) -> int:
     command = parse(Command, arguments, "fastmim stats", Command())
     if not command.data:
         raise UsageError("data is missing: give a folder of images")
+    for name, least in {"in_chans": 1, "image_size": 1, "count": 0, "seed": 0, "workers": 0}.items():
+        if getattr(command, name) < least:
+            raise UsageError(f"{name} = {getattr(command, name)} must be at least {least}")
     size = (command.image_size, command.image_size)
     stats = measure_stats(
         open_images(command.data),

@@ -1,6 +1,8 @@
 """The configuration of a run: every owner's settings in one frozen dataclass, as flags, YAML or Python."""
 
 import difflib
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -24,8 +26,18 @@ from fastmim.train.stages import Stage, parse_stages
 T = TypeVar("T")
 
 
+DEFAULT_SIZE = 128  # pixels; the paper's
+DEFAULT_EPOCHS = 200.0
+
+
 def _stages(value: Any) -> Any:
-    return parse_stages(value) if isinstance(value, str) else value
+    """Stages as text become Stage objects, one by one or all in one."""
+    if isinstance(value, str):
+        return parse_stages(value)
+    if isinstance(value, list | tuple):
+        parts = (parse_stages(part) if isinstance(part, str) else (part,) for part in value)
+        return tuple(itertools.chain.from_iterable(parts))
+    return value
 
 
 @dataclass(frozen=True)
@@ -43,15 +55,15 @@ class PretrainConfig:
     """Further arguments of timm.create_model or of the factory, as JSON: '{"window_size": 8}'."""
     in_chans: int = 3
     """Channels of the images: 3 is RGB, 1 is grey, any other number needs images that have it."""
-    image_size: int | tuple[int, int] = 128
-    """Side, or height and width, of the crops that the model sees, in pixels."""
-    epochs: float = 200.0
-    """Passes over the data (paper: 400 or 800 on ImageNet-1K). Not used where --steps is given."""
+    image_size: int | tuple[int, int] | None = None
+    """Side, or height and width, of the crops that the model sees, in pixels. Default: 128."""
+    epochs: float | None = None
+    """Passes over the data (paper: 400 or 800 on ImageNet-1K). Default: 200, or --steps."""
     steps: int | None = None
     """Optimiser steps, in place of --epochs."""
     stages: Annotated[tuple[Stage, ...], BeforeValidator(_stages)] = ()
-    """FastMIM-P, in place of --image-size, --epochs and --steps: 128x200e,160x100e,192x100e grows the images
-    during the run. SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change."""
+    """FastMIM-P, images that grow: 128x200e,160x100e, in place of --image-size, --epochs and --steps.
+    SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change."""
     batch_size: int = 256
     """Images an optimiser step, over all devices and micro-batches (paper: 2048)."""
     micro_batch: int | None = None
@@ -120,20 +132,23 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UsageError(f"{name} = {value} must be at least {least}")
-        if self.epochs <= 0:
-            raise UsageError(f"epochs = {self.epochs} must be above 0")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UsageError(f"epochs = {self.epochs} must be above 0 and finite")
+        for name in ("image_size", "epochs", "steps"):
+            if self.stages and getattr(self, name) is not None:
+                raise UsageError(
+                    f"{name} = {getattr(self, name)}: stages have their own; give {name} None, or stages ''"
+                )
         if min(self.size) < 2:
             raise UsageError(f"image_size = {self.image_size} must be at least 2 pixels")
-        if self.stages and self.steps is not None:
-            raise UsageError(f"steps = {self.steps}: each of the stages has its own length; leave steps out")
         count = self.devices * self.num_nodes
         for batch_size in {self.batch_size, *(stage.batch_size or self.batch_size for stage in self.stages)}:
             if batch_size % count:
                 raise UsageError(f"batch_size = {batch_size} must be a multiple of the {count} devices")
         if self.crop.mean is not None and len(self.crop.mean) != self.in_chans:
             raise UsageError(
-                f"crop.mean has {len(self.crop.mean)} numbers, but in_chans = {self.in_chans}: "
-                "give one a channel"
+                f"crop.mean has {len(self.crop.mean)} numbers, but in_chans = {self.in_chans}: give one a "
+                "channel, or crop.mean None and crop.std None to have them measured"
             )
 
     @property
@@ -141,8 +156,8 @@ class PretrainConfig:
         """The stages of the run: one, where none are given."""
         if self.stages:
             return self.stages
-        epochs = None if self.steps else self.epochs
-        return (Stage(self.image_size, epochs, self.steps),)
+        epochs = None if self.steps else self.epochs or DEFAULT_EPOCHS
+        return (Stage(self.image_size or DEFAULT_SIZE, epochs, self.steps),)
 
     @property
     def size(self) -> Size:
@@ -165,13 +180,20 @@ def build(cls: type[T], settings: Mapping[str, Any], where: str = "") -> T:
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, UsageError):
             raise UsageError(f"{where}{cause}") from error
-        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("tuple["))
+        kinds = ("tuple[", "int", "float", "list[")  # of a union, which pydantic names, too
+        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(kinds))
         raise UsageError(f"{where}{name} = {first['input']!r}: {first['msg'].lower()}") from error
 
 
 def merge(base: T, settings: Mapping[str, Any], where: str = "") -> T:
-    """``base`` with ``settings`` (nested or dotted) laid over it."""
-    return build(type(base), _overlay(asdict(base), _nest(settings)), where)  # type: ignore[call-overload]
+    """``base`` with ``settings`` (nested or dotted) laid over it.
+
+    Stages take the place of the one size and length that ``base`` has.
+    """
+    values: dict[str, Any] = asdict(base)  # type: ignore[call-overload]
+    if settings.get("stages"):
+        values |= {"image_size": None, "epochs": None, "steps": None}
+    return build(type(base), _overlay(values, _nest(settings)), where)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -215,9 +237,12 @@ def resolved(
     std: tuple[float, ...],
 ) -> PretrainConfig:
     """``config`` with what follows from encoder and data written out: the file alone repeats the run."""
+    (stage, *more) = config.course
     return replace(
         config,
-        model_kwargs=dict(model_kwargs),
+        model_kwargs={name: value for name, value in model_kwargs.items() if name != "in_chans"},
+        image_size=None if more or config.stages else stage.image_size,
+        epochs=None if more or config.stages else stage.epochs,
         crop=replace(config.crop, mean=mean, std=std),
         mask=replace(config.mask, size=config.mask.size or stride),
         target=replace(config.target, cell=cell if "hog" in config.target.name else config.target.cell),
@@ -255,6 +280,10 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str, prefix: str = "
                 inner = ", ".join(item.name for item in fields(hints[name]))
                 raise UsageError(f"{where}{prefix}{name} = {value!r} must hold settings by name: {inner}")
             _check_keys(hints[name], value, where, f"{prefix}{name}.")
+        elif name == "stages" and isinstance(value, list | tuple):
+            for number, stage in enumerate(value):
+                if isinstance(stage, Mapping):
+                    _check_keys(Stage, stage, where, f"{prefix}{name}.{number}.")
 
 
 def _plain(value: Any) -> Any:

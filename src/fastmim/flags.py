@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import re
 from typing import Any, TypeVar, get_args
 
 from fastmim.errors import UsageError
@@ -44,6 +45,7 @@ def _one_line(boxed: str) -> str:
 
     first = next((row for row in rows if not is_rule(row)), "")
     message = " ".join([first, *itertools.takewhile(lambda row: not is_rule(row), rows)]).rstrip(".")
+    message = re.sub(r"^Error parsing (settings[.\w]*|--stages): ", "", message)  # ours names its field
     for row in rows:
         if row.startswith("Perhaps you meant"):
             return f"{message}; did you mean {next(rows, '').split(' ')[0]}?"

@@ -54,7 +54,11 @@ def random_block_mask(
     The grid is rounded up where ``block`` does not divide the image; the last blocks stick out of it.
     """
     h, w = grid_of(image_size, block)
-    count = masked_count(h * w, ratio)
+    try:
+        count = masked_count(h * w, ratio)
+    except UsageError as error:
+        size = f"{image_size[0]}x{image_size[1]}"
+        raise UsageError(f"mask.size = {block} on images of {size} pixels: {error}") from error
     order = torch.rand(batch, h * w, generator=generator).argsort(dim=1)
     mask = torch.zeros(batch, h * w, dtype=torch.bool)
     mask.scatter_(1, order[:, :count], True)

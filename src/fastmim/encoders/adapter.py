@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fastmim.encoders.embedding import Embedding, edited, find_embedding
 from fastmim.encoders.models import arguments_of, check_model_name, create, fit_kwargs, without_memory
-from fastmim.encoders.probe import Features, last_features, probe
+from fastmim.encoders.probe import DoesNotRun, Features, last_features, probe
 from fastmim.encoders.resize import Carry, carry_tensors, resize
+from fastmim.encoders.sizes import working_sizes
 from fastmim.errors import UsageError
 from fastmim.grids import Size, tokens_to_map
 
@@ -138,8 +139,9 @@ def build_encoder(
         UsageError: no such model, an argument it does not take, or a size it cannot run at.
     """
     if isinstance(model, nn.Module):
-        if config.depth is not None:
-            raise UsageError("encoder.depth needs a model by name: a module is taken as it is")
+        for setting, value in (("encoder.depth", config.depth), ("model_kwargs", model_kwargs)):
+            if value:
+                raise UsageError(f"{setting} = {value} needs a model by name: a module is taken as it is")
         encoder = Encoder(model, name_of(model), {}, image_size, in_chans)
     else:
         check_model_name(model)
@@ -147,13 +149,26 @@ def build_encoder(
         kwargs = full_kwargs
         if config.depth is not None:
             kwargs = _shortened(model, full_kwargs, config.depth)
-        encoder = Encoder(create(model, kwargs), model, kwargs, image_size, in_chans, full_kwargs)
+        try:
+            encoder = Encoder(create(model, kwargs), model, kwargs, image_size, in_chans, full_kwargs)
+        except DoesNotRun as error:
+            raise UsageError(f"{error}{_sizes_instead(model, model_kwargs or {}, image_size)}") from error
     if config.pos_embed == "sincos" and isinstance(model, str):
         _fix_position_embedding(encoder)
     for name, parameter in encoder.model.named_parameters():
         if name in encoder.unused:
             parameter.requires_grad_(False)
     return encoder
+
+
+def _sizes_instead(model: str, model_kwargs: dict[str, Any], image_size: Size) -> str:
+    """Which sizes would work, where the size is what does not."""
+    unsized = {name: value for name, value in model_kwargs.items() if name != "img_size"}
+    try:
+        sizes = working_sizes(model, unsized)
+    except UsageError:
+        return ""
+    return "" if image_size[0] == image_size[1] in sizes.working else f"; sizes that work: {sizes}"
 
 
 def name_of(model: nn.Module) -> str:
@@ -173,14 +188,15 @@ def _shortened(name: str, kwargs: dict[str, Any], depth: int | tuple[int, ...]) 
         )
     value = depth if isinstance(depth, int) else list(depth)
     shorter = {**kwargs, argument: value}
+    hint = f"{name} needs its number of blocks, or one for each of its stages, and no more than it has"
     try:
         state = without_memory(partial(create, name, shorter)).state_dict()
     except UsageError as error:
-        raise UsageError(f"encoder.depth = {value}: {error}") from error
+        raise UsageError(f"encoder.depth = {value}: {hint} ({error.__cause__})") from error
     whole = full.state_dict()
     extra = [key for key in state if key not in whole or state[key].shape != whole[key].shape]
     if extra:
-        raise UsageError(f"encoder.depth = {value}: {name} has no {extra[0]}; give at most its own depth")
+        raise UsageError(f"encoder.depth = {value}: {hint}")
     return shorter
 
 

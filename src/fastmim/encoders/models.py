@@ -50,6 +50,11 @@ def check_model_name(model_name: str) -> None:
         return
     if is_known(model_name):
         return
+    if "." in model_name:
+        raise UsageError(
+            f"model = {model_name!r} is no name of timm's; give a module of your own as model= in Python, "
+            "or as package.module:factory"
+        )
     close = difflib.get_close_matches(model_name, timm.list_models(), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(close)}?" if close else "`fastmim backbones` lists those there are"
     raise UsageError(f"timm has no model named {model_name!r}; {hint}")
@@ -70,7 +75,7 @@ def create(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
     """The model with weights newly drawn and without a classifier; what goes wrong becomes UsageError."""
     try:
         if is_custom(model_name):
-            return _factory(model_name)(**model_kwargs)
+            return _made(model_name, model_kwargs)
         model: nn.Module = timm.create_model(
             model_name, pretrained=False, **{"num_classes": 0, **model_kwargs}
         )
@@ -79,6 +84,16 @@ def create(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
             f"{'' if is_custom(model_name) else 'timm '}cannot build {model_name} with "
             f"{dict(model_kwargs)}: {first_line(error)}"
         ) from error
+    return model
+
+
+def _made(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = _factory(model_name)(**model_kwargs)
+    except Exception as error:  # somebody's own code
+        raise ValueError(first_line(error)) from error
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"it gives a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
@@ -129,6 +144,8 @@ def fit_kwargs(model_name: str, kwargs: dict[str, Any], image_size: Size, in_cha
     takes = arguments_of(model_name, shape)
     if not is_custom(model_name):
         kwargs = {"num_classes": 0, **kwargs}
+    if kwargs.get("in_chans", in_chans) != in_chans:
+        raise UsageError(f"model_kwargs has in_chans = {kwargs['in_chans']}, but in_chans = {in_chans}")
     if in_chans != 3 and (not is_custom(model_name) or "in_chans" in takes):
         kwargs = {**kwargs, "in_chans": in_chans}
     if "drop_path_rate" in takes and takes["drop_path_rate"].default:

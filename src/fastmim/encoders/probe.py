@@ -36,6 +36,10 @@ class Features(NamedTuple):
     """Places that the model gives. Unpadded convolutions give fewer than image size / stride."""
 
 
+class DoesNotRun(UsageError):
+    """The model raises at this size."""
+
+
 def last_features(model: nn.Module, images_BCHW: Tensor, way: Way) -> Any:
     """What the model's method ``way`` makes of images; of several outputs, the last."""
     if way == "forward_intermediates":
@@ -71,7 +75,9 @@ def _seen_and_unused(
     model.eval()
     try:
         features, output = look_at(model, name, image_size, in_chans)
-        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        named = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+        if not output.requires_grad:
+            raise UsageError(f"model = {name}: its features depend on no parameter that trains")
         gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
     finally:
         model.train(was_training)
@@ -104,11 +110,11 @@ def look_at(model: nn.Module, name: str, image_size: Size, in_chans: int) -> tup
 
 
 def _run(model: nn.Module, name: str, image_size: Size, in_chans: int, way: Way) -> Any:
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
         return last_features(model, torch.zeros(1, in_chans, *image_size, device=device), way)
     except MODEL_ERRORS as error:
-        raise UsageError(
+        raise DoesNotRun(
             f"{name} does not run on images of {image_size[0]}x{image_size[1]}: {first_line(error)}"
         ) from error
 

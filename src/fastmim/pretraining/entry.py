@@ -13,7 +13,7 @@ from fastmim.data.images import open_images
 from fastmim.encoders.adapter import name_of
 from fastmim.errors import UsageError
 from fastmim.pretraining.run import RUN_FILES, RunResult, run_on
-from fastmim.pretraining.start import check_stages
+from fastmim.pretraining.start import channel_statistics, check_stages
 from fastmim.recipes import find_recipe
 from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.launch import build_fabric, is_first_process, launch_processes, started_by_launcher
@@ -89,6 +89,8 @@ def run_pretraining(
     Args:
         module: what ``config.model`` names, where that is no name that a model can be built from.
     """
+    if resume and config.out and not config.data:
+        raise UsageError(f"out: there is no run in {config.out} to go on with; to begin one, give data")
     if not config.data:
         raise UsageError("data is missing: give a folder of images, or demo:photos to try it")
     if not config.out:
@@ -97,8 +99,10 @@ def run_pretraining(
     config = replace(config, out=str(run))
     source = open_images(config.data)
     resumes = resume and (run / LAST).is_file()
-    if not resumes:
-        check_stages(config, module)  # what does not work is told before anything is written
+    if not resumes:  # what does not work is told before anything is written
+        check_stages(config, module)
+    mean, std = channel_statistics(config, source)
+    config = replace(config, crop=replace(config.crop, mean=mean, std=std))
     if is_first_process():
         prepare_run_directory(run, RUN_FILES, resume, overwrite)
     precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision

@@ -72,13 +72,13 @@ def leave(
     encoder = method.encoder
     origin = describe_encoder(encoder, *config.crop.statistics, METHOD, config.target.name)
     model = encoder.model
-    if config.bn_recalibrate and batch_norms(model):
+    if complete and config.bn_recalibrate and batch_norms(model):
         model, count, shift = recalibrated(encoder, _unmasked(material), config.bn_images)
         display.say(
             f"batch norms re-estimated on {count} unmasked images: "
             f"running means moved by {shift:.2f} standard deviations on average"
         )
-    elif config.bn_recalibrate:
+    elif complete and config.bn_recalibrate:
         display.say(f"bn_recalibrate: {config.model} has no batch norm, so there is nothing to re-estimate")
     save_encoder(run, model, origin)
     write_report(run, config, material.held_out, outcome)

@@ -30,7 +30,6 @@ from fastmim.methods.learning import HeldOut
 from fastmim.pretraining.finish import leave, summary
 from fastmim.pretraining.start import (
     build_method,
-    channel_statistics,
     check_resumed,
     config_text,
     fitting_micro_batch,
@@ -93,9 +92,9 @@ def run_on(
     plan = build_plan(config.course, len(split.training), config.batch_size, config.micro_batch)
     leg = plan.legs[state["leg"] if state else 0]
     method = build_method(config, module)
-    mean, std = channel_statistics(config, source)
+    encoder = method.encoder
     config = resolved(
-        config, method.encoder.stride, method.target.cell, method.encoder.full_kwargs, mean, std
+        config, encoder.stride, method.target.cell, encoder.full_kwargs, *config.crop.statistics
     )
     for earlier in plan.legs[1 : leg.number + 1]:
         method.set_image_size(earlier.image_size)
@@ -211,6 +210,7 @@ def prepare(
     generator = seeded_generator(HELD_OUT_SEED, MASK_SEED, config.seed)
     mask = method.draw_mask(generator, len(images), size).to(fabric.device)
     micro_batch = micro_batch or fitting_micro_batch(fabric, method, leg, images, mask)
+    micro_batch = min(micro_batch, leg.batch_size // world)
 
     stream = Stream(split.training, config.seed)
     feeder = Feeder(

@@ -53,7 +53,10 @@ def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
     """Raise UsageError unless the model works, at the size of every stage."""
     method = build_method(config, module if module is None or not config.stages else copy.deepcopy(module))
     for stage in config.course[1:]:
-        method.set_image_size(stage.size)
+        try:
+            method.set_image_size(stage.size)
+        except UsageError as error:
+            raise UsageError(f"stages: {stage}: {error}") from error
 
 
 def channel_statistics(
@@ -71,10 +74,13 @@ def channel_statistics(
 def check_resumed(run: Path, config: PretrainConfig, state: dict[str, Any], facts: dict[str, Any]) -> None:
     """Raise UsageError unless the run would go on as it began."""
     stored = build(PretrainConfig, read_yaml(run / CONFIG), f"{run / CONFIG}: ")
-    for name, (old, new) in differences(stored, config).items():
+    changed = differences(stored, config)
+    # Arguments of the model follow from other settings, which are what a person gave.
+    for name in sorted(changed, key=lambda name: name == "model_kwargs"):
+        old, new = (",".join(map(str, v)) if name == "stages" else repr(v) for v in changed[name])
         if name not in FREE_ON_RESUME:
             raise UsageError(
-                f"{name} = {new!r} differs from the {old!r} that the run in {run} began with; "
+                f"{name} = {new} differs from the {old} that the run in {run} began with; "
                 "leave it out to resume, or start a new run"
             )
     if state["data_digest"] != facts["data_digest"]:

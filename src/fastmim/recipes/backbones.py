@@ -9,23 +9,46 @@ from typing import Any
 
 from fastmim.config import PretrainConfig
 from fastmim.decoders import DecoderConfig
+from fastmim.errors import UsageError
 from fastmim.train.schedules import ScheduleConfig
+from fastmim.train.stages import parse_stages
 
-_HEADS: dict[str, Any] = {"num_heads": [1, 2, 4, 8]}
-_NARROW: dict[str, dict[str, Any]] = {
-    "vit": {"embed_dim": 32, "num_heads": 2},
-    "swin": {"embed_dim": 16} | _HEADS,
-    "twins": {"embed_dims": [16, 32, 64, 128]} | _HEADS,
-    "pvt": {"embed_dims": [16, 32, 40, 64]},
-    "convnext": {"dims": [16, 32, 64, 128]},
-    "convnextv2": {"dims": [16, 32, 64, 128]},
-    "cmt": {"stem_width": 8, "embed_dims": [16, 32, 64, 128]},
+_VIT: dict[str, Any] = {"embed_dim": 32, "num_heads": 2}
+_SWIN: dict[str, Any] = {"embed_dim": 16, "num_heads": [1, 2, 4, 8]}
+_PVT: dict[str, Any] = {"embed_dims": [16, 32, 40, 64]}
+_CONVNEXT: dict[str, Any] = {"dims": [16, 32, 64, 128]}
+_CMT: dict[str, Any] = {"stem_width": 8, "embed_dims": [16, 32, 64, 128]}
+NARROW: dict[str, dict[str, Any]] = {
+    "vit_base_patch16_224": _VIT,
+    "vit_large_patch16_224": _VIT,
+    "swin_base_patch4_window7_224": _SWIN,
+    "swin_large_patch4_window7_224": _SWIN,
+    "twins_svt_large": {"embed_dims": [16, 32, 64, 128], "num_heads": [1, 2, 4, 8]},
+    "pvt_large": _PVT,
+    "pvt_v2_b2": _PVT,
+    "pvt_v2_b5": _PVT,
+    "convnext_tiny": _CONVNEXT,
+    "convnext_base": _CONVNEXT,
+    "convnextv2_base": _CONVNEXT,
+    "cmt_s": _CMT,
+    "cmt_b": _CMT,
 }
 
 
 def narrow_kwargs(model: str) -> dict[str, Any]:
-    """Arguments that make a recipe's backbone narrow and leave its depth and stride as they are."""
-    return _NARROW.get(model.split("_")[0], {})
+    """Arguments that make a recipe's backbone narrow and leave its depth and stride as they are.
+
+    Raises:
+        UsageError: it is the backbone of no recipe.
+    """
+    if model not in NARROW:
+        raise UsageError(f"smoke: {model} is the backbone of no recipe; these are: {', '.join(NARROW)}")
+    return NARROW[model]
+
+
+def in_stages(config: PretrainConfig, stages: str) -> PretrainConfig:
+    """FastMIM-P: the same run with images that grow."""
+    return replace(config, image_size=None, epochs=None, stages=parse_stages(stages))
 
 
 def vit_b(epochs: float, size: int = 128) -> PretrainConfig:

@@ -6,11 +6,8 @@ Each was meant for 8 V100 GPUs and ImageNet-1K (1.28 million images). The paper'
 none of them was measured with this code.
 """
 
-from dataclasses import replace
-
 from fastmim.config import PretrainConfig
-from fastmim.recipes.backbones import pyramid, swin_b, swin_l, vit_b, vit_l
-from fastmim.train.stages import parse_stages
+from fastmim.recipes.backbones import in_stages, pyramid, swin_b, swin_l, vit_b, vit_l
 
 
 def table3_fastmim_vit_b_400() -> PretrainConfig:
@@ -39,7 +36,7 @@ def table3_fastmim_p_vit_l_800() -> PretrainConfig:
 
     The paper lets the batch change between stages, but does not say how: here it stays.
     """
-    return replace(table3_fastmim_vit_l_800(), stages=parse_stages("128x500e,160x200e,192x100e"))
+    return in_stages(table3_fastmim_vit_l_800(), "128x500e,160x200e,192x100e")
 
 
 def table3_fastmim_swin_b_400() -> PretrainConfig:
@@ -64,7 +61,7 @@ def table3_fastmim_p_swin_l_400() -> PretrainConfig:
     window grows with the image, 8, 10 and 12, and its table is resampled where the stage changes. The
     paper does not say how the batch changes between stages: here it stays.
     """
-    return replace(table3_fastmim_swin_l_400(), stages=parse_stages("128x200e,160x100e,192x100e"))
+    return in_stages(table3_fastmim_swin_l_400(), "128x200e,160x100e,192x100e")
 
 
 def table4_vit_b() -> PretrainConfig:

@@ -1,6 +1,7 @@
 """Devices and processes: one process, several started here, or those of torchrun and SLURM."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -135,6 +136,12 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_warnings() -> Iterator[None]:
     """Hide warnings of libraries that tell a user nothing they could act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    told = logging.getLogger("lightning_fabric.utilities.rank_zero")
+    level = told.level
+    told.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        told.setLevel(level)

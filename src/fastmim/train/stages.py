@@ -38,8 +38,8 @@ class Stage:
             raise UsageError(f"stages: {asdict(self)} needs either epochs or steps")
         numbers = {**asdict(self), "image_size": min(self.size)}
         for name, value in numbers.items():
-            if value is not None and (value <= 0 or (name != "epochs" and value < 1)):
-                raise UsageError(f"stages: {name} = {value} must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"stages: {name} = {value} must be above 0 and finite")
 
     @property
     def size(self) -> Size:
@@ -61,7 +61,7 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
     A size that is not square is written HEIGHT:WIDTH. Raises UsageError.
     """
     stages = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in (part.strip() for part in text.split(",") if text.strip()):
         match = _STAGE.fullmatch(part)
         if match is None or (match["unit"] == "s" and "." in match["count"]):
             raise UsageError(f"stages: {part!r} is not {GRAMMAR}")
@@ -112,10 +112,6 @@ class Plan:
     @property
     def total_epochs(self) -> float:
         return self.legs[-1].samples_before(self.total_steps) / self.images
-
-    def leg_of(self, step: int) -> Leg:
-        """The leg that a step belongs to; of the step after the last, the last leg."""
-        return next((leg for leg in self.legs if step < leg.last_step), self.legs[-1])
 
 
 def build_plan(stages: Sequence[Stage], images: int, batch_size: int, micro_batch: int | None) -> Plan:

@@ -142,8 +142,21 @@ def load_encoder(
         missing += [key for key in model.state_dict() if key not in known]
     _note_input(model, origin, size)
     if missing:
-        logger.warning("newly initialised in %s: %s", name, ", ".join(missing))
+        logger.warning("newly initialised in %s: %s", name, ", ".join(_parts(missing, model)))
     return model
+
+
+def _parts(keys: list[str], model: nn.Module) -> list[str]:
+    """Names of the largest parts of a model of which no key is missing in ``keys``; single keys otherwise."""
+    wanted = set(keys)
+    known = list(model.state_dict())
+    parts: dict[str, None] = {}
+    for key in keys:
+        names = key.split(".")
+        prefixes = [".".join(names[:length]) for length in range(1, len(names))]
+        whole = (p for p in prefixes if all(k in wanted for k in known if k.startswith(f"{p}.")))
+        parts[next(whole, key)] = None
+    return list(parts)
 
 
 def _pair(size: Any) -> Size:
