@@ -1,4 +1,4 @@
-"""Small runs that compare settings, as tables: docs/studies.md is what they gave.
+"""Small runs that compare settings, as tables: docs/results.md holds what they gave.
 
     python docs/studies/studies.py mask --data cifar10/train --probe cifar10 --out runs/studies
 

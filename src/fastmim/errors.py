@@ -1,5 +1,7 @@
 """The errors that a person is meant to read: one line, no traceback unless asked for."""
 
+import signal
+
 
 class FastmimError(Exception):
     """Base of all errors whose message alone tells what went wrong and what would work."""
@@ -15,3 +17,11 @@ class UsageError(FastmimError, ValueError):
 
 class RunError(FastmimError, RuntimeError):
     """A run was started and had to end; what it had written is intact."""
+
+
+class StoppedError(RunError):
+    """A signal ended the run before its first step, so that there is nothing to go on with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} before the first step")
+        self.exit_code = 128 + number

@@ -14,9 +14,9 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from fastmim.errors import RunError, UsageError
+from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.train.device import Precision, choose_precision
 
 
@@ -85,6 +85,10 @@ def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:
     with _signals_to_children():
         try:
             return fabric.launch(run)
+        except ProcessExitedException as error:
+            if error.signal_name in ("SIGINT", "SIGTERM"):
+                raise StoppedError(signal.Signals[error.signal_name].value) from error
+            raise
         except ProcessRaisedException as error:
             last = str(error).strip().splitlines()[-1]
             for kind in (UsageError, RunError):
