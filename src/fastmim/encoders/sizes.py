@@ -13,6 +13,7 @@ from fastmim.encoders.probe import Features, look_at
 from fastmim.errors import UsageError
 
 TRIED_SIDES = (64, 96, 128, 160, 192, 224, 256)
+DIVISIBLE_SIDES = (128, 112, 120, 126)  # by 8, 7, 12, 9 and their like
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class Sizes:
     width: int
     working: tuple[int, ...]
     failing: Mapping[int, str] = field(default_factory=dict)
+    uniform: bool = True
+    """The stride is the same at all sizes; else it is that at the size nearest to 128."""
 
     def best(self, near: int = 128) -> int:
         """The working side nearest to ``near``."""
         return min(self.working, key=lambda side: (abs(side - near), side))
 
     def __str__(self) -> str:
-        if not self.failing:
+        if self.uniform and not self.failing:
             return f"multiples of {self.stride}"
         return ", ".join(map(str, self.working)) or "none"
 
@@ -79,9 +82,9 @@ def _try_sizes(
         except (UsageError, *MODEL_ERRORS) as error:
             failing[side] = first_line(error)
 
-    attempt(own)
-    if not found:
-        attempt(128)
+    for side in (own, *DIVISIBLE_SIDES):
+        if not found:
+            attempt(side)
     if not found:
         raise UsageError(failing[own])
     form = next(iter(found.values()))
@@ -92,7 +95,8 @@ def _try_sizes(
         attempt(own // 2)
     sizes = Sizes(form.stride, form.width, tuple(sorted(found)), dict(sorted(failing.items())))
     best = found[sizes.best()]
-    return replace(sizes, stride=best.stride, width=best.width)
+    uniform = len({features.stride for features in found.values()}) == 1
+    return replace(sizes, stride=best.stride, width=best.width, uniform=uniform)
 
 
 def _own_side(model: nn.Module) -> int:
