@@ -70,7 +70,7 @@ def test_timm_alone_takes_the_encoder_strictly(finished):
 def test_load_encoder_resamples_and_says_what_is_new(finished, caplog):
     model = fastmim.load_encoder(finished, image_size=64, num_classes=10).eval()
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
-    assert "head.weight" in caplog.text
+    assert caplog.text.split()[-1] == "head"
     same_size = fastmim.load_encoder(finished / "encoder.safetensors").eval()
     assert same(same_size.state_dict(), weights(finished))
     assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 64, 64)
