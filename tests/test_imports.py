@@ -15,9 +15,11 @@ LAYERS = [
     {"losses", "masking", "decoders", "encoders", "targets"},
     {"train", "methods", "data"},
     {"config"},
-    {"recipes", "transfer", "report", "bench"},
+    {"recipes"},
+    {"transfer", "report", "bench"},
     {"pretraining", "backbones"},
     {"flags"},
+    {"verbs"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["FastmimError", "RunError", "UsageError", "hog", "load_encoder", "pretrain"]
+__all__ = ["FastmimError", "RunError", "UsageError", "finetune", "hog", "load_encoder", "pretrain"]
 
 if TYPE_CHECKING:
     from fastmim.errors import FastmimError, RunError, UsageError
     from fastmim.histograms import hog
     from fastmim.pretraining import pretrain
+    from fastmim.transfer.classify import finetune
     from fastmim.transfer.weights import load_encoder
 
 # `import fastmim` is instant: what needs torch is imported when it is first asked for.
@@ -16,6 +17,7 @@ _HOMES = {
     "FastmimError": "fastmim.errors",
     "RunError": "fastmim.errors",
     "UsageError": "fastmim.errors",
+    "finetune": "fastmim.transfer.classify",
     "hog": "fastmim.histograms",
     "load_encoder": "fastmim.transfer.weights",
     "pretrain": "fastmim.pretraining",

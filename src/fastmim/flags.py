@@ -48,7 +48,7 @@ def _one_line(boxed: str) -> str:
     message = re.sub(r"^Error parsing (settings[.\w]*|--stages): ", "", message)  # ours names its field
     for row in rows:
         if row.startswith("Perhaps you meant"):
-            return f"{message}; did you mean {next(rows, '').split(' ')[0]}?"
+            return f"{message}; did you mean {next(rows, '').split(' ')[0].rstrip(',')}?"
     return message
 
 

@@ -52,7 +52,7 @@ def test_batches_are_the_same_with_and_without_workers(photos):
 
 def test_flip_and_normalisation():
     pixels = torch.randint(0, 256, (2, 4, 6, 3), dtype=torch.uint8)
-    batch = Batch(pixels, torch.tensor([False, True]), np.array([]), [])
+    batch = Batch(pixels, torch.tensor([False, True]), np.arange(2), np.array([]), [])
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
     images = to_images(batch, mean, std)
     assert images.shape == (2, 3, 4, 6)

@@ -15,7 +15,7 @@ from fastmim.config import PretrainConfig, build, differences, merge, to_yaml
 from fastmim.encoders.models import is_known
 from fastmim.errors import UsageError
 from fastmim.pretraining import build_method
-from fastmim.recipes import ablations, catalogue, find_recipe, main_results, recipe, resolve, smoke
+from fastmim.recipes import ablations, catalogue, main_results, recipe, resolve, smoke
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.recipes.tables import TABLES, paper_figures, rows_of
 
@@ -45,6 +45,11 @@ KINDS = [
 SAMPLE = ["table1a/vit-b-200e-96px", "table1c/swin-b-2-2-16-2", "table3/fastmim-p-swin-l-400"]
 
 
+def recipe_config(name):
+    return recipe(name).config
+
+
+
 def numbers(value):
     """Every number below a YAML value."""
     if isinstance(value, dict | list):
@@ -67,7 +72,7 @@ def cells(value):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_survives_yaml_and_lacks_data_and_out_only(name):
-    config = find_recipe(name)
+    config = recipe_config(name)
     assert (config.data, config.out) == ("", "")
     values = yaml.safe_load(to_yaml(config))
     assert build(PretrainConfig, values) == merge(PretrainConfig(), values) == config
@@ -149,14 +154,14 @@ def test_every_row_is_used():
 
 def test_the_columns_arrive():
     def changes(name, base):
-        return set(differences(find_recipe(base), find_recipe(name)))
+        return set(differences(recipe_config(base), recipe_config(name)))
 
     assert changes("table1a/vit-b-400e-64px", "table4/vit-b") == {"epochs", "image_size", "target.name"}
-    assert find_recipe("table1a/vit-b-400e-64px").size == (64, 64)
-    assert find_recipe("table1c/swin-b-2-2-18-0").encoder.depth == (2, 2, 18, 0)
+    assert recipe_config("table1a/vit-b-400e-64px").size == (64, 64)
+    assert recipe_config("table1c/swin-b-2-2-18-0").encoder.depth == (2, 2, 18, 0)
     assert changes("table7/swin-l-hog-128px", "table4/swin-l") == set()
     assert changes("table10a/mim-image-encoder-learned", "table4/vit-b") == {"target.name"}
-    assert find_recipe("table10a/mim-patch-encoder-zeros").mask.token == "zeros"
+    assert recipe_config("table10a/mim-patch-encoder-zeros").mask.token == "zeros"
     assert changes("table10b/swin-b-64px-0.50", "table4/swin-b") == {"mask.size", "mask.ratio"}
     assert changes("table16/vit-l-4b768d", "table3/fastmim-vit-l-800") == {
         "decoder.depth",
@@ -167,7 +172,7 @@ def test_the_columns_arrive():
 
 def test_the_optimiser_is_that_of_table_11():
     for name in NAMES:
-        config = find_recipe(name)
+        config = recipe_config(name)
         optim = config.optim
         assert (optim.base_lr, optim.weight_decay, optim.betas) == (1.5e-4, 0.05, (0.9, 0.95)), name
         assert (config.batch_size, config.schedule.warmup_epochs) == (2048, 10), name
@@ -178,18 +183,18 @@ def test_the_optimiser_is_that_of_table_11():
 
 def test_resolving_writes_out_what_follows_from_the_backbone():
     before = torch.get_rng_state()
-    config = resolve(find_recipe("table4/swin-b"))
+    config = resolve(recipe_config("table4/swin-b"))
     assert torch.equal(before, torch.get_rng_state())
     assert (config.mask.size, config.target.cell, config.model_kwargs["window_size"]) == (32, 8, 4)
     assert resolve(config) == config
-    shortened = resolve(find_recipe("table1c/vit-b-8-blocks"))
+    shortened = resolve(recipe_config("table1c/vit-b-8-blocks"))
     assert shortened.encoder.depth == 8
     assert "depth" not in shortened.model_kwargs
-    assert resolve(find_recipe("table2/swin-l-pixel-192px")).model_kwargs["window_size"] == 12
+    assert resolve(recipe_config("table2/swin-l-pixel-192px")).model_kwargs["window_size"] == 12
 
 
 def built(name):
-    method = build_method(smoke(find_recipe(name)))
+    method = build_method(smoke(recipe_config(name)))
     assert method.encoder.width < 200
     assert sum(parameter.numel() for parameter in method.parameters()) < 3e6
     return method
@@ -198,12 +203,12 @@ def built(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_smoke_size_builds(name):
     method = built(name)
-    for stage in find_recipe(name).stages[1:]:
+    for stage in recipe_config(name).stages[1:]:
         method.set_image_size(stage.size)
 
 
 def test_the_kinds_cover_every_backbone():
-    assert {find_recipe(name).model for name in NAMES} - {find_recipe(name).model for name in KINDS} == {
+    assert {recipe_config(name).model for name in NAMES} - {recipe_config(name).model for name in KINDS} == {
         "pvt_v2_b5",  # PVTv2-B2 and ConvNeXt-T, but for depth
         "convnext_base",
     }
@@ -225,7 +230,7 @@ def test_every_kind_runs(name, tmp_path):
 def test_a_sample_runs_in_its_smoke_size(name, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["pretrain", "--recipe", name, "--smoke", "--out", str(run), "--seed", "3"]) == 0
-    steps = max(2, len(find_recipe(name).stages))
+    steps = max(2, len(recipe_config(name).stages))
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["step"] == steps
     stored = yaml.safe_load((run / "config.yaml").read_text())
@@ -267,7 +272,7 @@ def test_a_name_prints_settings_that_pretrain_reads_back(name, tmp_path, capsys)
     for part in (recipe(name).paper, recipe(name).command, "8 V100", "not measured here"):
         assert part in "\n".join(head)
     config = build(PretrainConfig, yaml.safe_load(text))
-    assert config == resolve(find_recipe(name))
+    assert config == resolve(recipe_config(name))
 
 
 @pytest.mark.parametrize("command", ["recipes {}", "pretrain --recipe {} --data demo:photos --out never"])
@@ -285,4 +290,4 @@ def test_an_unknown_name_is_answered_with_the_nearest(command, name, part, capsy
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert part in line
     with pytest.raises(UsageError):
-        find_recipe(name)
+        recipe_config(name)

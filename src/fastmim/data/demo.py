@@ -1,6 +1,7 @@
 """Real data that installed packages ship, so that the first run needs no download."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,11 +56,20 @@ def _photos() -> ImageSource:
     return FileImages(str(root), names)
 
 
+def digit_labels() -> list[str]:
+    """Which digit each image of ``demo:digits`` shows."""
+    return [str(label) for label in _load_digits().target]
+
+
 def _digits() -> ImageSource:
+    grey = np.round(_load_digits().images * (255 / 16)).astype(np.uint8)
+    large = grey.repeat(2, axis=1).repeat(2, axis=2)
+    return ArrayImages(np.repeat(large[..., None], 3, axis=3), "digit")
+
+
+def _load_digits() -> Any:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError(NEEDS) from error
-    grey = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
-    large = grey.repeat(2, axis=1).repeat(2, axis=2)
-    return ArrayImages(np.repeat(large[..., None], 3, axis=3), "digit")
+    return load_digits()

@@ -12,9 +12,15 @@ from fastmim.data.loader import Batch, Crops, Draw, load_batches, to_images
 from fastmim.data.skips import SkipList
 
 # What the seeds of different draws begin with, so that none repeats another.
-SPLIT_SEED, HELD_OUT_SEED, CROP_SEED, MASK_SEED, STATS_SEED = 1, 2, 3, 4, 5
+SPLIT_SEED, HELD_OUT_SEED, CROP_SEED, MASK_SEED, STATS_SEED = range(1, 6)
+LABEL_SEED, FEW_SEED, MIX_SEED, PROBE_SEED = range(6, 10)
 
-MaskDraw = Callable[[torch.Generator, int], Tensor]  # (generator, batch) -> (batch, h, w)
+# (images (B, C, H, W), what goes beside them, seeds) -> both, as the module gets them
+Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
+
+
+def as_they_are(images_BCHW: Tensor, beside: Tensor, _: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return images_BCHW, beside
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,16 @@ def held_out_crops(crops: Crops, count: int, seed: int, skips: SkipList | None) 
 
 @dataclass(frozen=True)
 class Feeder:
-    """Feeds a training loop: (images, mask) in micro-batches, from any step on.
+    """Feeds a training loop: (images, what goes beside them) in micro-batches, from any step on.
 
-    Crops are seeded by (seed, step, rank), masks by (seed, rank, step).
+    Crops are seeded by (seed, step, rank).
     """
 
     crops: Crops
     batches: Callable[[int], Iterator[tuple[int, NDArray[np.int64]]]]
     """First step -> (step, this rank's images of its batch), see `train.sampler.Stream.batches`."""
-    draw_mask: MaskDraw
+    beside: Callable[[Batch, int], Tensor]
+    """(batch, step) -> what the module gets beside the images, (B, ...), on the CPU: masks or classes."""
     skips: SkipList
     micro_batch: int
     workers: int
@@ -69,6 +76,7 @@ class Feeder:
     rank: int
     mean: Tensor
     std: Tensor
+    mix: Mix = as_they_are
 
     def __call__(self, first_step: int) -> Iterator[Iterable[tuple[tuple[Tensor, ...], float, bool]]]:
         draws = (
@@ -78,17 +86,16 @@ class Feeder:
         on_gpu = self.mean.device.type == "cuda"
         for step, batch in enumerate(load_batches(self.crops, draws, self.workers, on_gpu), first_step):
             self.skips.note(batch)
-            generator = seeded_generator(MASK_SEED, self.seed, self.rank, step)
-            mask = self.draw_mask(generator, len(batch.flips_B))
-            yield self._micro_batches(batch, mask.pin_memory() if on_gpu else mask)
+            beside = self.beside(batch, step)
+            yield self._micro_batches(batch, beside.pin_memory() if on_gpu else beside, step)
 
     def _micro_batches(
-        self, batch: Batch, mask_Bhw: Tensor
+        self, batch: Batch, beside: Tensor, step: int
     ) -> Iterator[tuple[tuple[Tensor, ...], float, bool]]:
         count = len(batch.flips_B)
-        mask_Bhw = mask_Bhw.to(self.mean.device, non_blocking=True)
+        beside = beside.to(self.mean.device, non_blocking=True)
         for start in range(0, count, self.micro_batch):
             part = slice(start, min(start + self.micro_batch, count))
-            piece = Batch(batch.pixels_BHWC[part], batch.flips_B[part], batch.tried, [])
-            images = to_images(piece, self.mean, self.std)
-            yield (images, mask_Bhw[part]), (part.stop - part.start) / count, part.stop == count
+            images = to_images(batch.part(part), self.mean, self.std)
+            pair = self.mix(images, beside[part], (MIX_SEED, self.seed, self.rank, step, start))
+            yield pair, (part.stop - part.start) / count, part.stop == count

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmim.data.tables import open_hub, open_parquet, open_saved
+from fastmim.data.tables import is_saved, open_hub, open_parquet, open_saved
 from fastmim.errors import UsageError
 
 IMAGE_SUFFIXES = frozenset({".npy"}) | frozenset(
@@ -168,7 +168,7 @@ def _open_file(path: Path) -> ImageSource:
 
 
 def _open_folder(path: Path) -> ImageSource:
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+    if is_saved(path):
         return open_saved(path)
     others: Counter[str] = Counter()
     names = sorted(_walk(path, others))

@@ -2,10 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -49,8 +50,14 @@ class Batch:
 
     pixels_BHWC: Tensor  # uint8, or float32 where an image of the batch has more than 8 bits
     flips_B: Tensor  # bool
+    indices: NDArray[np.int64]  # of the images that the crops are of
     tried: NDArray[np.int64]  # indices that were opened, unreadable ones included
     unreadable: list[Unreadable]
+
+    def part(self, part: slice) -> "Batch":
+        """Some of its crops; what was tried and could not be read stays with the whole."""
+        indices = self.indices[part]
+        return Batch(self.pixels_BHWC[part], self.flips_B[part], indices, indices, [])
 
     def pin_memory(self) -> "Batch":
         self.pixels_BHWC = self.pixels_BHWC.pin_memory()
@@ -58,22 +65,37 @@ class Batch:
         return self
 
 
+Augment = Callable[[Pixels, tuple[int, ...]], Pixels]  # (crop, seeds) -> a crop of the same size
+
+
+def as_it_is(crop: Pixels, _: tuple[int, ...]) -> Pixels:
+    return crop
+
+
 class Crops(Dataset[Batch]):
     """Answers a `Draw` with a `Batch`. An unreadable image is replaced by another and reported."""
 
     def __init__(
-        self, source: ImageSource, pool: NDArray[np.int64], config: CropConfig, size: Size, chans: int
+        self,
+        source: ImageSource,
+        pool: NDArray[np.int64],
+        config: CropConfig,
+        size: Size,
+        chans: int,
+        augment: Augment = as_it_is,
     ) -> None:
         self.source = source
         self.pool = pool  # indices that replacements are taken from
         self.config = config
         self.size = size
         self.chans = chans
+        self.augment = augment
 
     def __getitem__(self, draw: Draw) -> Batch:
         count = len(draw.indices)
         draws = draw_crops(self.config, count, draw.seeds)
         crops: list[Pixels] = []
+        shown: list[int] = []
         tried: list[int] = []
         unreadable: list[Unreadable] = []
         for row, index in enumerate(draw.indices):
@@ -81,7 +103,9 @@ class Crops(Dataset[Batch]):
                 tried.append(candidate)
                 try:
                     box = partial(draws.box, row)
-                    crops.append(read_crop(self.source, candidate, box, self.size, self.chans))
+                    crop = read_crop(self.source, candidate, box, self.size, self.chans)
+                    crops.append(self.augment(crop, (*draw.seeds, row)))
+                    shown.append(candidate)
                     break
                 except UnreadableImage as error:
                     unreadable.append(Unreadable(candidate, self.source.name(candidate), str(error)))
@@ -91,7 +115,7 @@ class Crops(Dataset[Batch]):
                     f"{REPLACEMENTS} images in a row cannot be read; the last is {last.name}: {last.reason}"
                 )
         flips = torch.from_numpy(draws.flips)
-        return Batch(torch.from_numpy(_stack(crops)), flips, np.unique(tried), unreadable)
+        return Batch(torch.from_numpy(stack(crops)), flips, np.array(shown), np.unique(tried), unreadable)
 
     def _candidates(self, index: int, row: int, seeds: tuple[int, ...]) -> Iterator[int]:
         yield index
@@ -108,14 +132,16 @@ def read_crop(source: ImageSource, index: int, choose_box: BoxChooser, size: Siz
         raise UnreadableImage(error.strerror or str(error)) from error
 
 
-def _stack(crops: list[Pixels]) -> Pixels:
+def stack(crops: list[Pixels]) -> Pixels:
     """(H, W, C) of several images -> (B, H, W, C): uint8 where all are, else float32."""
     same = all(crop.dtype == np.uint8 for crop in crops)
     return np.stack(crops if same else [to_float(crop) for crop in crops])
 
 
-def load_batches(crops: Crops, draws: Iterable[Draw], workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches of ``draws``, in order, prepared ahead by ``workers`` processes (0: in this one)."""
+def load_batches(
+    crops: Dataset[Batch], draws: Iterable[Any], workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """What ``crops`` answers to each of ``draws``, in order; ``workers`` processes prepare it (0: none)."""
     loader: DataLoader[Batch] = DataLoader(
         crops,
         batch_size=None,
@@ -160,6 +186,8 @@ def available_cpus() -> int:
     return cpus
 
 
-def choose_workers(processes: int) -> int:
-    """Loader workers for each of ``processes`` training processes on this machine."""
-    return max(1, min(MOST_WORKERS, available_cpus() // processes - 1))
+def loader_workers(wanted: int | None, processes: int) -> int:
+    """Loader workers for each of ``processes`` processes on this machine: as wanted, or what fits."""
+    if wanted is not None:
+        return wanted
+    return max(1, min(MOST_WORKERS, available_cpus() // max(1, processes) - 1))

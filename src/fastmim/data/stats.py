@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from fastmim.data.bands import UnreadableImage, to_float
+from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig
 from fastmim.data.decode import Box
 from fastmim.data.feed import STATS_SEED
 from fastmim.data.images import ImageSource
@@ -16,6 +17,7 @@ from fastmim.data.loader import prepare_worker, read_crop
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 
+MEASURED_IMAGES = 1024  # where the statistics are not given
 FLAT = 1e-6  # a channel whose std is no larger share of its mean is constant but for rounding
 
 
@@ -105,3 +107,15 @@ def _load(images: _ImageMoments, indices: NDArray[np.int64], workers: int) -> It
 
 def _whole(height: int, width: int) -> Box:
     return Box(0, 0, height, width)
+
+
+def channel_statistics(
+    crop: CropConfig, source: ImageSource, in_chans: int, size: Size, seed: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: those given, ImageNet's for RGB, else measured."""
+    if crop.mean is not None:
+        return crop.statistics
+    if in_chans == len(IMAGENET_MEAN):
+        return IMAGENET_MEAN, IMAGENET_STD
+    stats = measure_stats(source, in_chans, size, MEASURED_IMAGES, seed)
+    return stats.mean, stats.std

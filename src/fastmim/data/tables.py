@@ -6,6 +6,7 @@ from typing import Any
 from fastmim.data.bands import first_line
 from fastmim.errors import UsageError
 
+LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "y", "fine_label")
 IMAGE_COLUMNS = ("image", "img", "images", "jpg", "png", "bytes", "picture", "photo")
 
 
@@ -39,39 +40,58 @@ class TableImages:
 
 def open_parquet(files: list[str], where: str) -> TableImages:
     """One or several parquet files as one source. Raises UsageError, like the others below."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        table = datasets.Dataset.from_parquet(files)
-    except Exception as error:
-        raise UsageError(f"data: {where} cannot be read as parquet: {first_line(error)}") from error
-    return TableImages(table, where)
+    return TableImages(read_parquet(files, where), where)
 
 
 def open_saved(path: Path) -> TableImages:
     """What ``save_to_disk`` of Hugging Face's datasets wrote; of several splits the one for training."""
+    splits = read_saved(path)
+    return TableImages(splits.get("train", next(iter(splits.values()))), str(path))
+
+
+def open_hub(spec: str) -> TableImages:
+    """``hf:NAME[:SPLIT]``, a dataset of the Hugging Face hub."""
+    return TableImages(read_hub(spec)["train"], spec)
+
+
+def read_parquet(files: list[str], where: str) -> Any:
+    """The table in one or several parquet files."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.Dataset.from_parquet(files)
+    except Exception as error:
+        raise UsageError(f"data: {where} cannot be read as parquet: {first_line(error)}") from error
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """The tables of a saved dataset by split; one without splits is called train."""
     import datasets
 
     try:
         table = datasets.load_from_disk(str(path))
     except Exception as error:
         raise UsageError(f"data: {path} cannot be read as a saved dataset: {first_line(error)}") from error
-    if isinstance(table, datasets.DatasetDict):
-        table = table["train"] if "train" in table else next(iter(table.values()))
-    return TableImages(table, str(path))
+    return dict(table) if isinstance(table, datasets.DatasetDict) else {"train": table}
 
 
-def open_hub(spec: str) -> TableImages:
-    """``hf:NAME[:SPLIT]``, a dataset of the Hugging Face hub."""
+def read_hub(spec: str, every_split: bool = False) -> dict[str, Any]:
+    """The tables of ``hf:NAME[:SPLIT]`` by split: all there are, or the one named (train), called train."""
     import datasets
 
     name, _, split = spec.removeprefix("hf:").partition(":")
+    every_split = every_split and not split
     try:
-        table = datasets.load_dataset(name, split=split or "train")
+        table = datasets.load_dataset(name, split=None if every_split else split or "train")
     except Exception as error:
         raise UsageError(f"data: {spec} cannot be loaded: {first_line(error)}") from error
-    return TableImages(table, spec)
+    return dict(table) if every_split else {"train": table}
+
+
+def is_saved(path: Path) -> bool:
+    """Whether Hugging Face's ``save_to_disk`` wrote this folder."""
+    return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 def _image_column(table: Any, where: str) -> str:
@@ -87,3 +107,23 @@ def _image_column(table: Any, where: str) -> str:
         f"data: {where} has no image column (columns: {', '.join(table.features)}); "
         "one of Hugging Face's Image type, or one named 'image', is needed"
     )
+
+
+def read_labels(table: Any, where: str) -> list[str]:
+    """Each row's class by name. Raises UsageError where no column holds classes."""
+    import datasets
+
+    named = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    column = next(iter([*named, *(name for name in LABEL_COLUMNS if name in table.features)]), None)
+    if column is None:
+        raise UsageError(
+            f"data: {where} has no column of classes (columns: {', '.join(table.features)}); one of Hugging "
+            "Face's ClassLabel type, or one named 'label', is needed"
+        )
+    values = table[column][:]
+    if any(value is None for value in values):
+        raise UsageError(f"data: {where}: row {list(values).index(None)} has no value in column {column!r}")
+    feature = table.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return [str(feature.int2str(int(value))) for value in values]
+    return [str(value) for value in values]

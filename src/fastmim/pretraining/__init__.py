@@ -1,7 +1,7 @@
 """`fastmim pretrain`: configuration -> encoder, method, data, loop, proof. Read `run.run_on`."""
 
-from fastmim.pretraining.entry import base_config, pretrain, run_pretraining
+from fastmim.pretraining.entry import pretrain, run_pretraining
 from fastmim.pretraining.run import RUN_FILES, RunResult
 from fastmim.pretraining.start import build_method
 
-__all__ = ["RUN_FILES", "RunResult", "base_config", "build_method", "pretrain", "run_pretraining"]
+__all__ = ["RUN_FILES", "RunResult", "build_method", "pretrain", "run_pretraining"]

@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from fastmim.config import PretrainConfig, build, merge, read_yaml
+from fastmim.config import PretrainConfig, merge
 from fastmim.data.images import open_images
+from fastmim.data.stats import channel_statistics
 from fastmim.encoders.adapter import name_of
 from fastmim.errors import UsageError
 from fastmim.pretraining.run import RUN_FILES, RunResult, run_on
-from fastmim.pretraining.start import channel_statistics, check_stages
-from fastmim.recipes import find_recipe
+from fastmim.pretraining.start import check_stages
+from fastmim.recipes import base_config
 from fastmim.train.checkpoint import LAST, load_checkpoint
-from fastmim.train.launch import build_fabric, is_first_process, launch_processes, started_by_launcher
-from fastmim.train.rundir import CONFIG, prepare_run_directory
+from fastmim.train.launch import is_first_process, run_everywhere
+from fastmim.train.rundir import prepare_run_directory
 
 
 def pretrain(
@@ -61,20 +62,8 @@ def pretrain(
     name = name_of(model) if isinstance(model, nn.Module) else model
     named = {"data": data, "out": out, "model": name}
     given = {name: os.fspath(value) for name, value in named.items() if value is not None} | settings
-    base = base_config(config, recipe, given.get("out") if resume else None)
+    base = base_config(PretrainConfig, config, recipe, given.get("out") if resume else None)
     return run_pretraining(merge(base, given), resume, overwrite, quiet, module)
-
-
-def base_config(
-    config: str | os.PathLike[str] | None, recipe: str | None, resumed: str | None
-) -> PretrainConfig:
-    """What a caller's settings are laid over: a stored run, a recipe, a file, or the defaults."""
-    base = find_recipe(recipe) if recipe else PretrainConfig()
-    if resumed and (stored := Path(resumed).expanduser() / CONFIG).is_file():
-        base = build(PretrainConfig, read_yaml(stored), f"{stored}: ")
-    if config:
-        base = merge(base, read_yaml(Path(config).expanduser()), f"{os.fspath(config)}: ")
-    return base
 
 
 def run_pretraining(
@@ -101,15 +90,10 @@ def run_pretraining(
     resumes = resume and (run / LAST).is_file()
     if not resumes:  # what does not work is told before anything is written
         check_stages(config, module)
-    mean, std = channel_statistics(config, source)
+    mean, std = channel_statistics(config.crop, source, config.in_chans, config.size, config.seed)
     config = replace(config, crop=replace(config.crop, mean=mean, std=std))
     if is_first_process():
         prepare_run_directory(run, RUN_FILES, resume, overwrite)
     precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
-    fabric = build_fabric(config.accelerator, config.devices, config.num_nodes, precision)
-    if fabric.world_size > 1 and not started_by_launcher():
-        start = partial(run_on, source=source, config=config, resumes=resumes, quiet=quiet, module=module)
-        result: RunResult = launch_processes(fabric, start)
-        return result
-    fabric.launch()
-    return run_on(fabric, source, config, resumes, quiet, module)
+    start = partial(run_on, source=source, config=config, resumes=resumes, quiet=quiet, module=module)
+    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)

@@ -1,18 +1,17 @@
 """One run, from the first step to the report: read `run_on` from top to bottom."""
 
-import contextlib
 import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from fastmim import __version__
-from fastmim.config import PretrainConfig, resolved
+from fastmim.config import PretrainConfig, check_resumed, config_text, resolved
 from fastmim.data.feed import (
     HELD_OUT_SEED,
     MASK_SEED,
@@ -23,29 +22,23 @@ from fastmim.data.feed import (
     split_images,
 )
 from fastmim.data.images import ImageSource, fingerprint
-from fastmim.data.loader import Crops, to_images
+from fastmim.data.loader import Crops, loader_workers, to_images
 from fastmim.data.skips import SKIPPED, SkipList
 from fastmim.methods.input_masking import InputMasking
 from fastmim.methods.learning import HeldOut
 from fastmim.pretraining.finish import leave, summary
-from fastmim.pretraining.start import (
-    build_method,
-    check_resumed,
-    config_text,
-    fitting_micro_batch,
-    loader_workers,
-)
+from fastmim.pretraining.start import FREE_ON_RESUME, build_method, fitting_micro_batch
 from fastmim.report.run import Outcome
-from fastmim.train.checkpoint import LAST, load_checkpoint, remove_leftovers, write_atomically
-from fastmim.train.launch import deterministic_kernels, quiet_warnings
+from fastmim.train.checkpoint import LAST, load_checkpoint
+from fastmim.train.launch import precision_of, quiet_warnings
 from fastmim.train.loop import Loop, LoopConfig, Progress
 from fastmim.train.optim import build_adamw, carry_state
 from fastmim.train.rundir import CONFIG, REPORT, SAMPLES
-from fastmim.train.runlog import METRICS, Display, RunLog
+from fastmim.train.runlog import METRICS
 from fastmim.train.sampler import Stream
 from fastmim.train.schedules import build_schedule
-from fastmim.train.signals import StopRequest
-from fastmim.train.stages import Leg, Plan, build_plan
+from fastmim.train.session import opened
+from fastmim.train.stages import Leg, build_plan
 from fastmim.transfer.weights import ORIGIN, WEIGHTS
 
 RUN_FILES = (CONFIG, METRICS, LAST, WEIGHTS, ORIGIN, REPORT, SAMPLES, SKIPPED)
@@ -103,21 +96,12 @@ def run_on(
     # What is known already.
     facts = {"data_digest": fingerprint(source), "world_size": fabric.world_size}
     if state is not None:
-        check_resumed(run, config, state, facts)
+        check_resumed(run, config, FREE_ON_RESUME, state, facts)
     skips = SkipList(run / SKIPPED, len(source), config.max_unreadable)
-    evaluate_at = evaluation_steps(plan, config.evaluations, config.log_every_steps)
+    evaluate_at = plan.evaluation_steps(config.evaluations, config.log_every_steps)
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(deterministic_kernels(config.deterministic))
-        display = stack.enter_context(Display(plan, quiet=quiet or not first))
-        log = None
-        if first:
-            remove_leftovers(run)
-            if state is None:
-                write_atomically(run / CONFIG, lambda file: file.write(config_text(config)))
-            log = RunLog(run, display, state["metrics_bytes"] if state else 0, _step_of(state))
-            stack.callback(log.close)
-        stop = stack.enter_context(StopRequest())
+    text = config_text("pretrain", config)
+    with opened(run, plan, text, state, first, quiet, config.deterministic) as (display, log, stop):
         progress = Progress()
 
         while True:
@@ -126,7 +110,7 @@ def run_on(
             held_out = material.held_out
             with quiet_warnings():
                 wrapped = fabric.setup_module(method)
-            choices = {"precision": _precision_of(fabric), "micro_batch": material.micro_batch}
+            choices = {"precision": precision_of(fabric), "micro_batch": material.micro_batch}
             loop = Loop(
                 fabric,
                 wrapped,
@@ -216,10 +200,12 @@ def prepare(
     feeder = Feeder(
         Crops(source, split.training, config.crop, size, chans),
         batches=lambda step: stream.batches(leg, step, rank, world),
-        draw_mask=lambda generator, count: method.draw_mask(generator, count, size),
+        beside=lambda batch, step: method.draw_mask(
+            seeded_generator(MASK_SEED, config.seed, rank, step), len(batch.flips_B), size
+        ),
         skips=skips,
         micro_batch=micro_batch,
-        workers=loader_workers(config, fabric),
+        workers=loader_workers(config.workers, fabric.world_size // config.num_nodes),
         seed=config.seed,
         rank=rank,
         mean=mean,
@@ -236,18 +222,3 @@ def grow(
     larger = build_adamw(method, config.optim)
     carry_state(optimizer, larger, carry)
     return larger
-
-
-def evaluation_steps(plan: Plan, evaluations: int, log_every_steps: int) -> frozenset[int]:
-    """Steps after which the held-out loss is measured: evenly over the run, and at the end of each leg."""
-    count = max(1, min(evaluations, plan.total_steps // log_every_steps))
-    evenly = {math.ceil(plan.total_steps * i / count) for i in range(1, count + 1)}
-    return frozenset(evenly | {leg.last_step for leg in plan.legs})
-
-
-def _precision_of(fabric: Fabric) -> str:
-    return str(fabric._precision.precision)
-
-
-def _step_of(state: dict[str, Any] | None) -> int:
-    return int(state["progress"]["step"]) if state else 0

@@ -4,12 +4,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
-from fastmim.config import PretrainConfig, resolved
+from fastmim.config import FinetuneConfig, PretrainConfig, resolved, to_yaml
+from fastmim.config.finetune import SCRATCH
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder, build_encoder
 from fastmim.encoders.models import without_memory
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.targets import build_target
+
+SMOKE_SIDE = 64  # pixels
+SMOKE_SHARE = 0.02  # of the digits, to measure on
 
 
 @dataclass(frozen=True)
@@ -23,18 +27,32 @@ class Recipe:
     title: str
     notes: str
     """What the paper leaves open or contradicts."""
-    config: PretrainConfig
+    config: PretrainConfig | FinetuneConfig
     """Only ``data`` and ``out`` are missing."""
     paper: str
     """The paper's figure. It was not measured with this code."""
+    backbone: str
+    """Name of the model."""
     hardware: str = "8 V100 GPUs"
     """What the paper used."""
 
     @property
+    def verb(self) -> str:
+        """The verb of the command line that it is for."""
+        return "finetune" if isinstance(self.config, FinetuneConfig) else "pretrain"
+
+    @property
     def command(self) -> str:
         """The run as it is meant."""
-        data = "imagenet22k" if "in22k" in self.name else "imagenet/train"
-        return f"fastmim pretrain --recipe {self.name} --data {data} --out runs/{self.name} --devices 8"
+        data = "imagenet"
+        if self.verb == "pretrain":
+            data = "imagenet22k" if "in22k" in self.name else "imagenet/train"
+        return f"fastmim {self.verb} --recipe {self.name} --data {data} --out runs/{self.name} --devices 8"
+
+    @property
+    def settings(self) -> str:
+        """Them as YAML; of pre-training, with what follows from the backbone."""
+        return to_yaml(resolve(self.config) if isinstance(self.config, PretrainConfig) else self.config)
 
     @property
     def header(self) -> str:
@@ -78,4 +96,24 @@ def smoke(config: PretrainConfig) -> PretrainConfig:
         workers=0,
         accelerator="cpu",
         log_every_steps=1,
+    )
+
+
+def smoke_finetuning(config: FinetuneConfig, model: str) -> FinetuneConfig:
+    """The same fine-tuning of a narrow ``model``, on a CPU, for two steps: from scratch, on demo:digits."""
+    return replace(
+        config,
+        encoder=SCRATCH,
+        model=model,
+        model_kwargs=narrow_kwargs(model),
+        data=config.data or "demo:digits",
+        image_size=SMOKE_SIDE,
+        labels="2/class",
+        val_share=SMOKE_SHARE,
+        steps=2,
+        batch_size=4,
+        workers=0,
+        accelerator="cpu",
+        log_every_steps=1,
+        evaluations=1,
     )

@@ -67,7 +67,8 @@ def recipes_of(table: Table) -> Iterator[Recipe]:
         title, _, notes = (getdoc(function) or "").partition("\n")
         for columns, label, figure in table.cells(key, entry):
             name = "-".join(filter(None, (table.name + "/" + row.replace("_", "-"), label)))
-            yield Recipe(name, about, title, notes.strip(), function(*columns), figure)
+            config = function(*columns)
+            yield Recipe(name, about, title, notes.strip(), config, figure, config.model)
 
 
 def rows_of(table: Table) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 Precision = Literal["auto", "bf16-mixed", "32-true"]
@@ -54,6 +55,11 @@ def saved_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
     return total
 
 
+def device_name(device: torch.device) -> str:
+    """What a person calls the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that could still be taken on the device."""
     if device.type == "cuda":
@@ -67,6 +73,22 @@ def free_bytes(device: torch.device) -> int:
     if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - int(used.read_text()))
     return free
+
+
+def fit_micro_batch(
+    fabric: Fabric, module: nn.Module, forward: Callable[[], Any], count: int, batch_size: int
+) -> int:
+    """Images that a process takes at a time, of the ``batch_size`` that all take a step.
+
+    Args:
+        forward: runs ``module`` on ``count`` images, which shows how much autograd keeps for them.
+    """
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    module.eval()  # the running statistics of batch norms are none of this trial's business
+    with fabric.autocast():
+        per_image = saved_bytes(module, forward) // count
+    module.train()
+    return choose_micro_batch(batch_size // fabric.world_size, per_image, 3 * weights, fabric.device)
 
 
 def choose_micro_batch(share: int, bytes_per_image: int, bytes_for_state: int, device: torch.device) -> int:

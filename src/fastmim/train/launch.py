@@ -8,7 +8,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -18,6 +18,8 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.train.device import Precision, choose_precision
+
+T = TypeVar("T")
 
 
 def build_fabric(accelerator: str, devices: int, num_nodes: int, precision: Precision) -> Fabric:
@@ -74,6 +76,23 @@ def is_first_process() -> bool:
     if started_by_launcher():
         return os.environ.get("SLURM_PROCID", "0") == "0"
     return True
+
+
+def run_everywhere(
+    accelerator: str, devices: int, num_nodes: int, precision: Precision, run: Callable[[Fabric], T]
+) -> T:
+    """Call ``run`` in a process a device: in this one where there is one, or where a launcher made them."""
+    fabric = build_fabric(accelerator, devices, num_nodes, precision)
+    if fabric.world_size > 1 and not started_by_launcher():
+        result: T = launch_processes(fabric, run)
+        return result
+    fabric.launch()
+    return run(fabric)
+
+
+def precision_of(fabric: Fabric) -> str:
+    """As `build_fabric` takes it."""
+    return str(fabric._precision.precision)
 
 
 def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:

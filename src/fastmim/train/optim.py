@@ -92,6 +92,9 @@ def _decays(parameter: Tensor) -> bool:
 def guarded_step(optimizer: torch.optim.AdamW, lr: float, clip_norm: float | None) -> tuple[Tensor, Tensor]:
     """Clip and step, unless a gradient is not finite; decided on the device, without waiting for it.
 
+    Args:
+        lr: that of each group of parameters is ``lr`` times its ``lr_scale``, where it has one.
+
     Returns:
         The gradient's norm before clipping, and whether the step was taken (1.0) or skipped (0.0).
     """
@@ -101,7 +104,7 @@ def guarded_step(optimizer: torch.optim.AdamW, lr: float, clip_norm: float | Non
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     finite = torch.isfinite(norm).float()
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     # The fused kernel leaves everything as it was where found_inf is 1 (its contract with loss scaling).
     optimizer.found_inf = 1 - finite  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]

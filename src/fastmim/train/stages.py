@@ -113,6 +113,12 @@ class Plan:
     def total_epochs(self) -> float:
         return self.legs[-1].samples_before(self.total_steps) / self.images
 
+    def evaluation_steps(self, evaluations: int, log_every_steps: int) -> frozenset[int]:
+        """Steps after which something is measured: evenly over the run, and at the end of each leg."""
+        count = max(1, min(evaluations, self.total_steps // log_every_steps))
+        evenly = {math.ceil(self.total_steps * i / count) for i in range(1, count + 1)}
+        return frozenset(evenly | {leg.last_step for leg in self.legs})
+
 
 def build_plan(stages: Sequence[Stage], images: int, batch_size: int, micro_batch: int | None) -> Plan:
     """Convert stages to steps, each rounded up to a whole one.

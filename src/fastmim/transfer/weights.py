@@ -3,16 +3,24 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
+import timm
 import torch
 from torch import nn
 
 from fastmim import __version__
 from fastmim.encoders.adapter import Encoder
-from fastmim.encoders.models import check_model_name, create, is_custom, is_known
+from fastmim.encoders.models import (
+    check_model_name,
+    create,
+    first_line,
+    fit_kwargs,
+    is_custom,
+    is_known,
+)
 from fastmim.encoders.resize import resize
 from fastmim.errors import UsageError
 from fastmim.grids import Size
@@ -91,23 +99,43 @@ def read_encoder(run_or_file: str | Path) -> tuple[dict[str, Any], dict[str, tor
     return origin, state
 
 
+class Loaded(NamedTuple):
+    """A backbone with the weights of a file."""
+
+    model: nn.Module
+    name: str
+    kwargs: dict[str, Any]
+    """What rebuilds it, see `encoders.models.create`; a classifier put on it since is left out."""
+    origin: dict[str, Any]
+    """What encoder.json says."""
+    size: Size
+    """(H, W) in pixels."""
+    fresh: list[str]
+    """Keys that are newly initialised."""
+    left_out: list[str]
+    """Keys of the file that the model has no place for, as it pools otherwise."""
+
+
 def load_encoder(
     run_or_file: str | Path,
     image_size: int | Size | None = None,
-    num_classes: int = 0,
+    num_classes: int | None = None,
     drop_path_rate: float = 0.0,
     model: nn.Module | None = None,
+    global_pool: str | None = None,
 ) -> nn.Module:
     """A pre-trained backbone as a plain module, at any image size and with a new classifier.
 
     Args:
-        run_or_file: a run directory of `fastmim pretrain`, or its encoder.safetensors.
-        image_size: pixels, a side or (height, width); default: that of pre-training. Position
+        run_or_file: a run directory of `fastmim pretrain` or `fastmim finetune`, or its encoder.safetensors.
+        image_size: pixels, a side or (height, width); default: that of the run. Position
             embeddings, relative-position tables and windows are resampled where the model has them.
-        num_classes: outputs of a new classifier; 0: none, the model gives features.
+        num_classes: outputs of a new classifier; 0: none, the model gives features. Default: the
+            classifier that the file has: none after pre-training.
         drop_path_rate: stochastic depth for fine-tuning (the paper's: 0.1 for ViT-B and Swin-B).
         model: the module to load into, where one of your own was pre-trained; it is built at the size of
             pre-training.
+        global_pool: what the classifier sees, as timm's argument: "avg" or "token". Default: as in the file.
 
     Returns:
         The model that ``timm.create_model`` builds, in training mode. What is newly initialised (a
@@ -116,34 +144,96 @@ def load_encoder(
     Raises:
         UsageError: the file, the model or the size does not work.
     """
+    changes: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    if global_pool is not None:
+        changes["global_pool"] = global_pool
+    loaded = load_with(run_or_file, changes, image_size, model)
+    fresh = loaded.fresh
+    if num_classes is not None and (num_classes or "num_classes" in loaded.kwargs):
+        fresh = fresh + replace_classifier(loaded, num_classes)
+    if fresh:
+        parts = ", ".join(_parts(fresh, loaded.model))
+        logger.warning("newly initialised in %s: %s", loaded.name, parts)
+    if loaded.left_out:
+        logger.warning("of %s, not used: %s", run_or_file, ", ".join(loaded.left_out))
+    return loaded.model
+
+
+def load_with(
+    run_or_file: str | Path,
+    changes: dict[str, Any],
+    image_size: int | Size | None = None,
+    model: nn.Module | None = None,
+) -> Loaded:
+    """The backbone, built with ``changes`` to its arguments (see `load_encoder`)."""
     origin, state = read_encoder(run_or_file)
     name, kwargs = origin["model"], dict(origin.get("full_kwargs", origin["kwargs"]))
-    if drop_path_rate:
-        kwargs["drop_path_rate"] = drop_path_rate
+    stored_pool = kwargs.get("global_pool")
+    kwargs |= changes
     if model is None:
         if not (is_custom(name) or is_known(name)):
             raise UsageError(f"{run_or_file} holds the weights of your own module {name}: give it as model=")
         check_model_name(name)
         model = create(name, kwargs)
-    missing = sorted(set(model.state_dict()) - set(state))
-    if "full_kwargs" not in origin and missing:
-        raise UsageError(f"{run_or_file} does not fit {name}: it has no {', '.join(missing)}")
+    fresh = sorted(set(model.state_dict()) - set(state))
+    pools_otherwise = "global_pool" in changes and changes["global_pool"] != stored_pool
+    left_out = sorted(set(state) - set(model.state_dict())) if pools_otherwise else []
+    if "full_kwargs" not in origin and fresh and not pools_otherwise:
+        raise UsageError(f"{run_or_file} does not fit {name}: it has no {', '.join(fresh)}")
+    kept = {key: value for key, value in state.items() if key not in left_out}
     try:
-        model.load_state_dict({**model.state_dict(), **state}, strict=True)
+        model.load_state_dict({**model.state_dict(), **kept}, strict=True)
     except RuntimeError as error:
         raise UsageError(f"{run_or_file} does not fit {name}: {' '.join(str(error).split())}") from error
-    size = _pair(image_size) if image_size is not None else _pair(origin["image_size"])
-    model, _ = resize(model, name, kwargs, _pair(origin["image_size"]), size)
-    if num_classes:
-        if not hasattr(model, "reset_classifier"):
-            raise UsageError(f"num_classes = {num_classes}: {name} has no reset_classifier; add a classifier")
-        known = set(model.state_dict())
-        model.reset_classifier(num_classes)  # type: ignore[operator]
-        missing += [key for key in model.state_dict() if key not in known]
+    size = as_size(image_size) if image_size is not None else as_size(origin["image_size"])
+    model, kwargs = resize(model, name, kwargs, as_size(origin["image_size"]), size)
     _note_input(model, origin, size)
-    if missing:
-        logger.warning("newly initialised in %s: %s", name, ", ".join(_parts(missing, model)))
-    return model
+    return Loaded(model, name, kwargs, origin, size, fresh, left_out)
+
+
+def timm_weights(name: str, changes: dict[str, Any], image_size: int | Size | None = None) -> Loaded:
+    """A backbone with the weights that timm has for it, as `load_with` gives ours.
+
+    Raises:
+        UsageError: timm has none, or they cannot be downloaded.
+    """
+    check_model_name(name)
+    settings = timm.models.get_pretrained_cfg(name)
+    if settings is None or not settings.has_weights:
+        raise UsageError(
+            f"encoder = timm:{name}: timm has no weights of it; `timm.list_pretrained()` says of which"
+        )
+    chans, *sides = settings.input_size
+    old = (sides[0], sides[1])
+    kwargs = fit_kwargs(name, changes, old, chans)
+    try:
+        model = timm.create_model(name, pretrained=True, **kwargs)
+    except Exception as error:  # of the network, the cache or the hub's client
+        raise UsageError(f"encoder = timm:{name}: its weights cannot be had: {first_line(error)}") from error
+    origin = {
+        "model": name,
+        "kwargs": kwargs,
+        "image_size": list(old),
+        "in_chans": chans,
+        "mean": list(settings.mean),
+        "std": list(settings.std),
+        "method": "timm",
+    }
+    size = as_size(image_size) if image_size is not None else old
+    model, kwargs = resize(model, name, kwargs, old, size)
+    return Loaded(model, name, kwargs, origin, size, [], [])
+
+
+def replace_classifier(loaded: Loaded, num_classes: int) -> list[str]:
+    """Put a new classifier on a model; returns its keys. Raises UsageError where it takes none."""
+    model = loaded.model
+    if not hasattr(model, "reset_classifier"):
+        raise UsageError(
+            f"num_classes = {num_classes}: {loaded.name} has no reset_classifier; add a classifier"
+        )
+    known = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    model.reset_classifier(num_classes)  # type: ignore[operator]
+    return [name for name, value in model.state_dict().items() if known.get(name) != value.data_ptr()]
 
 
 def _parts(keys: list[str], model: nn.Module) -> list[str]:
@@ -159,7 +249,8 @@ def _parts(keys: list[str], model: nn.Module) -> list[str]:
     return list(parts)
 
 
-def _pair(size: Any) -> Size:
+def as_size(size: Any) -> Size:
+    """(H, W) of a side, or of two numbers."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 

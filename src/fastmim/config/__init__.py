@@ -1,0 +1,23 @@
+"""What runs are told: one dataclass a verb, and how settings are read, merged and written."""
+
+from fastmim.config.finetune import FinetuneConfig
+from fastmim.config.pretrain import PretrainConfig, resolved
+from fastmim.config.resume import ALWAYS_FREE, check_resumed, config_text
+from fastmim.config.run import RunConfig
+from fastmim.config.settings import build, check_least, differences, merge, read_yaml, to_yaml
+
+__all__ = [
+    "ALWAYS_FREE",
+    "FinetuneConfig",
+    "PretrainConfig",
+    "RunConfig",
+    "build",
+    "check_least",
+    "check_resumed",
+    "config_text",
+    "differences",
+    "merge",
+    "read_yaml",
+    "resolved",
+    "to_yaml",
+]

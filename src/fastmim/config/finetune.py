@@ -1,0 +1,96 @@
+"""The configuration of fine-tuning for classification (paper: table 12)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastmim.config.run import RunConfig
+from fastmim.config.settings import check_least
+from fastmim.data.augment import AugmentConfig
+from fastmim.data.crops import CropConfig
+from fastmim.data.labels import parse_labels
+from fastmim.errors import UsageError
+from fastmim.grids import Size
+from fastmim.train.optim import OptimConfig
+from fastmim.train.schedules import ScheduleConfig
+from fastmim.train.stages import Stage
+
+SCRATCH = "none"
+WITH_TIMM_WEIGHTS = "timm:"
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """Everything that `fastmim finetune` can be told."""
+
+    encoder: str = ""
+    """Where the weights come from: a run's folder, its encoder.safetensors, timm:NAME for timm's own, or
+    none to begin from scratch with --model."""
+    data: str = ""
+    """Images with classes: a folder with train/ and val/, each with a folder a class; one folder of such
+    folders, .parquet, a saved dataset, hf:NAME[:SPLIT] or demo:digits, of which --val-share is kept."""
+    model: str | None = None
+    """With --encoder none: timm name of the backbone, or package.module:factory of your own."""
+    image_size: int | tuple[int, int] = 224
+    """Side, or height and width, of the images that the model sees, in pixels."""
+    epochs: float = 100.0
+    """Passes over the labelled images (paper: 100)."""
+    batch_size: int = 256
+    """Images an optimiser step, over all devices and micro-batches (paper: 1024)."""
+    labels: str | None = None
+    """Labels to use: a share of each class (0.01), or a number of each (10/class), drawn by the seed.
+    Default: all."""
+    val_share: float = 0.2
+    """Share of each class that is kept to measure on, where the data has no such split."""
+    split_seed: int = 0
+    """Draws them; apart from --seed, so that runs of several seeds are measured on the same images."""
+    evaluations: int = 10
+    """How often at most, evenly over the run, the accuracy is measured."""
+    pool: Literal["avg", "token", "model"] = "avg"
+    """What the classifier sees: the mean of the tokens (paper), the class token, or what the model does by
+    itself. Backbones without a class token have one way only."""
+    drop_path: float = 0.1
+    """Stochastic depth, 0..1 (paper: ViT-B and Swin-B 0.1, Swin-L 0.3)."""
+    layer_decay: float = 0.75
+    """Factor from each layer's learning rate to that of the layer before it (paper: ViT-B 0.7, Swin-B 0.8,
+    Swin-L 0.75); 1: none."""
+    head_std: float = 2e-5
+    """Standard deviation of the classifier's first weights."""
+    ema: float | None = None
+    """Decay of a running mean of the weights, which then is what is measured and exported. Default: none."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(base_lr=1e-3, betas=(0.9, 0.999)))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(min_lr=1e-6))
+    crop: CropConfig = field(default_factory=lambda: CropConfig(scale=(0.08, 1.0)))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, {"split_seed": 0, "evaluations": 1})
+        if min(self.size) < 2:
+            raise UsageError(f"image_size = {self.image_size} must be at least 2 pixels")
+        if not 0 < self.val_share < 1:
+            raise UsageError(f"val_share = {self.val_share} must be a share, 0 < val_share < 1")
+        for name in ("drop_path", "head_std"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} = {getattr(self, name)} must be in 0..1")
+        if not 0 < self.layer_decay <= 1:
+            raise UsageError(f"layer_decay = {self.layer_decay} must be above 0 and at most 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"ema = {self.ema} must be between 0 and 1, such as 0.9999")
+        if self.labels is not None:
+            parse_labels(self.labels)
+        if self.encoder == SCRATCH and not self.model:
+            raise UsageError("model is missing: with encoder = none, give the name of a backbone")
+        if self.encoder not in ("", SCRATCH) and self.model:
+            raise UsageError(
+                f"model = {self.model!r} goes with encoder = none only: {self.encoder} says which model it is"
+            )
+
+    @property
+    def size(self) -> Size:
+        """(H, W) in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def course(self) -> tuple[Stage, ...]:
+        """The run as one stage."""
+        return (Stage(self.image_size, None if self.steps else self.epochs, self.steps),)

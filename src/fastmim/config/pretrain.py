@@ -1,0 +1,119 @@
+"""The configuration of a pre-training run: every owner's settings in one frozen dataclass."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from fastmim.config.run import RunConfig
+from fastmim.config.settings import check_least
+from fastmim.data.crops import CropConfig
+from fastmim.decoders import DecoderConfig
+from fastmim.encoders.adapter import EncoderConfig
+from fastmim.errors import UsageError
+from fastmim.grids import Size
+from fastmim.masking import Masking
+from fastmim.targets import TargetConfig
+from fastmim.train.optim import OptimConfig
+from fastmim.train.schedules import ScheduleConfig
+from fastmim.train.stages import Stage, parse_stages
+
+DEFAULT_SIZE = 128  # pixels; the paper's
+DEFAULT_EPOCHS = 200.0
+
+
+def _stages(value: Any) -> Any:
+    """Stages as text become Stage objects, one by one or all in one."""
+    if isinstance(value, str):
+        return parse_stages(value)
+    if isinstance(value, list | tuple):
+        parts = (parse_stages(part) if isinstance(part, str) else (part,) for part in value)
+        return tuple(itertools.chain.from_iterable(parts))
+    return value
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Everything that `fastmim pretrain` can be told."""
+
+    data: str = ""
+    """Images: a folder (nested or not), a .tar, .parquet file(s), a saved Hugging Face dataset,
+    hf:NAME[:SPLIT], demo:photos or demo:digits. Labels are ignored."""
+    model: str = "vit_base_patch16_224"
+    """timm name of the backbone, or package.module:factory of your own; `fastmim backbones` lists them."""
+    image_size: int | tuple[int, int] | None = None
+    """Side, or height and width, of the crops that the model sees, in pixels. Default: 128."""
+    epochs: float | None = None
+    """Passes over the data (paper: 400 or 800 on ImageNet-1K). Default: 200, or --steps."""
+    stages: Annotated[tuple[Stage, ...], BeforeValidator(_stages)] = ()
+    """FastMIM-P, images that grow: 128x200e,160x100e, in place of --image-size, --epochs and --steps.
+    SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change."""
+    held_out: int = 64
+    """Images kept from training to measure on; at most a tenth of the data."""
+    evaluations: int = 20
+    """How often at most, evenly over the run, the loss on held-out images is measured."""
+    bn_recalibrate: bool = False
+    """At the end, estimate the running statistics of batch norms anew, on unmasked images."""
+    bn_images: int = 1024
+    """Images that --bn-recalibrate uses."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    mask: Masking = field(default_factory=Masking)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    crop: CropConfig = field(default_factory=CropConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, {"held_out": 1, "evaluations": 1, "bn_images": 1})
+        for name in ("image_size", "epochs", "steps"):
+            if self.stages and getattr(self, name) is not None:
+                raise UsageError(
+                    f"{name} = {getattr(self, name)}: stages have their own; give {name} None, or stages ''"
+                )
+        if min(self.size) < 2:
+            raise UsageError(f"image_size = {self.image_size} must be at least 2 pixels")
+        for stage in self.stages:
+            self._check_batch(stage.batch_size or self.batch_size)
+        if self.crop.mean is not None and len(self.crop.mean) != self.in_chans:
+            raise UsageError(
+                f"crop.mean has {len(self.crop.mean)} numbers, but in_chans = {self.in_chans}: give one a "
+                "channel, or crop.mean None and crop.std None to have them measured"
+            )
+
+    @property
+    def course(self) -> tuple[Stage, ...]:
+        """The stages of the run: one, where none are given."""
+        if self.stages:
+            return self.stages
+        epochs = None if self.steps else self.epochs or DEFAULT_EPOCHS
+        return (Stage(self.image_size or DEFAULT_SIZE, epochs, self.steps),)
+
+    @property
+    def size(self) -> Size:
+        """(H, W) in pixels, of the first stage."""
+        return self.course[0].size
+
+
+def resolved(
+    config: PretrainConfig,
+    stride: int,
+    cell: int,
+    model_kwargs: Mapping[str, Any],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> PretrainConfig:
+    """``config`` with what follows from encoder and data written out: the file alone repeats the run."""
+    (stage, *more) = config.course
+    return replace(
+        config,
+        model_kwargs={name: value for name, value in model_kwargs.items() if name != "in_chans"},
+        image_size=None if more or config.stages else stage.image_size,
+        epochs=None if more or config.stages else stage.epochs,
+        crop=replace(config.crop, mean=mean, std=std),
+        mask=replace(config.mask, size=config.mask.size or stride),
+        target=replace(config.target, cell=cell if "hog" in config.target.name else config.target.cell),
+    )

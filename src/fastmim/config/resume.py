@@ -1,0 +1,51 @@
+"""A resumed run goes on as it began: what it may change, and what it says where it would not."""
+
+from pathlib import Path
+from typing import Any
+
+from fastmim import __version__
+from fastmim.config.run import RunConfig
+from fastmim.config.settings import build, differences, read_yaml, to_yaml
+from fastmim.errors import UsageError
+from fastmim.train.rundir import CONFIG
+
+# Neither the weights nor anything that is drawn depends on these.
+ALWAYS_FREE = frozenset(
+    {
+        "data",
+        "out",
+        "workers",
+        "max_unreadable",
+        "checkpoint_every_minutes",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+    }
+)
+
+
+def check_resumed(
+    run: Path, config: RunConfig, free: frozenset[str], state: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    """Raise UsageError unless the run would go on as it began."""
+    stored = build(type(config), read_yaml(run / CONFIG), f"{run / CONFIG}: ")
+    changed = differences(stored, config)
+    # Arguments of the model follow from other settings, which are what a person gave.
+    for name in sorted(changed, key=lambda name: name == "model_kwargs"):
+        old, new = (",".join(map(str, v)) if name == "stages" else repr(v) for v in changed[name])
+        if name not in free:
+            raise UsageError(
+                f"{name} = {new} differs from the {old} that the run in {run} began with; "
+                "leave it out to resume, or start a new run"
+            )
+    if state["data_digest"] != facts["data_digest"]:
+        raise UsageError(f"data: {config.data} no longer holds the images that the run in {run} began with")
+    if state["world_size"] != facts["world_size"]:
+        raise UsageError(
+            f"the run in {run} began with {state['world_size']} processes, not {facts['world_size']}"
+        )
+
+
+def config_text(verb: str, config: RunConfig) -> str:
+    """What config.yaml holds."""
+    head = f"# fastmim {__version__}; `fastmim {verb} --config FILE --out FOLDER` repeats this run.\n"
+    return head + to_yaml(config)

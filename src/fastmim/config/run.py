@@ -1,0 +1,87 @@
+"""What every run that trains is told, whatever it trains."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastmim.config.settings import check_least
+from fastmim.errors import UsageError
+from fastmim.train.device import Precision
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Data, batch, devices, and what is written when."""
+
+    data: str = ""
+    """Images."""
+    out: str = ""
+    """Folder that the run is written to."""
+    model: str | None = None
+    """Name of the backbone."""
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm.create_model or of the factory, as JSON: '{"window_size": 8}'."""
+    in_chans: int = 3
+    """Channels of the images: 3 is RGB, 1 is grey, any other number needs images that have it."""
+    image_size: int | tuple[int, int] | None = None
+    """Side, or height and width, of the images that the model sees, in pixels."""
+    epochs: float | None = None
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimiser steps, in place of --epochs."""
+    batch_size: int = 256
+    """Images an optimiser step, over all devices and micro-batches (paper: 2048)."""
+    micro_batch: int | None = None
+    """Images a device holds at a time. Default: what fits, up to 64 on a CPU."""
+    seed: int = 0
+    """Fixes everything that is drawn: weights, order, crops, masks."""
+    max_unreadable: float = 0.05
+    """Share of the images that may be unreadable before the run stops."""
+    workers: int | None = None
+    """Loader processes a device. Default: this machine's CPUs, less one, at most 8. 0: none."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Kind of device."""
+    devices: int = 1
+    """Devices on each machine. Under torchrun or SLURM: as many as there are processes."""
+    num_nodes: int = 1
+    """Machines."""
+    precision: Precision = "auto"
+    """auto: bf16-mixed where the device is faster in it, else 32-true. HOG and loss are always float32."""
+    deterministic: bool = True
+    """Only deterministic kernels, so that a resumed run ends bit for bit as one that never stopped."""
+    log_every_steps: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    checkpoint_every_minutes: float = 10.0
+    """Minutes between two checkpoints."""
+    checkpoint_every_steps: int | None = None
+    """Steps between two checkpoints, in place of minutes."""
+    keep_checkpoints: int = 1
+    """Checkpoints kept: last.ckpt and, above 1, the ones before it in checkpoints/."""
+
+    def __post_init__(self) -> None:
+        check_least(
+            self,
+            {
+                "in_chans": 1,
+                "steps": 1,
+                "batch_size": 1,
+                "micro_batch": 1,
+                "seed": 0,
+                "max_unreadable": 0,
+                "workers": 0,
+                "devices": 1,
+                "num_nodes": 1,
+                "log_every_steps": 1,
+                "checkpoint_every_minutes": 0,
+                "checkpoint_every_steps": 1,
+                "keep_checkpoints": 1,
+            },
+        )
+        self._check_batch(self.batch_size)
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UsageError(f"epochs = {self.epochs} must be above 0 and finite")
+
+    def _check_batch(self, batch_size: int) -> None:
+        count = self.devices * self.num_nodes
+        if batch_size % count:
+            raise UsageError(f"batch_size = {batch_size} must be a multiple of the {count} devices")

@@ -1,0 +1,131 @@
+"""Settings as frozen dataclasses: read from flags, YAML or Python, merged, and written again."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from fastmim.errors import UsageError
+from fastmim.train.stages import Stage
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], settings: Mapping[str, Any], where: str = "") -> T:
+    """Make a configuration from plain values; dotted names (``{"mask.ratio": 0.6}``) work too.
+
+    Raises:
+        UsageError: an unknown key (the nearest known one is named) or a value of the wrong kind.
+    """
+    nested = _nest(settings)
+    _check_keys(cls, nested, where)
+    try:
+        return TypeAdapter(cls).validate_python(nested)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, UsageError):
+            raise UsageError(f"{where}{cause}") from error
+        kinds = ("tuple[", "int", "float", "list[")  # of a union, which pydantic names, too
+        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(kinds))
+        raise UsageError(f"{where}{name} = {first['input']!r}: {first['msg'].lower()}") from error
+
+
+def merge(base: T, settings: Mapping[str, Any], where: str = "") -> T:
+    """``base`` with ``settings`` (nested or dotted) laid over it.
+
+    Stages take the place of the one size and length that ``base`` has.
+    """
+    values: dict[str, Any] = asdict(base)  # type: ignore[call-overload]
+    if settings.get("stages"):
+        values |= {"image_size": None, "epochs": None, "steps": None}
+    return build(type(base), _overlay(values, _nest(settings)), where)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML file. Raises UsageError where it is missing or no mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UsageError(f"config: {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"config: {path} must hold names and values, not a {type(values).__name__}")
+    return values
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration as YAML that `read_yaml` and `merge` turn back into the same."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, default_flow_style=None, width=100)
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the settings that differ, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for item in fields(old):
+        a, b = getattr(old, item.name), getattr(new, item.name)
+        if is_dataclass(a):
+            found |= {f"{item.name}.{name}": pair for name, pair in differences(a, b).items()}
+        elif a != b:
+            found[item.name] = (a, b)
+    return found
+
+
+def check_least(config: Any, least: Mapping[str, float]) -> None:
+    """Raise UsageError unless each setting named is None or at least that large."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= bound:
+            raise UsageError(f"{name} = {value} must be at least {bound}")
+
+
+def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        head, _, rest = str(name).partition(".")
+        nested = _overlay(nested, {head: _nest({rest: value}) if rest else value})
+    return nested
+
+
+def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for name, value in over.items():
+        old = result.get(name)
+        deep = isinstance(value, Mapping) and isinstance(old, Mapping) and name != "model_kwargs"
+        result[name] = _overlay(old, value) if deep else value  # type: ignore[arg-type]
+    return result
+
+
+def _check_keys(cls: Any, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(hints)}"
+            raise UsageError(f"{where}unknown setting {prefix}{name}; {hint}")
+        if is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                inner = ", ".join(item.name for item in fields(hints[name]))
+                raise UsageError(f"{where}{prefix}{name} = {value!r} must hold settings by name: {inner}")
+            _check_keys(hints[name], value, where, f"{prefix}{name}.")
+        elif name == "stages" and isinstance(value, list | tuple):
+            for number, stage in enumerate(value):
+                if isinstance(stage, Mapping):
+                    _check_keys(Stage, stage, where, f"{prefix}{name}.{number}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,223 @@
+"""Images with classes: what is trained on and what is measured on, and how few labels may be used."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmim.data.demo import digit_labels
+from fastmim.data.feed import FEW_SEED, LABEL_SEED
+from fastmim.data.images import ImageSource, open_images
+from fastmim.data.tables import TableImages, is_saved, read_hub, read_labels, read_parquet, read_saved
+from fastmim.errors import UsageError
+
+TRAINING = ("train", "training")
+VALIDATION = ("val", "validation", "valid", "test", "testing")
+IMBALANCED = 3.0  # times as many images in the largest class as in the smallest
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images of a source, and the class of each."""
+
+    source: ImageSource
+    indices: NDArray[np.int64]
+    """Into the source."""
+    labels: NDArray[np.int64]
+    """Of the same length, 0 .. len(classes) - 1."""
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def per_class(self) -> NDArray[np.int64]:
+        """Images of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+    def by_index(self) -> NDArray[np.int64]:
+        """The class of each image of the source; -1 for those that are not among these."""
+        table = np.full(len(self.source), -1, dtype=np.int64)
+        table[self.indices] = self.labels
+        return table
+
+    def take(self, positions: NDArray[np.int64]) -> "Labelled":
+        return replace(self, indices=self.indices[positions], labels=self.labels[positions])
+
+
+def open_labelled(spec: str, val_share: float, seed: int) -> tuple[Labelled, Labelled]:
+    """Open what a person calls their labelled data: (for training, for validation).
+
+    Args:
+        spec: a folder with train/ and val/ (or validation/, test/), each with a folder a class; or one
+            folder of such folders, parquet, a saved dataset, ``hf:NAME[:SPLIT]`` or ``demo:digits``.
+        val_share: share of each class that is kept for validation where the data has no such split.
+        seed: draws them.
+
+    Raises:
+        UsageError: there are no images, no classes, or classes that only validation has.
+    """
+    splits = _splits(spec)
+    training = _first(splits, TRAINING)
+    validation = _first(splits, VALIDATION)
+    if training is None or validation is None:
+        source, names = training or validation or next(iter(splits.values()))
+        whole = _labelled(source, names, tuple(sorted(set(names), key=_natural)), spec)
+        return split_classes(whole, val_share, seed, spec)
+    classes = tuple(sorted(set(training[1]), key=_natural))
+    return (_labelled(*training, classes, spec), _labelled(*validation, classes, spec))
+
+
+def class_names(spec: str, source: ImageSource) -> list[str] | None:
+    """The class of each image of what `open_images` opened, by name; None where it has none."""
+    if spec == "demo:digits":
+        return digit_labels()
+    if spec.startswith(("demo:", "hf:")) or isinstance(source, TableImages):
+        return None
+    try:
+        return _classes_of(spec)[1]
+    except UsageError:
+        return None
+
+
+def few_labels(data: Labelled, wanted: str | None, seed: int) -> Labelled:
+    """A part of the images, the same share of each class, drawn by ``seed``.
+
+    Args:
+        wanted: ``0.01``, a share of the images of each class (at least one of each), ``10/class``, or
+            None or ``1`` for all.
+
+    Raises:
+        UsageError: it is neither, or a class has fewer images.
+    """
+    if wanted is None:
+        return data
+    share, count = parse_labels(wanted)
+    generator = np.random.default_rng([FEW_SEED, seed])
+    kept = []
+    for label, images in enumerate(data.per_class):
+        number = count if count is not None else max(1, round(share * images))
+        if number > images:
+            raise UsageError(
+                f"labels = {wanted}: class {data.classes[label]!r} has only {images} training images"
+            )
+        kept.append(generator.permutation(np.flatnonzero(data.labels == label))[:number])
+    return data.take(np.sort(np.concatenate(kept)))
+
+
+def parse_labels(wanted: str) -> tuple[float, int | None]:
+    """``0.01`` -> (0.01, None), ``10/class`` -> (1.0, 10). Raises UsageError."""
+    match = re.fullmatch(r"(\d+)\s*/\s*class", wanted.strip())
+    if match and int(match[1]) > 0:
+        return 1.0, int(match[1])
+    try:
+        share = float(wanted)
+    except ValueError:
+        share = 0.0
+    if match or not 0 < share <= 1:
+        raise UsageError(f"labels = {wanted} must be a share, 0 < share <= 1, or a number as 10/class")
+    return share, None
+
+
+def split_classes(data: Labelled, val_share: float, seed: int, spec: str) -> tuple[Labelled, Labelled]:
+    """Keep a share of each class, drawn by ``seed``: at least one image, and at least one to train on."""
+    generator = np.random.default_rng([LABEL_SEED, seed])
+    kept = np.zeros(len(data), dtype=bool)
+    for label, images in enumerate(data.per_class):
+        if images < 2:
+            raise UsageError(
+                f"data: {spec}: class {data.classes[label]!r} has {images} image; two are needed, one to "
+                "train on and one to measure on"
+            )
+        number = min(max(1, round(val_share * images)), images - 1)
+        kept[generator.permutation(np.flatnonzero(data.labels == label))[:number]] = True
+    return data.take(np.flatnonzero(~kept)), data.take(np.flatnonzero(kept))
+
+
+def imbalance(data: Labelled) -> str | None:
+    """A line that says how unequal the classes are, where they are."""
+    counts = data.per_class
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] < IMBALANCED * max(int(counts[least]), 1):
+        return None
+    return (
+        f"classes are unequal: {data.classes[most]} has {counts[most]} images, {data.classes[least]} "
+        f"{counts[least]}; top-1 counts images, so see also the mean over classes"
+    )
+
+
+def _splits(spec: str) -> dict[str, tuple[ImageSource, list[str]]]:
+    """Every split by name, as a source and the class of each of its images."""
+    if spec == "demo:digits":
+        return {"train": (open_images(spec), digit_labels())}
+    if spec.startswith("demo:"):
+        raise UsageError(f"data: {spec} has no classes; demo:digits has")
+    if spec.startswith("hf:"):
+        return {name: _table(table, spec) for name, table in read_hub(spec, every_split=True).items()}
+    path = Path(spec).expanduser()
+    if path.is_dir() and is_saved(path):
+        return {name: _table(table, spec) for name, table in read_saved(path).items()}
+    folders = {name: path / name for name in (*TRAINING, *VALIDATION) if (path / name).is_dir()}
+    if any(name in folders for name in TRAINING) and any(name in folders for name in VALIDATION):
+        return {name: _classes_of(str(folder)) for name, folder in folders.items()}
+    files = {split: sorted(path.rglob(f"{split}*.parquet")) for split in (*TRAINING, *VALIDATION)}
+    if path.is_dir() and any(files[name] for name in TRAINING) and any(files[name] for name in VALIDATION):
+        return {
+            split: _table(read_parquet([str(file) for file in found], spec), spec)
+            for split, found in files.items()
+            if found
+        }
+    return {"train": _classes_of(spec)}
+
+
+def _classes_of(spec: str) -> tuple[ImageSource, list[str]]:
+    """A source of files, whose classes are their first folders; or a table."""
+    source = open_images(spec)
+    if isinstance(source, TableImages):
+        path = Path(spec).expanduser()
+        files = sorted(str(file) for file in path.rglob("*.parquet")) if path.is_dir() else [str(path)]
+        return source, read_labels(read_parquet(files, spec), spec)
+    names = [Path(source.name(index)).parts for index in range(len(source))]
+    # A tar, or a folder, may hold everything in one more folder.
+    level = 0
+    while all(len(parts) > level + 2 for parts in names) and len({parts[level] for parts in names}) == 1:
+        level += 1
+    for parts in names:
+        if len(parts) < level + 2:
+            raise UsageError(
+                f"data: {spec}: {'/'.join(parts)} lies in no folder of a class; one folder a class is "
+                "needed, or train/ and val/ of such folders"
+            )
+    return source, [parts[level] for parts in names]
+
+
+def _table(table: object, where: str) -> tuple[ImageSource, list[str]]:
+    return TableImages(table, where), read_labels(table, where)
+
+
+def _labelled(source: ImageSource, names: list[str], classes: tuple[str, ...], spec: str) -> Labelled:
+    if len(classes) < 2:
+        raise UsageError(f"data: {spec} has one class only, {classes[0]!r}; two or more are needed")
+    numbers = {name: number for number, name in enumerate(classes)}
+    others = Counter(name for name in names if name not in numbers)
+    if others:
+        name, count = others.most_common(1)[0]
+        raise UsageError(
+            f"data: {spec}: validation has {count} images of class {name!r}, of which training has none"
+        )
+    labels = np.array([numbers[name] for name in names], dtype=np.int64)
+    return Labelled(source, np.arange(len(labels)), labels, classes)
+
+
+def _first(
+    splits: dict[str, tuple[ImageSource, list[str]]], names: tuple[str, ...]
+) -> tuple[ImageSource, list[str]] | None:
+    return next((splits[name] for name in names if name in splits), None)
+
+
+def _natural(name: str) -> tuple[int, int, str]:
+    """Numbers by value, before words."""
+    return (0, int(name), name) if name.isdecimal() else (1, 0, name)

@@ -1,0 +1,29 @@
+"""What the settings that somebody gives are laid over."""
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from fastmim.config import RunConfig, build, merge, read_yaml
+from fastmim.errors import UsageError
+from fastmim.recipes.catalogue import recipe
+from fastmim.train.rundir import CONFIG
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def base_config(
+    cls: type[C], config: str | os.PathLike[str] | None, recipe_name: str | None, resumed: str | None
+) -> C:
+    """A stored run, a recipe, a file, or the defaults. Raises UsageError."""
+    base = cls()
+    if recipe_name:
+        found = recipe(recipe_name)
+        if not isinstance(found.config, cls):
+            raise UsageError(f"recipe: {recipe_name} is one for `fastmim {found.verb}`")
+        base = found.config
+    if resumed and (stored := Path(resumed).expanduser() / CONFIG).is_file():
+        base = build(cls, read_yaml(stored), f"{stored}: ")
+    if config:
+        base = merge(base, read_yaml(Path(config).expanduser()), f"{os.fspath(config)}: ")
+    return base

@@ -1,0 +1,50 @@
+"""Recipes by name."""
+
+import difflib
+from functools import cache
+
+from fastmim.errors import UsageError
+from fastmim.recipes.definition import Recipe
+from fastmim.recipes.finetuning import finetuning_recipes
+from fastmim.recipes.tables import TABLES, paper_figures, recipes_of
+
+
+@cache
+def catalogue() -> dict[str, Recipe]:
+    """Every recipe by name, table by table as in the paper; fine-tuning after its pre-training."""
+    pretraining = {recipe.name: recipe for table in TABLES for recipe in recipes_of(table)}
+    found = {recipe.name: recipe for recipe in finetuning_recipes(pretraining, paper_figures())}
+    return dict(sorted((pretraining | found).items(), key=lambda item: _place(item[0], list(pretraining))))
+
+
+def recipe(name: str) -> Recipe:
+    """A recipe by its full name. Raises UsageError, naming similar ones."""
+    recipes = catalogue()
+    if name not in recipes:
+        raise UsageError(f"recipe: {name} is not there; {_hint(name)}")
+    return recipes[name]
+
+
+def recipes_under(prefix: str) -> list[Recipe]:
+    """The recipe of that name, or all whose names begin so. Raises UsageError where there is none."""
+    if prefix in catalogue():
+        return [recipe(prefix)]
+    found = [recipe for name, recipe in catalogue().items() if name.startswith(prefix)]
+    return found or [recipe(prefix)]
+
+
+def _place(name: str, order: list[str]) -> tuple[int, int]:
+    """That of the pre-training that a recipe belongs to, then before or after it."""
+    base = name if name in order else name.rpartition("/")[0]
+    return order.index(base), name != base
+
+
+def _hint(name: str) -> str:
+    """The most similar names: those that hold what was given, best at their end, else those spelt alike."""
+    names = list(catalogue())
+    holding = sorted((n for n in names if name in n), key=lambda n: (not n.endswith(name), len(n)))
+    close = holding[:3] or difflib.get_close_matches(name, names, n=3)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    tables = dict.fromkeys(n.partition("/")[0] for n in names)
+    return f"`fastmim recipes` lists them, by table: {', '.join(tables)}"

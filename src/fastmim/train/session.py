@@ -1,0 +1,50 @@
+"""What a run has open while it goes: its display, its log and its ear for signals."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastmim.train.checkpoint import remove_leftovers, write_atomically
+from fastmim.train.launch import deterministic_kernels
+from fastmim.train.rundir import CONFIG
+from fastmim.train.runlog import Display, RunLog
+from fastmim.train.signals import StopRequest
+from fastmim.train.stages import Plan
+
+
+class Session(NamedTuple):
+    display: Display
+    log: RunLog | None
+    """On the first process."""
+    stop: StopRequest
+
+
+@contextlib.contextmanager
+def opened(
+    run: Path,
+    plan: Plan,
+    config_text: str,
+    state: dict[str, Any] | None,
+    first: bool,
+    quiet: bool,
+    deterministic: bool,
+) -> Iterator[Session]:
+    """Open a run in ``run``, or what a checkpoint's ``state`` goes on with.
+
+    Args:
+        config_text: what a new run writes to config.yaml.
+        first: this process is the one that writes.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(deterministic_kernels(deterministic))
+        display = stack.enter_context(Display(plan, quiet=quiet or not first))
+        log = None
+        if first:
+            remove_leftovers(run)
+            if state is None:
+                write_atomically(run / CONFIG, lambda file: file.write(config_text.encode()))
+            step = int(state["progress"]["step"]) if state else 0
+            log = RunLog(run, display, state["metrics_bytes"] if state else 0, step)
+            stack.callback(log.close)
+        yield Session(display, log, stack.enter_context(StopRequest()))

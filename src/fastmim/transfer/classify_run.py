@@ -1,0 +1,251 @@
+"""One fine-tuning run, from the first step to results.json: read `run_on` from top to bottom."""
+
+import hashlib
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from fastmim import __version__
+from fastmim.config import ALWAYS_FREE, FinetuneConfig, check_resumed, config_text
+from fastmim.data.augment import Mixing, RandAugment
+from fastmim.data.feed import Feeder
+from fastmim.data.images import fingerprint
+from fastmim.data.labels import Labelled, imbalance
+from fastmim.data.loader import Crops, as_it_is, loader_workers
+from fastmim.data.skips import SKIPPED, SkipList
+from fastmim.data.stats import channel_statistics
+from fastmim.data.views import Views
+from fastmim.train.checkpoint import LAST, load_checkpoint
+from fastmim.train.device import device_name, fit_micro_batch
+from fastmim.train.launch import precision_of, quiet_warnings
+from fastmim.train.loop import Loop, LoopConfig, Progress
+from fastmim.train.optim import scaled_lr
+from fastmim.train.rundir import CONFIG, prepare_run_directory
+from fastmim.train.runlog import METRICS
+from fastmim.train.sampler import Stream
+from fastmim.train.schedules import build_schedule
+from fastmim.train.session import opened
+from fastmim.train.stages import build_plan
+from fastmim.transfer.accuracy import Accuracy, check_readable, measure_accuracy
+from fastmim.transfer.classifier import Learner, Start, build_classifier, build_layered_adamw
+from fastmim.transfer.results import RESULTS, write_classifier, write_results
+from fastmim.transfer.weights import ORIGIN, WEIGHTS
+
+RUN_FILES = (CONFIG, METRICS, LAST, WEIGHTS, ORIGIN, RESULTS, SKIPPED)
+WARMUP_EPOCHS = 5.0  # the paper's, but at most a tenth of the run
+EVALUATION_BATCH = 256
+
+
+class FinetuneResult(NamedTuple):
+    """How a run ended."""
+
+    run: Path
+    complete: bool
+    steps: int
+    top1: float
+    """Per cent of the validation images; not a number where the run was stopped."""
+    top5: float
+    stopped_by: int | None
+    """Number of the signal that ended it before its time."""
+
+
+def run_on(
+    fabric: Fabric,
+    training: Labelled,
+    validation: Labelled,
+    config: FinetuneConfig,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    module: nn.Module | None,
+) -> FinetuneResult:
+    """A run on the devices of ``fabric``; every process of a run calls this."""
+    run = Path(config.out)
+    first, rank, world = fabric.is_global_zero, fabric.global_rank, fabric.world_size
+    classes = training.classes
+
+    # What learns, and for how long.
+    torch.manual_seed(config.seed)
+    start = build_classifier(config, len(classes), module)
+    plan = build_plan(config.course, len(training), config.batch_size, config.micro_batch)
+    (leg,) = plan.legs
+    config = _resolved(config, start, training, plan.total_epochs)
+    learner = Learner(start.model, config.ema).to(fabric.device)
+    optimizer = build_layered_adamw(learner.model, config.layer_decay, config.optim)
+    learner.follow(optimizer)
+
+    # What is known already.
+    if first:
+        prepare_run_directory(run, RUN_FILES, resume, overwrite)
+    fabric.barrier()
+    state = load_checkpoint(run / LAST) if resume and (run / LAST).is_file() else None
+    facts = {"data_digest": _digest(training, validation), "world_size": world}
+    if state is not None:
+        check_resumed(run, config, ALWAYS_FREE, state, facts)
+
+    # What it learns from, and what it is measured on.
+    chans, size = config.in_chans, leg.image_size
+    mean, std = (torch.tensor(values, device=fabric.device) for values in config.crop.statistics)
+    workers = loader_workers(config.workers, world // config.num_nodes)
+    known = state["choices"]["micro_batch"] if state else leg.micro_batch
+    micro_batch = known or _fitting_micro_batch(fabric, learner, config, len(classes))
+    labels = torch.from_numpy(training.by_index())
+    stream = Stream(training.indices, config.seed)
+    varies = config.augment.rand_magnitude > 0
+    feeder = Feeder(
+        Crops(
+            training.source,
+            training.indices,
+            config.crop,
+            size,
+            chans,
+            RandAugment(config.augment, size, config.crop.statistics[0]) if varies else as_it_is,
+        ),
+        batches=lambda step: stream.batches(leg, step, rank, world),
+        beside=lambda batch, _: labels[batch.indices],
+        skips=SkipList(run / SKIPPED, len(training.source), config.max_unreadable),
+        micro_batch=min(micro_batch, leg.batch_size // world),
+        workers=workers,
+        seed=config.seed,
+        rank=rank,
+        mean=mean,
+        std=std,
+        mix=Mixing(config.augment, len(classes)),
+    )
+    views = Views(
+        validation.source,
+        validation.indices[rank::world],
+        size,
+        chans,
+        min(EVALUATION_BATCH, 4 * feeder.micro_batch),
+        workers,
+        mean,
+        std,
+    )
+    truth = validation.by_index()
+
+    text = config_text("finetune", config)
+    with opened(run, plan, text, state, first, quiet, config.deterministic) as (display, log, stop):
+
+        def measure() -> Accuracy:
+            return measure_accuracy(learner.best, views, truth, len(classes), fabric)
+
+        def evaluate() -> dict[str, float]:
+            accuracy = measure()
+            display.say(f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % of validation")
+            return {"top1": accuracy.top1, "top5": accuracy.top5}
+
+        with quiet_warnings():
+            wrapped = fabric.setup_module(learner)
+        choices = {"precision": precision_of(fabric), "micro_batch": feeder.micro_batch}
+        loop = Loop(
+            fabric,
+            wrapped,
+            optimizer,
+            build_schedule(config.schedule, config.optim.base_lr, plan, leg),
+            feeder,
+            run,
+            log,
+            LoopConfig(
+                seed=config.seed,
+                log_every_steps=config.log_every_steps,
+                checkpoint_every_steps=config.checkpoint_every_steps,
+                checkpoint_every_minutes=config.checkpoint_every_minutes,
+                keep_checkpoints=config.keep_checkpoints,
+            ),
+            config.optim,
+            plan,
+            leg,
+            Progress(),
+            extra={"choices": choices, "fastmim_version": __version__, **facts},
+            evaluate=evaluate,
+            evaluate_at=plan.evaluation_steps(config.evaluations, config.log_every_steps),
+            say=display.say,
+        )
+        display.say(f"{start.name} from {start.origin['from']}: {_million(start.model)} M parameters")
+        for line in (*start.notes, imbalance(training)):
+            if line:
+                display.say(line)
+        display.say(
+            f"{config.data}: {len(training)} labelled images of {len(classes)} classes, "
+            f"{len(validation)} to measure on"
+        )
+        display.say(
+            f"batch {leg.batch_size} as {world} x {feeder.micro_batch} on {fabric.device.type} in "
+            f"{choices['precision']}; peak lr {scaled_lr(config.optim.base_lr, leg.batch_size):.3g}, "
+            f"{plan.total_steps} steps"
+        )
+        if state is not None:
+            loop.restore(state)
+            display.say(f"resumed at step {loop.progress.step} of {plan.total_steps}")
+        else:
+            loop.save()
+        complete = loop.train(stop)
+        steps, seconds = loop.progress.step, loop.progress.seconds
+        if not complete:
+            display.say(
+                f"stopped at step {steps} of {plan.total_steps}; "
+                f"a checkpoint is written: go on with --resume --out {run}"
+            )
+            return FinetuneResult(run, False, steps, float("nan"), float("nan"), stop.signal)
+        accuracy = measure()
+        check_readable(accuracy, len(validation), config.max_unreadable)
+        if first:
+            write_classifier(run, config, start, learner, classes)
+            facts_of_run = {
+                "training_images": len(training),
+                "epochs": plan.total_epochs,
+                "steps": steps,
+                "seconds": seconds,
+                "images_per_second": steps * leg.batch_size / seconds if seconds else None,
+                "device": device_name(fabric.device),
+                "processes": world,
+                "precision": choices["precision"],
+            }
+            write_results(run, config, start, accuracy, classes, facts_of_run)
+        display.say(
+            f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, mean over classes "
+            f"{accuracy.mean_class_top1:.2f} %, on {int(accuracy.images.sum())} images, after {seconds:.0f} s"
+        )
+        display.say(f"{run / RESULTS}: the figures; {run / WEIGHTS}: the classifier")
+    return FinetuneResult(run, True, steps, accuracy.top1, accuracy.top5, None)
+
+
+def _resolved(config: FinetuneConfig, start: Start, training: Labelled, epochs: float) -> FinetuneConfig:
+    """``config`` with what follows from encoder and data written out."""
+    crop, schedule, chans = config.crop, config.schedule, start.in_chans
+    if crop.mean is None:
+        mean, std = start.mean, start.std
+        if mean is None:
+            mean, std = channel_statistics(crop, training.source, chans, config.size, config.split_seed)
+        crop = replace(crop, mean=mean, std=std)
+    if schedule.warmup_epochs is None:
+        schedule = replace(schedule, warmup_epochs=round(min(WARMUP_EPOCHS, 0.1 * epochs), 6))
+    return replace(config, in_chans=chans, crop=crop, schedule=schedule)
+
+
+def _fitting_micro_batch(fabric: Fabric, learner: Learner, config: FinetuneConfig, classes: int) -> int:
+    count = 2
+    images = torch.zeros(count, config.in_chans, *config.size, device=fabric.device)
+    targets = torch.full((count, classes), 1 / classes, device=fabric.device)
+    return fit_micro_batch(fabric, learner, partial(learner, images, targets), count, config.batch_size)
+
+
+def _digest(*data: Labelled) -> str:
+    """Whether a resumed run still sees the same images and classes."""
+    digest = hashlib.sha256()
+    for part in data:
+        digest.update(fingerprint(part.source).encode())
+        digest.update(np.ascontiguousarray(part.indices).tobytes())
+        digest.update(np.ascontiguousarray(part.labels).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _million(model: nn.Module) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}"

@@ -1,0 +1,101 @@
+"""Features of images as a parquet file: a row an image, with its name, its vector, and its class."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastmim import __version__
+from fastmim.data.images import ImageSource, open_images
+from fastmim.data.labels import class_names
+from fastmim.errors import RunError, UsageError
+from fastmim.transfer.features import Extractor, build_extractor
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Everything that `fastmim embed` can be told."""
+
+    encoder: str = ""
+    """A run's folder, its encoder.safetensors, or timm:NAME."""
+    data: str = ""
+    """Images, as for `fastmim pretrain`."""
+    out: str = ""
+    """Parquet file to write: columns image (name), class (where the data has classes) and embedding."""
+    image_size: int | tuple[int, int] | None = None
+    """Pixels, a side or height and width. Default: that of the weights."""
+    overwrite: bool = False
+    """Replace the file."""
+    workers: int | None = None
+    """Processes that read images. Default: this machine's CPUs, less one, at most 8."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Kind of device."""
+
+
+class Embedded(NamedTuple):
+    """What was written."""
+
+    file: Path
+    images: int
+    width: int
+    unreadable: list[str]
+    """Name and reason of each image that is left out."""
+
+
+def embed(config: EmbedConfig) -> Embedded:
+    """Write the mean of a frozen backbone's last features for every image that can be read.
+
+    Raises:
+        UsageError: a setting, path or model does not work.
+        RunError: no image could be read, or the file could not be written.
+    """
+    for name, hint in {"data": "give a folder of images", "out": "give a parquet file to write"}.items():
+        if not getattr(config, name):
+            raise UsageError(f"{name} is missing: {hint}")
+    file = Path(config.out).expanduser()
+    if file.is_dir():
+        raise UsageError(f"out: {file} is a folder; give a file, such as {file / 'features.parquet'}")
+    if file.exists() and not config.overwrite:
+        raise UsageError(f"out: {file} is there already; --overwrite replaces it")
+    source = open_images(config.data)
+    extractor = build_extractor(config.encoder, config.image_size, config.accelerator, workers=config.workers)
+    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unreadable, images = _write(beside, extractor, source, config.data)
+        os.replace(beside, file)
+    except OSError as error:
+        raise RunError(f"cannot write {file}: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return Embedded(file, images, extractor.encoder.width, unreadable)
+
+
+def _write(file: Path, extractor: Extractor, source: ImageSource, data: str) -> tuple[list[str], int]:
+    width = extractor.encoder.width
+    classes = class_names(data, source)
+    columns = [("image", pa.string()), ("embedding", pa.list_(pa.float32(), width))]
+    if classes is not None:
+        columns.insert(1, ("class", pa.string()))
+    facts = {"encoder": Path(str(extractor.origin["from"])).name, "model": extractor.origin["model"]}
+    schema = pa.schema(columns, metadata={**facts, "fastmim_version": __version__})
+    broken: list[str] = []
+    images = 0
+    with pq.ParquetWriter(file, schema) as writer:
+        for values, indices, unreadable in extractor.features(source, np.arange(len(source))):
+            broken += [f"{item.name}: {item.reason}" for item in unreadable]
+            images += len(indices)
+            if not len(indices):
+                continue
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().ravel()), width)
+            arrays = [pa.array([source.name(int(index)) for index in indices]), vectors]
+            if classes is not None:
+                arrays.insert(1, pa.array([classes[int(index)] for index in indices]))
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    if not images:
+        raise RunError(f"none of the images of {data} can be read; the first is {broken[0]}")
+    return broken, images

@@ -1,0 +1,102 @@
+"""Features of images from a frozen backbone: one vector an image, or its whole map."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
+from fastmim.data.images import ImageSource
+from fastmim.data.loader import Unreadable, loader_workers
+from fastmim.data.views import Views
+from fastmim.encoders.adapter import Encoder
+from fastmim.errors import UsageError
+from fastmim.grids import Size
+from fastmim.train.launch import build_fabric
+from fastmim.transfer.weights import load_with, replace_classifier, timm_weights
+
+BATCH = 64
+
+
+class Features(NamedTuple):
+    """What `Extractor.features` gives for a batch."""
+
+    values: Tensor
+    """(B, D) or (B, D, h, w), float32, on the CPU."""
+    indices: NDArray[np.int64]
+    unreadable: list[Unreadable]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen backbone with what its images must look like."""
+
+    encoder: Encoder
+    origin: dict[str, Any]
+    mean: Tensor
+    std: Tensor
+    fabric: Fabric
+    workers: int | None = None
+
+    @property
+    def size(self) -> Size:
+        return self.encoder.image_size
+
+    def features(
+        self, source: ImageSource, indices: NDArray[np.int64], pooled: bool = True
+    ) -> Iterator[Features]:
+        """Features of each image once, in order; pooled, the mean over the map."""
+        views = Views(
+            source,
+            indices,
+            self.size,
+            self.encoder.in_chans,
+            BATCH,
+            loader_workers(self.workers, 1),
+            self.mean,
+            self.std,
+        )
+        for images, shown, unreadable in views:
+            with torch.no_grad(), self.fabric.autocast():
+                maps_BDhw = self.encoder(images)
+            values = maps_BDhw.float()
+            yield Features((values.mean((2, 3)) if pooled else values).cpu(), shown, unreadable)
+
+
+def build_extractor(
+    encoder: str,
+    image_size: int | Size | None = None,
+    accelerator: str = "auto",
+    precision: Any = "auto",
+    workers: int | None = None,
+    module: nn.Module | None = None,
+) -> Extractor:
+    """Load a backbone without its classifier, frozen, on the device.
+
+    Args:
+        encoder: a run's folder, an encoder.safetensors, or ``timm:NAME``.
+        image_size: pixels; default: that of the weights.
+        module: of one's own, where that was pre-trained.
+
+    Raises:
+        UsageError: there are no such weights, or they do not take the size.
+    """
+    if encoder in ("", SCRATCH):
+        raise UsageError("encoder is missing: give a run's folder, an encoder.safetensors or timm:NAME")
+    if encoder.startswith(WITH_TIMM_WEIGHTS):
+        loaded = timm_weights(encoder.removeprefix(WITH_TIMM_WEIGHTS), {}, image_size)
+    else:
+        loaded = load_with(encoder, {}, image_size, module)
+    if hasattr(loaded.model, "reset_classifier"):
+        replace_classifier(loaded, 0)
+    size = loaded.size
+    fabric = build_fabric(accelerator, 1, 1, precision)
+    model = Encoder(loaded.model, loaded.name, loaded.kwargs, size, loaded.origin["in_chans"])
+    model = model.eval().requires_grad_(False).to(fabric.device)
+    mean, std = (torch.tensor(loaded.origin[name], device=fabric.device) for name in ("mean", "std"))
+    return Extractor(model, {"from": encoder, **loaded.origin}, mean, std, fabric, workers)

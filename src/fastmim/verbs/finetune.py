@@ -1,0 +1,39 @@
+"""`fastmim finetune`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from fastmim.config import FinetuneConfig
+from fastmim.errors import UsageError
+from fastmim.flags import parse, peek
+from fastmim.recipes import base_config, recipe, smoke_finetuning
+from fastmim.transfer.classify import run_finetuning
+
+
+def run(arguments: list[str]) -> int:
+    @dataclass(frozen=True)
+    class Command:
+        settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")]
+        config: str | None = None
+        """YAML file with settings; flags win over it. A run's own config.yaml repeats the run."""
+        recipe: str | None = None
+        """Recipe to start from; `fastmim recipes` lists them."""
+        smoke: bool = False
+        """Try the recipe, made narrow: two steps from scratch on a CPU, on demo:digits without --data."""
+        resume: bool = False
+        """Go on with the run in --out, if there is one."""
+        overwrite: bool = False
+        """Replace the run in --out."""
+
+    given = peek(arguments, "config", "recipe", "out")
+    resumed = given["out"] if "--resume" in arguments else None
+    base = base_config(FinetuneConfig, given["config"], given["recipe"], resumed)
+    if "--smoke" in arguments:
+        if not given["recipe"]:
+            raise UsageError("--smoke tries a recipe: give --recipe NAME; `fastmim recipes` lists them")
+        base = smoke_finetuning(base, recipe(given["recipe"]).backbone)
+    command = parse(Command, arguments, "fastmim finetune", Command(base))
+    result = run_finetuning(command.settings, command.resume, command.overwrite)
+    return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

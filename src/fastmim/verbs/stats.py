@@ -1,0 +1,52 @@
+"""`fastmim stats`."""
+
+import json
+from dataclasses import dataclass
+
+from fastmim.data.images import open_images
+from fastmim.data.stats import measure_stats
+from fastmim.errors import UsageError
+from fastmim.flags import parse
+
+
+def run(arguments: list[str]) -> int:
+    @dataclass(frozen=True)
+    class Command:
+        data: str = ""
+        """Images, as for `fastmim pretrain`."""
+        in_chans: int = 3
+        """Channels of the images."""
+        image_size: int = 128
+        """Side that images are brought to before they are measured, in pixels."""
+        count: int = 1024
+        """Images to measure, drawn by the seed; 0: all."""
+        seed: int = 0
+        """Fixes which images are drawn."""
+        workers: int = 0
+        """Processes that read images."""
+        json: bool = False
+        """One JSON object."""
+
+    command = parse(Command, arguments, "fastmim stats", Command())
+    if not command.data:
+        raise UsageError("data is missing: give a folder of images")
+    for name, least in {"in_chans": 1, "image_size": 1, "count": 0, "seed": 0, "workers": 0}.items():
+        if getattr(command, name) < least:
+            raise UsageError(f"{name} = {getattr(command, name)} must be at least {least}")
+    size = (command.image_size, command.image_size)
+    stats = measure_stats(
+        open_images(command.data),
+        command.in_chans,
+        size,
+        command.count or None,
+        command.seed,
+        command.workers,
+    )
+    mean, std = ([round(value, 6) for value in values] for values in (stats.mean, stats.std))
+    if command.json:
+        print(json.dumps({"mean": mean, "std": std, "images": stats.images, "unreadable": stats.unreadable}))
+        return 0
+    print(f"# {stats.images} images, {stats.unreadable} unreadable; 8-bit values as 0..1")
+    print(f"crop:\n  mean: {mean}\n  std: {std}")
+    print(f"# or: --crop.mean {' '.join(map(str, mean))} --crop.std {' '.join(map(str, std))}")
+    return 0
