@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import fastmim
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # A ViT small enough that a step takes milliseconds; every setting is timm's own.
@@ -22,6 +24,18 @@ TINY = {
     "workers": 0,
     "log_every_steps": 2,
     "evaluations": 2,
+    "quiet": True,
+}
+
+# Settings of a fine-tuning run that takes a second.
+QUICK = {
+    "image_size": 32,
+    "batch_size": 8,
+    "steps": 4,
+    "workers": 0,
+    "log_every_steps": 2,
+    "evaluations": 2,
+    "val_share": 0.25,
     "quiet": True,
 }
 
@@ -70,3 +84,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir(exist_ok=True)
         Image.fromarray(photo(number)).save(folder / f"{number:02d}.jpg", quality=92)
     return root
+
+
+@pytest.fixture(scope="session")
+def pretrained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a tiny ViT."""
+    run = tmp_path_factory.mktemp("pretrained") / "run"
+    fastmim.pretrain(data=photos, out=run, steps=2, **TINY)
+    return run

@@ -7,7 +7,8 @@ import yaml
 
 from conftest import TINY
 from fastmim.cli import main
-from fastmim.pretraining import base_config
+from fastmim.config import PretrainConfig
+from fastmim.recipes import base_config
 
 
 @pytest.fixture
@@ -58,6 +59,46 @@ BAD_INPUT = [
     ("backbones resnet10t --processes 0", 2, "processes = 0"),
     ("pretrain --out {tmp}/nothing --resume", 2, "there is no run in"),
     ("stats --data {photos} --in-chans 13", 2, "13 channels"),
+    ("finetune --data {photos} --out {out}", 2, "encoder is missing"),
+    ("finetune --encoder none --data {photos} --out {out}", 2, "model is missing"),
+    ("finetune --encoder {tmp}/nowhere --data {photos} --out {out}", 2, "holds no encoder.safetensors"),
+    ("finetune --encoder timm:resnet5000 --data {photos} --out {out}", 2, "resnet50"),
+    ("finetune --encoder timm:resnet10t --model resnet10t --data {photos} --out {out}", 2, "encoder = none"),
+    ("finetune --encoder none --model resnet10t --data demo:photos --out {out}", 2, "has no classes"),
+    ("finetune --encoder none --model resnet10t --data {photos}/class0 --out {out}", 2, "folder of a class"),
+    ("finetune --encoder none --model resnet10t --data {photos} --out {out} --labels 0", 2, "10/class"),
+    (
+        "finetune --encoder none --model resnet10t --data {photos} --out {out} --labels 99/class",
+        2,
+        "has only 10 training images",
+    ),
+    (
+        "finetune --encoder none --model resnet10t --data {photos} --out {out} --pool token",
+        2,
+        "no class token",
+    ),
+    (
+        "finetune --encoder none --model vit_tiny_patch16_224 --data {photos} --out {out} --image-size 100",
+        2,
+        "96 or 112 would be",
+    ),
+    ("finetune --encoder none --model resnet10t --data {photos} --out {out} --ema 2", 2, "ema = 2"),
+    (
+        "finetune --encoder none --model resnet10t --data {photos} --out {out} --no-crop.flip",
+        2,
+        "--crop.flip",
+    ),
+    ("probe --data {photos}", 2, "encoder is missing"),
+    ("probe --encoder {tmp}/nowhere", 2, "data is missing"),
+    ("probe --encoder {tmp}/nowhere --data {photos} --kind nearest", 2, "attentive"),
+    ("embed --encoder {tmp}/nowhere --data {photos}", 2, "out is missing"),
+    ("embed --encoder {tmp}/nowhere --data {photos} --out {tmp}", 2, "is a folder"),
+    ("payoff --data {photos} --out {out}", 2, "encoder is missing"),
+    ("payoff --encoder {tmp}/nowhere --data {photos} --out {out} --labels 0.1", 2, "--shares"),
+    ("sweep --encoder {tmp}/nowhere --data {photos} --out {out} --lr-factor 1", 2, "lr_factor = 1"),
+    ("export --out {out}", 2, "encoder is missing"),
+    ("export --encoder {tmp}/nowhere --out {out} --from mae", 2, "model is missing"),
+    ("export --encoder {tmp}/nowhere --out {out} --model resnet10t", 2, "--from only"),
     ("pretrian", 2, "there is no verb 'pretrian'"),
     ("recipes nothing-like-it", 2, "table3"),
 ]
@@ -158,7 +199,7 @@ def test_stats_can_be_given_to_pretrain(photos, capsys, tmp_path):
     crop = yaml.safe_load(text)["crop"]
     assert len(crop["mean"]) == len(crop["std"]) == 3
     assert all(0 < value < 1 for value in crop["mean"] + crop["std"])
-    config = base_config(tmp_path / "stats.yaml", None, None)
+    config = base_config(PretrainConfig, tmp_path / "stats.yaml", None, None)
     assert config.crop.mean == tuple(crop["mean"])
     assert main(["stats", "--data", str(photos), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["mean"] == crop["mean"]
@@ -173,3 +214,12 @@ def test_a_run_in_stages_shows_stage_and_size(photos, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "stage 1/2 64px" in text
     assert "stage 2/2 96px" in text
+
+
+def test_an_encoder_is_exported_and_checked_on_real_images(pretrained, tmp_path, capsys):
+    command = ["export", "--encoder", str(pretrained), "--out", str(tmp_path / "timm")]
+    assert main(command) == 0
+    assert "read back, outputs on 8 images of demo:photos differ by at most" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from fastmim.cli import main
-from fastmim.config import PretrainConfig, build, differences, merge, to_yaml
+from fastmim.config import FinetuneConfig, PretrainConfig, build, differences, merge, to_yaml
 from fastmim.encoders.models import is_known
 from fastmim.errors import UsageError
 from fastmim.pretraining import build_method
@@ -19,7 +19,9 @@ from fastmim.recipes import ablations, catalogue, main_results, recipe, resolve,
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.recipes.tables import TABLES, paper_figures, rows_of
 
-NAMES = list(catalogue())
+ALL = list(catalogue())
+NAMES = [name for name in ALL if recipe(name).verb == "pretrain"]
+TUNED = [name for name in ALL if recipe(name).verb == "finetune"]
 # One of each backbone, and of each kind of run that sets more than size, epochs and target.
 KINDS = [
     "table1a/vit-b-200e-96px",
@@ -47,7 +49,6 @@ SAMPLE = ["table1a/vit-b-200e-96px", "table1c/swin-b-2-2-16-2", "table3/fastmim-
 
 def recipe_config(name):
     return recipe(name).config
-
 
 
 def numbers(value):
@@ -141,7 +142,7 @@ def test_every_run_of_the_paper_has_a_recipe():
 
 
 def test_every_row_is_used():
-    titles = {found.title for found in catalogue().values()}
+    titles = {recipe(name).title for name in NAMES}
     rows = {
         name: row.__doc__.splitlines()[0]
         for module in (ablations, main_results)
@@ -254,11 +255,11 @@ def test_recipes_lists_all_or_those_that_begin_so(capsys):
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert [line.split()[0] for line in lines if line.startswith("  ")] == NAMES
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == ALL
     assert main(["recipes", "table3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line.startswith("  ")] == [
-        name for name in NAMES if name.startswith("table3/")
+        name for name in ALL if name.startswith("table3/")
     ]
     assert "measured" in lines[0]
 
@@ -291,3 +292,46 @@ def test_an_unknown_name_is_answered_with_the_nearest(command, name, part, capsy
     assert part in line
     with pytest.raises(UsageError):
         recipe_config(name)
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_a_fine_tuning_survives_yaml_and_belongs_to_a_pre_training(name):
+    config, found = recipe_config(name), recipe(name)
+    assert (config.data, config.out) == ("", "")
+    assert build(FinetuneConfig, yaml.safe_load(to_yaml(config))) == config
+    base = name.rpartition("/")[0]
+    assert found.backbone == recipe_config(base).model
+    assert config.encoder == ("none" if name.endswith("/scratch") else f"runs/{base}")
+    assert found.title.startswith(recipe(base).title.rstrip(".").split(":")[0])
+    assert config.batch_size == 1024
+    assert "fastmim finetune" in found.header
+    assert "not measured here" in found.header
+
+
+def test_fine_tuning_has_the_papers_epochs_and_table_12():
+    paper = paper_figures()
+    for row, entry in paper["table4"].items():
+        if not row.startswith("fcmae"):
+            name = f"table4/{row.replace('_', '-')}"
+            assert recipe_config(f"{name}/finetune").epochs == entry[4]
+            assert recipe_config(f"{name}/scratch").epochs == paper["table4_supervised"][row][0]
+            assert str(entry[-1]) in recipe(f"{name}/scratch").paper
+    swin = recipe_config("table4/swin-l/finetune")
+    assert (swin.layer_decay, swin.drop_path, swin.optim.betas) == (0.75, 0.3, (0.9, 0.999))
+    assert recipe_config("table3/fastmim-vit-b-800/finetune").layer_decay == 0.7
+    assert recipe_config("table7/cmt-s-hog-128px/finetune").epochs == 200
+    sizes = {name: recipe_config(name).image_size for name in TUNED if name.startswith("table8/")}
+    assert sorted(sizes.values()) == sorted(line[3] for line in paper["table8_swin_b"])
+
+
+@pytest.mark.parametrize("name", ["table4/vit-b/finetune", "table4/swin-b/scratch"])
+def test_a_fine_tuning_runs_in_its_smoke_size(name, tmp_path):
+    run = tmp_path / "run"
+    assert main(["finetune", "--recipe", name, "--smoke", "--out", str(run)]) == 0
+    assert json.loads((run / "results.json").read_text())["steps"] == 2
+
+
+def test_a_recipe_of_another_verb_says_which(tmp_path, capsys):
+    arguments = ["--data", "demo:photos", "--out", str(tmp_path / "run")]
+    assert main(["pretrain", "--recipe", "table4/vit-b/finetune", *arguments]) == 2
+    assert "fastmim finetune" in capsys.readouterr().err

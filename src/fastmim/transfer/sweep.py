@@ -4,15 +4,19 @@ The grid is 3 x 3 around (1e-3, 0.75); while the best point lies on its border, 
 live in an optuna study: machines that share its storage share the work, and a broken-off search goes on.
 """
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastmim.config import FinetuneConfig, check_least
+from fastmim.encoders.models import first_line
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.train.checkpoint import write_atomically
 from fastmim.transfer.classify import run_finetuning
@@ -25,6 +29,7 @@ NEEDS = "a sweep needs optuna: pip install 'fastmim[sweep]'"
 POLL_SECONDS = 10.0
 HEARTBEAT_SECONDS = 60
 RATE, DECAY = "base_lr", "layer_decay"
+RATES = (1e-9, 1e3)  # what optuna is told a learning rate may be
 Point = tuple[int, int]
 """Steps from the centre: of the learning rate, of the layer decay."""
 
@@ -122,13 +127,23 @@ def sweep(
     """
     if not config.out:
         raise UsageError("out is missing: give a folder for the runs and the heat map")
+    try:
+        import optuna
+    except ImportError as error:
+        raise UsageError(NEEDS) from error
     out = Path(config.out).expanduser()
     study = _open_study(grid, out)
+    trial = partial(_try, config=config, grid=grid, out=out, quiet=quiet, say=say)
     while True:
-        top1, running = _known(study)
-        missing = [point for point in wanted_points(top1, grid) if point not in running]
-        if missing:
-            _try(study, missing[0], config, grid, out, quiet, say)
+        with _quiet_optuna():
+            optuna.storages.fail_stale_trials(study)  # of processes that were killed
+        top1, running, waiting = _known(study)
+        missing = [point for point in wanted_points(top1, grid) if point not in running | waiting]
+        if missing and not waiting:
+            study.enqueue_trial(_as_settings(grid, missing[0]), user_attrs={"point": list(missing[0])})
+        if missing or waiting:
+            with _quiet_optuna():
+                study.optimize(trial, n_trials=1, catch=(RunError,))
         elif running:
             say(f"waiting for {len(running)} points that other processes are trying")
             time.sleep(POLL_SECONDS)
@@ -154,78 +169,87 @@ def _on_border(top1: dict[Point, float], grid: SweepConfig) -> bool:
 
 
 def _open_study(grid: SweepConfig, out: Path) -> "optuna.Study":
-    try:
-        import optuna
-    except ImportError as error:
-        raise UsageError(NEEDS) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        url = grid.storage or f"sqlite:///{(out / 'sweep.db').resolve()}"
-        storage = optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS)
-        study = optuna.create_study(
-            storage=storage, study_name=grid.study, direction="maximize", load_if_exists=True
-        )
-        optuna.storages.fail_stale_trials(study)
     except OSError as error:
         raise UsageError(f"out: {out} cannot be made: {error.strerror}") from error
+    url = grid.storage or f"sqlite:///{(out / 'sweep.db').resolve()}"
+    try:
+        with _quiet_optuna():
+            storage = optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS)
+        return optuna.create_study(
+            storage=storage, study_name=grid.study, direction="maximize", load_if_exists=True
+        )
     except Exception as error:  # of the database and its driver
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"storage = {grid.storage}: the study cannot be opened: {reason}") from error
-    return study
+        raise UsageError(f"storage = {url}: the study cannot be opened: {first_line(error)}") from error
 
 
-def _known(study: "optuna.Study") -> tuple[dict[Point, float], set[Point]]:
-    """Accuracy of the finished points (of failed ones: minus infinity), and the points being tried."""
+@contextlib.contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Without the warnings that heartbeats are experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _known(study: "optuna.Study") -> tuple[dict[Point, float], set[Point], set[Point]]:
+    """Accuracy of the finished points (of failed ones: minus infinity), those in work, and those enqueued."""
     from optuna.trial import TrialState
 
     top1: dict[Point, float] = {}
     running: set[Point] = set()
+    waiting: set[Point] = set()
     for trial in study.get_trials(deepcopy=False):
-        point = trial.user_attrs.get("point")
-        if point is None:
+        if "point" not in trial.user_attrs:
             continue
-        place = (int(point[0]), int(point[1]))
+        rate, decay = trial.user_attrs["point"]
+        point = (int(rate), int(decay))
         if trial.state == TrialState.COMPLETE and trial.value is not None:
-            top1[place] = trial.value
+            top1[point] = trial.value
         elif trial.state == TrialState.RUNNING:
-            running.add(place)
-        elif trial.user_attrs.get("failed"):
-            top1.setdefault(place, -math.inf)
-    return top1, running
+            running.add(point)
+        elif trial.state == TrialState.WAITING:
+            waiting.add(point)
+        elif "failed" in trial.user_attrs:
+            top1.setdefault(point, -math.inf)
+    return top1, running, waiting
+
+
+def _as_settings(grid: SweepConfig, point: Point) -> dict[str, float]:
+    rate, decay = grid.at(point)
+    return {RATE: rate, DECAY: decay}
 
 
 def _try(
-    study: "optuna.Study",
-    point: Point,
+    trial: "optuna.Trial",
     config: FinetuneConfig,
     grid: SweepConfig,
     out: Path,
     quiet: bool,
     say: Callable[[str], None],
-) -> None:
-    from optuna.distributions import FloatDistribution
-    from optuna.trial import TrialState
+) -> float:
+    """Fine-tune at a point, or go on with that."""
+    import optuna
 
-    rate, decay = grid.at(point)
-    trial = study.ask({RATE: FloatDistribution(rate, rate), DECAY: FloatDistribution(decay, decay)})
-    trial.set_user_attr("point", list(point))
+    if "point" not in trial.user_attrs:  # another process took the one that was enqueued
+        raise optuna.TrialPruned
+    rate = trial.suggest_float(RATE, *RATES, log=True)
+    decay = trial.suggest_float(DECAY, 0.0, 1.0)
     say(f"base_lr {rate:g}, layer_decay {decay:g}")
     run = out / "runs" / f"lr{rate:g}_decay{decay:g}"
     optim = replace(config.optim, base_lr=rate)
-    one = replace(config, out=str(run), layer_decay=decay, optim=optim)
     try:
-        result = run_finetuning(one, resume=True, quiet=quiet)
+        result = run_finetuning(
+            replace(config, out=str(run), layer_decay=decay, optim=optim), resume=True, quiet=quiet
+        )
     except RunError as error:
         trial.set_user_attr("failed", str(error))
-        study.tell(trial, state=TrialState.FAIL)
         say(f"failed: {error}")
-        return
-    except BaseException:
-        study.tell(trial, state=TrialState.FAIL)
         raise
     if result.stopped_by is not None:
-        study.tell(trial, state=TrialState.FAIL)
         raise StoppedError(result.stopped_by)
-    study.tell(trial, result.top1)
     say(f"base_lr {rate:g}, layer_decay {decay:g}: top-1 {result.top1:.2f} %")
+    return result.top1
