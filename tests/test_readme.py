@@ -77,7 +77,7 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
         "finetune.run_finetuning",
         "payoff.payoff",
         "sweep.sweep",
-        "probe.probe",
+        "probe.run_probe",
         "embed.embed",
         "export.read_encoder",
         "export.import_released",

@@ -3,13 +3,25 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["FastmimError", "RunError", "UsageError", "finetune", "hog", "load_encoder", "pretrain"]
+__all__ = [
+    "FastmimError",
+    "RunError",
+    "UsageError",
+    "export_encoder",
+    "finetune",
+    "hog",
+    "load_encoder",
+    "pretrain",
+    "probe",
+]
 
 if TYPE_CHECKING:
     from fastmim.errors import FastmimError, RunError, UsageError
     from fastmim.histograms import hog
     from fastmim.pretraining import pretrain
     from fastmim.transfer.classify import finetune
+    from fastmim.transfer.export import export_encoder
+    from fastmim.transfer.probe import probe
     from fastmim.transfer.weights import load_encoder
 
 # `import fastmim` is instant: what needs torch is imported when it is first asked for.
@@ -17,10 +29,12 @@ _HOMES = {
     "FastmimError": "fastmim.errors",
     "RunError": "fastmim.errors",
     "UsageError": "fastmim.errors",
+    "export_encoder": "fastmim.transfer.export",
     "finetune": "fastmim.transfer.classify",
     "hog": "fastmim.histograms",
     "load_encoder": "fastmim.transfer.weights",
     "pretrain": "fastmim.pretraining",
+    "probe": "fastmim.transfer.probe",
 }
 
 

@@ -17,7 +17,7 @@ from fastmim.train.launch import build_fabric
 from fastmim.transfer import probe as probe_module
 from fastmim.transfer.embed import EmbedConfig, embed
 from fastmim.transfer.features import Features, build_extractor
-from fastmim.transfer.probe import ProbeConfig, probe
+from fastmim.transfer.probe import ProbeConfig, run_probe
 
 
 @pytest.fixture(scope="module")
@@ -51,26 +51,33 @@ def test_each_kind_finds_what_features_hold(kind, monkeypatch):
     labels = [int(label) for label in digit_labels()]
     monkeypatch.setattr(probe_module, "build_extractor", lambda *_, **__: StandIn(labels))
     config = ProbeConfig("any", "demo:digits", kind, workers=0, epochs=8, base_lr=2e-2)
-    result = probe(config)
+    result = run_probe(config)
     assert result.accuracy.top1 > 95
     assert result.accuracy.images.sum() == 359
-    again = probe(config)
+    again = run_probe(config)
     assert np.array_equal(again.accuracy.right, result.accuracy.right)
     monkeypatch.setattr(probe_module, "build_extractor", lambda *_, **__: StandIn([0] * len(labels)))
-    assert probe(config).accuracy.top1 < 30  # nothing to find
+    assert run_probe(config).accuracy.top1 < 30  # nothing to find
 
 
 @pytest.mark.parametrize("kind", ["knn", "linear", "attentive"])
 def test_each_kind_runs_on_an_encoder(digits, kind):
-    result = probe(ProbeConfig(str(digits), "demo:digits", kind, labels="0.2", workers=0, epochs=1))
+    result = run_probe(ProbeConfig(str(digits), "demo:digits", kind, labels="0.2", workers=0, epochs=1))
     assert result.training_images == 287
     assert result.accuracy.images.sum() == 359
 
 
 def test_a_linear_probe_of_few_labels_works_without_a_part_to_choose_on(digits):
-    result = probe(ProbeConfig(str(digits), "demo:digits", "linear", labels="1/class", workers=0))
+    result = run_probe(ProbeConfig(str(digits), "demo:digits", "linear", labels="1/class", workers=0))
     assert result.training_images == 10
     assert result.accuracy.top1 > 10
+
+
+def test_python_names_the_settings(digits):
+    result = fastmim.probe(encoder=digits, data="demo:digits", kind="knn", labels="1/class", workers=0)
+    assert result.training_images == 10
+    with pytest.raises(UsageError, match=r"did you mean kind"):
+        fastmim.probe(encoder=digits, data="demo:digits", knid="knn")
 
 
 def test_the_command_line_prints_a_line_or_json(digits, capsys):

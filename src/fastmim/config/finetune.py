@@ -16,6 +16,7 @@ from fastmim.train.stages import Stage
 
 SCRATCH = "none"
 WITH_TIMM_WEIGHTS = "timm:"
+PAPERS_LAYER_DECAY = 0.75  # the centre of its grid
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class FinetuneConfig(RunConfig):
     itself. Backbones without a class token have one way only."""
     drop_path: float = 0.1
     """Stochastic depth, 0..1 (paper: ViT-B and Swin-B 0.1, Swin-L 0.3)."""
-    layer_decay: float = 0.75
+    layer_decay: float | None = None
     """Factor from each layer's learning rate to that of the layer before it (paper: ViT-B 0.7, Swin-B 0.8,
-    Swin-L 0.75); 1: none."""
+    Swin-L 0.75); 1: none. Default: 0.75, and 1 from scratch."""
     head_std: float = 2e-5
     """Standard deviation of the classifier's first weights."""
     ema: float | None = None
@@ -72,7 +73,7 @@ class FinetuneConfig(RunConfig):
         for name in ("drop_path", "head_std"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)} must be in 0..1")
-        if not 0 < self.layer_decay <= 1:
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise UsageError(f"layer_decay = {self.layer_decay} must be above 0 and at most 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"ema = {self.ema} must be between 0 and 1, such as 0.9999")
@@ -84,6 +85,13 @@ class FinetuneConfig(RunConfig):
             raise UsageError(
                 f"model = {self.model!r} goes with encoder = none only: {self.encoder} says which model it is"
             )
+
+    @property
+    def known_layer_decay(self) -> float:
+        """What is given, or follows from the weights."""
+        if self.layer_decay is not None:
+            return self.layer_decay
+        return 1.0 if self.encoder == SCRATCH else PAPERS_LAYER_DECAY
 
     @property
     def size(self) -> Size:

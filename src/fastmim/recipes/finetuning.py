@@ -72,7 +72,8 @@ def finetuning_recipes(pretraining: dict[str, Recipe], figures: dict[str, Any]) 
         table, _, row = name.partition("/")
         key = row.replace("-", "_")
         if table in ("table3", "table4", "table7"):
-            yield _finetune(recipe, f"{name}/finetune", _epochs(table, key, figures), 224, recipe.paper)
+            top1 = recipe.paper.split(" (")[0].split(",")[0]
+            yield _finetune(recipe, f"{name}/finetune", _epochs(table, key, figures), 224, top1)
         if table == "table8":
             for data, _, size, tuned, top1 in figures["table8_swin_b"]:
                 if row == f"{data}-{size}px":

@@ -126,8 +126,8 @@ def _table7(row: str, entry: Any) -> Iterator[Cell]:
 
 
 def _table8(row: str, entry: Any) -> Iterator[Cell]:
-    figures = ", ".join(f"{top1} % top-1 at {tuned}" for _, _, _, tuned, top1 in entry)
-    yield Cell((), "", f"{figures}; {entry[0][1]} days")
+    figures = ", ".join(f"{top1} % at {tuned}" for _, _, _, tuned, top1 in entry)
+    yield Cell((), "", f"top-1 {figures}; {entry[0][1]} days")
 
 
 def _table10a(row: str, entry: Any) -> Iterator[Cell]:

@@ -77,7 +77,7 @@ def run_on(
     (leg,) = plan.legs
     config = _resolved(config, start, training, plan.total_epochs)
     learner = Learner(start.model, config.ema).to(fabric.device)
-    optimizer = build_layered_adamw(learner.model, config.layer_decay, config.optim)
+    optimizer = build_layered_adamw(learner.model, config.known_layer_decay, config.optim)
     learner.follow(optimizer)
 
     # What is known already.
@@ -227,7 +227,8 @@ def _resolved(config: FinetuneConfig, start: Start, training: Labelled, epochs: 
         crop = replace(crop, mean=mean, std=std)
     if schedule.warmup_epochs is None:
         schedule = replace(schedule, warmup_epochs=round(min(WARMUP_EPOCHS, 0.1 * epochs), 6))
-    return replace(config, in_chans=chans, crop=crop, schedule=schedule)
+    decay = config.known_layer_decay
+    return replace(config, in_chans=chans, crop=crop, schedule=schedule, layer_decay=decay)
 
 
 def _fitting_micro_batch(fabric: Fabric, learner: Learner, config: FinetuneConfig, classes: int) -> int:

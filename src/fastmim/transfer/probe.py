@@ -4,11 +4,12 @@ Masked image modelling looks poor under these and still fine-tunes well (paper: 
 section 4.3): a probe compares features, it does not choose a backbone.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
-from fastmim.config import check_least
+from fastmim.config import build, check_least
 from fastmim.data.feed import PROBE_SEED, seeded_generator
 from fastmim.data.labels import Labelled, few_labels, open_labelled, parse_labels, split_classes
 from fastmim.errors import RunError, UsageError
@@ -92,7 +93,26 @@ class ProbeResult(NamedTuple):
 Scorer = Callable[[Tensor], Tensor]  # features -> scores (B, classes)
 
 
-def probe(config: ProbeConfig, module: nn.Module | None = None) -> ProbeResult:
+def probe(
+    *,
+    encoder: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    **settings: Any,
+) -> ProbeResult:
+    """What a frozen backbone's features know: `run_probe` with settings by name.
+
+    Args:
+        encoder: a run's folder, its encoder.safetensors, or ``timm:NAME``.
+        data: images with classes, as for `fastmim.finetune`.
+        model: the module, where one of your own was pre-trained.
+        settings: any field of `ProbeConfig`, such as ``kind="knn"``.
+    """
+    given = {"encoder": os.fspath(encoder), "data": os.fspath(data), **settings}
+    return run_probe(build(ProbeConfig, given), model)
+
+
+def run_probe(config: ProbeConfig, module: nn.Module | None = None) -> ProbeResult:
     """Probe a frozen backbone.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastmim.flags import parse
-from fastmim.transfer.probe import ProbeConfig, probe
+from fastmim.transfer.probe import ProbeConfig, run_probe
 
 
 def run(arguments: list[str]) -> int:
@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
 
     command = parse(Command, arguments, "fastmim probe", Command(ProbeConfig()))
     config = command.settings
-    result = probe(config)
+    result = run_probe(config)
     accuracy = result.accuracy
     if command.json:
         found = {
