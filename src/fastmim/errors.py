@@ -20,8 +20,13 @@ class RunError(FastmimError, RuntimeError):
 
 
 class StoppedError(RunError):
-    """A signal ended the run before its first step, so that there is nothing to go on with."""
+    """A signal ended what was going on, where no run of its own can say so."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} before the first step")
+    def __init__(self, number: int, where: str = "before the first step") -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {where}")
+        self.number = number
+        self.where = where
         self.exit_code = 128 + number
+
+    def __reduce__(self) -> tuple[type["StoppedError"], tuple[int, str]]:
+        return StoppedError, (self.number, self.where)

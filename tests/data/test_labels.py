@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import photo
-from fastmim.data.images import ArrayImages
+from fastmim.data.images import ArrayImages, open_images
 from fastmim.data.labels import (
     Labelled,
     class_names,
@@ -29,7 +29,7 @@ def labelled(counts):
 
 def folder(root, tree):
     for name, count in tree.items():
-        (root / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             Image.fromarray(photo(number, 12, 12)).save(root / name / f"{number}.png")
     return root
@@ -126,3 +126,32 @@ def test_few_labels_take_a_number_of_each_class():
 def test_other_ways_to_say_it_are_refused(wanted):
     with pytest.raises(UsageError, match="10/class"):
         parse_labels(wanted)
+
+
+def test_a_test_split_without_classes_does_no_harm(tmp_path):
+    folder(tmp_path, {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dog": 1, "test": 3})
+    training, validation = open_labelled(str(tmp_path), 0.2, 0)
+    assert (len(training), len(validation)) == (4, 2)
+    values = {"image": [Image.fromarray(photo(n, 8, 8)) for n in range(4)], "label": [0, 1, 0, 1]}
+    table = datasets.Dataset.from_dict(values).cast_column("image", datasets.Image())
+    table = table.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    secret = table.remove_columns("label").add_column("label", [-1] * 4)
+    secret = secret.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    splits = {"train": table, "validation": table, "test": secret}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    assert len(open_labelled(str(tmp_path / "saved"), 0.2, 0)[1]) == 4
+    datasets.DatasetDict({"train": table, "test": secret}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(UsageError, match="row 0 has no value in column 'label'"):
+        open_labelled(str(tmp_path / "two"), 0.2, 0)
+
+
+def test_names_of_classes_skip_the_split_and_come_with_tables(tmp_path):
+    root = folder(tmp_path / "f", {"train/cat": 2, "train/dog": 2, "val/cat": 1})
+    assert class_names(str(root), open_images(str(root))) == ["cat", "cat", "dog", "dog", "cat"]
+    flat = folder(tmp_path / "flat", {"": 2})
+    assert class_names(str(flat), open_images(str(flat))) is None
+    table = datasets.Dataset.from_dict(
+        {"image": [Image.fromarray(photo(0, 8, 8))], "label": ["x"], "caption": ["y"]}
+    )
+    table.cast_column("image", datasets.Image()).to_parquet(str(tmp_path / "t.parquet"))
+    assert class_names("t", open_images(str(tmp_path / "t.parquet"))) == ["x"]

@@ -18,6 +18,7 @@ from fastmim.config import FinetuneConfig
 from fastmim.errors import RunError, UsageError
 from fastmim.train import loop as loop_module
 from fastmim.transfer.classifier import Learner, PooledClassifier, build_classifier, layer_decay_groups
+from fastmim.transfer.weights import save_encoder
 
 FILES = {
     "config.yaml",
@@ -221,6 +222,30 @@ def test_a_resumed_run_may_not_change_what_it_learns(finished, pretrained, photo
         fastmim.finetune(**again | {"data": "demo:digits"})
     with pytest.raises(UsageError, match="already holds a run"):
         fastmim.finetune(**again | {"resume": False})
+
+
+def test_other_weights_are_not_taken_for_those_that_it_began_with(pretrained, photos, tmp_path):
+    encoder = tmp_path / "encoder.safetensors"
+    encoder.write_bytes((pretrained / "encoder.safetensors").read_bytes())
+    run = {**QUICK, "encoder": encoder, "data": photos, "out": tmp_path / "run"}
+    fastmim.finetune(**run)
+    origin = json.loads((pretrained / "encoder.json").read_text())
+    save_encoder(tmp_path, timm.create_model(origin["model"], **origin["kwargs"]), origin)
+    with pytest.raises(UsageError, match="no longer holds the weights"):
+        fastmim.finetune(**run, resume=True)
+
+
+def test_settings_that_could_not_be_heeded_are_refused(pretrained, photos, tmp_path):
+    run = {**QUICK, "encoder": pretrained, "data": photos, "out": tmp_path / "run"}
+    for settings, said in (
+        ({"model_kwargs": {"depth": 3}}, "go with encoder = none only"),
+        ({"in_chans": 1}, "the encoder was trained on 3"),
+        ({"crop": {"mean": [0.5], "std": [0.5]}}, "crop.mean has 1 numbers"),
+        ({"out": pretrained, "overwrite": True}, "is where the encoder lies"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            fastmim.finetune(**run | settings)
+    assert (pretrained / "encoder.safetensors").is_file()
 
 
 def test_a_bad_image_costs_that_image(pretrained, tmp_path):

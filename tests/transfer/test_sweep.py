@@ -1,6 +1,9 @@
 """The grid grows towards the best point, machines share it, and it goes on after a stop."""
 
 import json
+import multiprocessing
+import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,10 +11,12 @@ from hypothesis import strategies as st
 
 from fastmim.cli import main
 from fastmim.config import FinetuneConfig
-from fastmim.errors import RunError
+from fastmim.errors import RunError, StoppedError, UsageError
+from fastmim.transfer import study as study_module
 from fastmim.transfer import sweep as sweep_module
 from fastmim.transfer.classify_run import FinetuneResult
-from fastmim.transfer.sweep import SweepConfig, sweep, wanted_points
+from fastmim.transfer.grid_search import SweepConfig, wanted_points
+from fastmim.transfer.sweep import sweep
 
 pytest.importorskip("optuna")
 
@@ -92,16 +97,64 @@ def test_it_goes_on_after_a_stop(stand_in, tmp_path):
 
 def test_a_point_of_a_killed_process_is_tried_again(stand_in, tmp_path, monkeypatch):
     tried, _ = stand_in
-    monkeypatch.setattr(sweep_module, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(study_module, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(sweep_module, "POLL_SECONDS", 0.5)
-    config = FinetuneConfig(encoder="x", data="y", out=str(tmp_path))
-    study = sweep_module._open_study(SweepConfig(), tmp_path)
-    study.enqueue_trial({"base_lr": 1e-3, "layer_decay": 0.75}, user_attrs={"point": [0, 0]})
+    config = FinetuneConfig(encoder="x", data="y", out=str(tmp_path), precision="32-true")
+    study = study_module.open_study(replace(config, precision="32-true"), SweepConfig(), tmp_path)
     dead = study.ask()
+    dead.set_user_attr("point", [0, 0])
     study._storage.record_heartbeat(dead._trial_id)
     found = sweep(config, SweepConfig(), True, lambda _: None)
     assert (1e-3, 0.75) in tried
     assert len(found.accuracy) == 9
+
+
+def test_a_stop_ends_the_sweep(monkeypatch, tmp_path):
+    tried = []
+
+    def stopped(config, resume, quiet):
+        tried.append(config)
+        return FinetuneResult(None, False, 1, 0.0, 0.0, 15)
+
+    monkeypatch.setattr(sweep_module, "run_finetuning", stopped)
+    with pytest.raises(StoppedError) as error:
+        sweep(FinetuneConfig(encoder="x", data="y", out=str(tmp_path)), SweepConfig(), True, print)
+    assert error.value.exit_code == 143
+    assert len(tried) == 1
+
+
+def test_a_study_holds_one_kind_of_fine_tuning(stand_in, tmp_path):
+    config = FinetuneConfig(encoder="x", data="y", out=str(tmp_path))
+    sweep(config, SweepConfig(), True, lambda _: None)
+    for other, grid in [(replace(config, epochs=3.0), SweepConfig()), (config, SweepConfig(lr_factor=3))]:
+        with pytest.raises(UsageError, match="give another --study"):
+            sweep(other, grid, True, lambda _: None)
+    sweep(config, SweepConfig(study="two", lr_factor=3), True, lambda _: None)
+
+
+def work(arguments):
+    """A process of several that share a study; notes what it tried."""
+    out, number = arguments
+    tried = []
+
+    def run(config, resume, quiet):
+        tried.append((config.optim.base_lr, config.layer_decay))
+        time.sleep(0.2)
+        away = abs(config.optim.base_lr - 1e-3) + abs(config.layer_decay - 0.75)
+        return FinetuneResult(None, True, 1, 50 - away, 0.0, None)
+
+    sweep_module.run_finetuning = run
+    sweep_module.POLL_SECONDS = 0.2
+    config = FinetuneConfig(encoder="x", data="y", out=str(out / f"p{number}"), precision="32-true")
+    sweep(config, SweepConfig(storage=f"sqlite:///{out / 'shared.db'}"), True, lambda _: None)
+    return tried
+
+
+def test_processes_share_a_study_from_its_first_moment(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        parts = pool.map(work, [(tmp_path, 0), (tmp_path, 1)], chunksize=1)
+    tried = [point for part in parts for point in part]
+    assert len(tried) == len(set(tried)) == 9
 
 
 def test_the_command_draws_a_heat_map(photos, tmp_path, capsys):

@@ -54,8 +54,8 @@ class FinetuneConfig(RunConfig):
     layer_decay: float | None = None
     """Factor from each layer's learning rate to that of the layer before it (paper: ViT-B 0.7, Swin-B 0.8,
     Swin-L 0.75); 1: none. Default: 0.75, and 1 from scratch."""
-    head_std: float = 2e-5
-    """Standard deviation of the classifier's first weights."""
+    head_std: float | None = None
+    """Standard deviation of the classifier's first weights. Default: 2e-5, and 0.02 from scratch."""
     ema: float | None = None
     """Decay of a running mean of the weights, which then is what is measured and exported. Default: none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -71,8 +71,9 @@ class FinetuneConfig(RunConfig):
         if not 0 < self.val_share < 1:
             raise UsageError(f"val_share = {self.val_share} must be a share, 0 < val_share < 1")
         for name in ("drop_path", "head_std"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} = {getattr(self, name)} must be in 0..1")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UsageError(f"{name} = {value} must be in 0..1")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise UsageError(f"layer_decay = {self.layer_decay} must be above 0 and at most 1")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -81,6 +82,11 @@ class FinetuneConfig(RunConfig):
             parse_labels(self.labels)
         if self.encoder == SCRATCH and not self.model:
             raise UsageError("model is missing: with encoder = none, give the name of a backbone")
+        if self.encoder not in ("", SCRATCH) and self.model_kwargs:
+            raise UsageError(
+                f"model_kwargs = {self.model_kwargs} go with encoder = none only: {self.encoder} says which "
+                "model it is"
+            )
         if self.encoder not in ("", SCRATCH) and self.model:
             raise UsageError(
                 f"model = {self.model!r} goes with encoder = none only: {self.encoder} says which model it is"
@@ -92,6 +98,13 @@ class FinetuneConfig(RunConfig):
         if self.layer_decay is not None:
             return self.layer_decay
         return 1.0 if self.encoder == SCRATCH else PAPERS_LAYER_DECAY
+
+    @property
+    def known_head_std(self) -> float:
+        """What is given, or follows from the weights."""
+        if self.head_std is not None:
+            return self.head_std
+        return 0.02 if self.encoder == SCRATCH else 2e-5
 
     @property
     def size(self) -> Size:

@@ -1,7 +1,7 @@
 """Augmentations of fine-tuning, by timm: RandAugment, random erasing, mixup and CutMix (paper: table 12).
 
-timm draws from the global generators of Python, NumPy and torch: within `seeded` they are set, and put back
-afterwards, so that what is drawn is a function of the seed.
+timm draws from the global generators of Python and NumPy: within `seeded` they are set, and put back
+afterwards, so that what is drawn is a function of the seed. torch's own, which erases, the loop seeds.
 """
 
 import contextlib

@@ -26,8 +26,8 @@ class CropConfig:
     flip: bool = True
     """Mirror half of the crops."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel (8-bit values as 0..1) that is subtracted; default: ImageNet's for 3 channels,
-    else measured on the data."""
+    """Mean of each channel (8-bit values as 0..1) that is subtracted; default: the encoder's in
+    fine-tuning; else ImageNet's for 3 channels, or measured on the data."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel that values are divided by; default: as for the mean."""
 

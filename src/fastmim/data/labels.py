@@ -2,7 +2,9 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from fastmim.errors import UsageError
 
 TRAINING = ("train", "training")
 VALIDATION = ("val", "validation", "valid", "test", "testing")
+# Opens a part of the data: the source, and the class of each of its images.
+Split = Callable[[], tuple[ImageSource, list[str]]]
 IMBALANCED = 3.0  # times as many images in the largest class as in the smallest
 
 
@@ -61,25 +65,27 @@ def open_labelled(spec: str, val_share: float, seed: int) -> tuple[Labelled, Lab
         UsageError: there are no images, no classes, or classes that only validation has.
     """
     splits = _splits(spec)
-    training = _first(splits, TRAINING)
-    validation = _first(splits, VALIDATION)
+    training, validation = _first(splits, TRAINING), _first(splits, VALIDATION)
     if training is None or validation is None:
-        source, names = training or validation or next(iter(splits.values()))
+        source, names = (training or validation or next(iter(splits.values())))()
         whole = _labelled(source, names, tuple(sorted(set(names), key=_natural)), spec)
         return split_classes(whole, val_share, seed, spec)
-    classes = tuple(sorted(set(training[1]), key=_natural))
-    return (_labelled(*training, classes, spec), _labelled(*validation, classes, spec))
+    source, names = training()
+    classes = tuple(sorted(set(names), key=_natural))
+    return _labelled(source, names, classes, spec), _labelled(*validation(), classes, spec)
 
 
 def class_names(spec: str, source: ImageSource) -> list[str] | None:
     """The class of each image of what `open_images` opened, by name; None where it has none."""
     if spec == "demo:digits":
         return digit_labels()
-    if spec.startswith(("demo:", "hf:")) or isinstance(source, TableImages):
-        return None
     try:
-        return _classes_of(spec)[1]
-    except UsageError:
+        if isinstance(source, TableImages):
+            return source.labels(spec)
+        folders = [Path(source.name(index)).parts[:-1] for index in range(len(source))]
+        level = int(all(parts[:1] and parts[0] in (*TRAINING, *VALIDATION) for parts in folders))
+        return [parts[level] for parts in folders]
+    except (UsageError, IndexError):
         return None
 
 
@@ -149,37 +155,37 @@ def imbalance(data: Labelled) -> str | None:
     )
 
 
-def _splits(spec: str) -> dict[str, tuple[ImageSource, list[str]]]:
-    """Every split by name, as a source and the class of each of its images."""
+def _splits(spec: str) -> dict[str, Split]:
+    """Every split by name; its classes are read when it is called, as those of a test split may be secret."""
     if spec == "demo:digits":
-        return {"train": (open_images(spec), digit_labels())}
+        return {"train": lambda: (open_images(spec), digit_labels())}
     if spec.startswith("demo:"):
         raise UsageError(f"data: {spec} has no classes; demo:digits has")
     if spec.startswith("hf:"):
-        return {name: _table(table, spec) for name, table in read_hub(spec, every_split=True).items()}
+        return {
+            name: partial(_table, table, spec) for name, table in read_hub(spec, every_split=True).items()
+        }
     path = Path(spec).expanduser()
     if path.is_dir() and is_saved(path):
-        return {name: _table(table, spec) for name, table in read_saved(path).items()}
+        return {name: partial(_table, table, spec) for name, table in read_saved(path).items()}
     folders = {name: path / name for name in (*TRAINING, *VALIDATION) if (path / name).is_dir()}
     if any(name in folders for name in TRAINING) and any(name in folders for name in VALIDATION):
-        return {name: _classes_of(str(folder)) for name, folder in folders.items()}
+        return {name: partial(_classes_of, str(folder)) for name, folder in folders.items()}
     files = {split: sorted(path.rglob(f"{split}*.parquet")) for split in (*TRAINING, *VALIDATION)}
     if path.is_dir() and any(files[name] for name in TRAINING) and any(files[name] for name in VALIDATION):
-        return {
-            split: _table(read_parquet([str(file) for file in found], spec), spec)
-            for split, found in files.items()
-            if found
-        }
-    return {"train": _classes_of(spec)}
+        return {split: partial(_parquet, found, spec) for split, found in files.items() if found}
+    return {"train": partial(_classes_of, spec)}
+
+
+def _parquet(files: list[Path], spec: str) -> tuple[ImageSource, list[str]]:
+    return _table(read_parquet([str(file) for file in files], spec), spec)
 
 
 def _classes_of(spec: str) -> tuple[ImageSource, list[str]]:
     """A source of files, whose classes are their first folders; or a table."""
     source = open_images(spec)
     if isinstance(source, TableImages):
-        path = Path(spec).expanduser()
-        files = sorted(str(file) for file in path.rglob("*.parquet")) if path.is_dir() else [str(path)]
-        return source, read_labels(read_parquet(files, spec), spec)
+        return source, source.labels(spec)
     names = [Path(source.name(index)).parts for index in range(len(source))]
     # A tar, or a folder, may hold everything in one more folder.
     level = 0
@@ -199,6 +205,8 @@ def _table(table: object, where: str) -> tuple[ImageSource, list[str]]:
 
 
 def _labelled(source: ImageSource, names: list[str], classes: tuple[str, ...], spec: str) -> Labelled:
+    if not names:
+        raise UsageError(f"data: {spec} has a split without images")
     if len(classes) < 2:
         raise UsageError(f"data: {spec} has one class only, {classes[0]!r}; two or more are needed")
     numbers = {name: number for number, name in enumerate(classes)}
@@ -212,9 +220,7 @@ def _labelled(source: ImageSource, names: list[str], classes: tuple[str, ...], s
     return Labelled(source, np.arange(len(labels)), labels, classes)
 
 
-def _first(
-    splits: dict[str, tuple[ImageSource, list[str]]], names: tuple[str, ...]
-) -> tuple[ImageSource, list[str]] | None:
+def _first(splits: dict[str, Split], names: tuple[str, ...]) -> Split | None:
     return next((splits[name] for name in names if name in splits), None)
 
 

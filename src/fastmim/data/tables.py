@@ -17,15 +17,21 @@ class TableImages:
         import datasets
 
         self._column = _image_column(table, where)
+        columns = [name for name in table.features if name != self._column]
         if isinstance(table.features[self._column], datasets.Image):
             table = table.cast_column(self._column, datasets.Image(decode=False))
         self._table = table.select_columns([self._column])
+        self._labels = table.select_columns(columns)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def name(self, index: int) -> str:
         return f"row {index}"
+
+    def labels(self, where: str) -> list[str]:
+        """Each row's class by name, see `read_labels`."""
+        return read_labels(self._labels, where)
 
     def read(self, index: int) -> bytes:
         value = self._table[index][self._column]
@@ -120,10 +126,11 @@ def read_labels(table: Any, where: str) -> list[str]:
             f"data: {where} has no column of classes (columns: {', '.join(table.features)}); one of Hugging "
             "Face's ClassLabel type, or one named 'label', is needed"
         )
-    values = table[column][:]
-    if any(value is None for value in values):
-        raise UsageError(f"data: {where}: row {list(values).index(None)} has no value in column {column!r}")
+    values = list(table[column][:])
     feature = table.features[column]
+    for row, value in enumerate(values):
+        if value is None or (value == -1 and isinstance(feature, datasets.ClassLabel)):
+            raise UsageError(f"data: {where}: row {row} has no value in column {column!r}")
     if isinstance(feature, datasets.ClassLabel):
         return [str(feature.int2str(int(value))) for value in values]
     return [str(value) for value in values]

@@ -11,6 +11,7 @@ from fastmim.config import PretrainConfig
 from fastmim.data.skips import SKIPPED
 from fastmim.methods.input_masking import InputMasking
 from fastmim.report.run import Outcome, write_report
+from fastmim.train.launch import hardware
 from fastmim.train.optim import scaled_lr
 from fastmim.train.rundir import REPORT
 from fastmim.train.runlog import Display
@@ -60,6 +61,7 @@ def _stage(plan: Plan, leg: Leg) -> str:
 
 
 def leave(
+    fabric: Fabric,
     run: Path,
     config: PretrainConfig,
     method: InputMasking,
@@ -71,6 +73,7 @@ def leave(
     """Write the encoder, the sheet and the page, and say how it went."""
     encoder = method.encoder
     origin = describe_encoder(encoder, *config.crop.statistics, METHOD, config.target.name)
+    origin["trained_on"] = hardware(fabric)
     model = encoder.model
     if complete and config.bn_recalibrate and batch_norms(model):
         model, count, shift = recalibrated(encoder, _unmasked(material), config.bn_images)

@@ -160,7 +160,7 @@ def run_on(
             split.shared,
         )
         if first:
-            leave(run, config, method, material, outcome, complete, display)
+            leave(fabric, run, config, method, material, outcome, complete, display)
     return RunResult(
         run,
         complete,

@@ -55,7 +55,6 @@ def supervised(model: str, epochs: float, size: int = 224) -> FinetuneConfig:
         batch_size=BATCH,
         layer_decay=1.0,
         drop_path=drop_path,
-        head_std=0.02,
         optim=OptimConfig(base_lr=2.5e-4, betas=(0.9, 0.999)),
         schedule=ScheduleConfig(warmup_epochs=20, min_lr=1e-6),
     )

@@ -8,7 +8,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -17,7 +17,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from fastmim.errors import RunError, StoppedError, UsageError
-from fastmim.train.device import Precision, choose_precision
+from fastmim.train.device import Precision, choose_precision, device_name
 
 T = TypeVar("T")
 
@@ -90,9 +90,18 @@ def run_everywhere(
     return run(fabric)
 
 
-def precision_of(fabric: Fabric) -> str:
+def precision_of(fabric: Fabric) -> Precision:
     """As `build_fabric` takes it."""
-    return str(fabric._precision.precision)
+    return cast(Precision, fabric._precision.precision)
+
+
+def hardware(fabric: Fabric) -> dict[str, Any]:
+    """What a run's seconds are seconds of."""
+    return {
+        "device": device_name(fabric.device),
+        "processes": fabric.world_size,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:

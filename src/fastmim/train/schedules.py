@@ -18,7 +18,7 @@ class ScheduleConfig:
     name: Literal["cosine", "step"] = "cosine"
     """Cosine to --schedule.min-lr, or a tenth every --schedule.decay-epochs (the paper's for Swin-L)."""
     warmup_epochs: float | None = None
-    """Epochs of linear warm-up. Default: the paper's 10, but at most a tenth of the run."""
+    """Epochs of linear warm-up. Default: the paper's 10 (fine-tuning: 5), but at most a tenth of the run."""
     decay_epochs: float = 30.0
     """Epochs after which the step schedule divides the learning rate by ten."""
     min_lr: float = 0.0

@@ -23,17 +23,19 @@ class Accuracy(NamedTuple):
     among_five: NDArray[np.float64]
     """It is among the first five."""
     images: NDArray[np.float64]
-    unreadable: list[Unreadable]
+    unreadable: int = 0
     """Images that are not counted."""
+    example: Unreadable | None = None
+    """One of those that this process met."""
 
     @property
     def top1(self) -> float:
         """Per cent of the images."""
-        return 100 * float(self.right.sum() / self.images.sum())
+        return 100 * float(self.right.sum() / max(self.images.sum(), 1))
 
     @property
     def top5(self) -> float:
-        return 100 * float(self.among_five.sum() / self.images.sum())
+        return 100 * float(self.among_five.sum() / max(self.images.sum(), 1))
 
     @property
     def mean_class_top1(self) -> float:
@@ -71,11 +73,12 @@ def measure_accuracy(
     model.train(was_training)
     mine = count_hits(torch.cat(scores).cpu(), labels[np.concatenate(shown)], classes) if shown else None
     counts = np.zeros((3, classes)) if mine is None else np.stack(mine[:3])
-    total = torch.from_numpy(counts).float().to(fabric.device)
+    total = torch.from_numpy(np.append(counts, len(unreadable))).float().to(fabric.device)
     if fabric.world_size > 1:
         total = fabric.all_reduce(total, reduce_op="sum")  # type: ignore[assignment]
-    right, five, images_of = total.cpu().double().numpy()
-    return Accuracy(right, five, images_of, unreadable)
+    *flat, broken_of_all = total.cpu().double().tolist()
+    right, five, images_of = np.array(flat).reshape(3, classes)
+    return Accuracy(right, five, images_of, int(broken_of_all), next(iter(unreadable), None))
 
 
 def count_hits(scores_BK: Tensor, labels_B: NDArray[np.int64], classes: int) -> Accuracy:
@@ -86,14 +89,15 @@ def count_hits(scores_BK: Tensor, labels_B: NDArray[np.int64], classes: int) -> 
         np.bincount(labels_B[chosen], minlength=classes).astype(np.float64)
         for chosen in (hits[:, 0], hits.any(1), np.ones(len(labels_B), dtype=bool))
     )
-    return Accuracy(right, five, images, [])
+    return Accuracy(right, five, images)
 
 
 def check_readable(accuracy: Accuracy, images: int, limit: float) -> None:
     """Raise RunError where more than the share ``limit`` of the images could not be read."""
-    broken = accuracy.unreadable
-    if len(broken) > limit * images:
+    if accuracy.unreadable > limit * images:
+        one = accuracy.example
+        example = f"; one is {one.name}: {one.reason}" if one else ""
         raise RunError(
-            f"{len(broken)} of {images} validation images cannot be read, more than max_unreadable = "
-            f"{limit:g} allows; the first is {broken[0].name}: {broken[0].reason}"
+            f"{accuracy.unreadable} of {images} validation images cannot be read, more than max_unreadable = "
+            f"{limit:g} allows{example}"
         )

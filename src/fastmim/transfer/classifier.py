@@ -57,6 +57,9 @@ class PooledClassifier(nn.Module):
         return logits
 
 
+RGB = 3  # channels, unless they are told
+
+
 class Step(NamedTuple):
     """What the loop needs of a micro-batch."""
 
@@ -69,7 +72,10 @@ class Learner(nn.Module):
     def __init__(self, model: nn.Module, ema: float | None) -> None:
         super().__init__()
         self.model = model
-        self.mean = ModelEmaV3(model, decay=ema).requires_grad_(False) if ema is not None else None
+        self.mean: ModelEmaV3 | None = None
+        self.steps = 0  # that the mean has taken in
+        if ema is not None:
+            self.mean = ModelEmaV3(model, decay=ema, use_warmup=True).requires_grad_(False)
 
     def forward(self, images_BCHW: Tensor, targets_BK: Tensor) -> Step:
         """Cross-entropy with soft targets (B, classes)."""
@@ -81,10 +87,20 @@ class Learner(nn.Module):
         return self.model if self.mean is None else self.mean.module
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the running mean take in the weights after each step."""
+        """Let the running mean take in the weights after each step; early on it forgets faster."""
         if self.mean is not None:
-            mean = self.mean
-            optimizer.register_step_post_hook(lambda *_: mean.update(self.model))
+            optimizer.register_step_post_hook(lambda *_: self._take_in())
+
+    def _take_in(self) -> None:
+        assert self.mean is not None
+        self.steps += 1
+        self.mean.update(self.model, step=self.steps)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.steps = int(state)
 
 
 def build_classifier(config: FinetuneConfig, classes: int, module: nn.Module | None = None) -> Start:
@@ -103,8 +119,8 @@ def build_classifier(config: FinetuneConfig, classes: int, module: nn.Module | N
     else:
         start = _from_file(config, classes, module)
     head = start.model.get_classifier()  # type: ignore[operator]
-    if isinstance(head, nn.Linear) and config.head_std:
-        nn.init.trunc_normal_(head.weight, std=config.head_std)
+    if isinstance(head, nn.Linear) and config.known_head_std:
+        nn.init.trunc_normal_(head.weight, std=config.known_head_std)
         if head.bias is not None:
             nn.init.zeros_(head.bias)
     start.model.requires_grad_(True)
@@ -113,6 +129,8 @@ def build_classifier(config: FinetuneConfig, classes: int, module: nn.Module | N
 
 def _from_file(config: FinetuneConfig, classes: int, module: nn.Module | None) -> Start:
     origin, _ = read_encoder(config.encoder)
+    if config.in_chans not in (RGB, origin["in_chans"]):
+        raise UsageError(f"in_chans = {config.in_chans}: the encoder was trained on {origin['in_chans']}")
     name, kwargs = origin["model"], origin.get("full_kwargs", origin["kwargs"])
     changes, notes = _changes(config, name, kwargs) if module is None else ({}, [])
     return _with_classifier(config, load_with(config.encoder, changes, config.size, module), classes, notes)

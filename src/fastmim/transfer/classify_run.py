@@ -21,9 +21,10 @@ from fastmim.data.loader import Crops, as_it_is, loader_workers
 from fastmim.data.skips import SKIPPED, SkipList
 from fastmim.data.stats import channel_statistics
 from fastmim.data.views import Views
+from fastmim.errors import UsageError
 from fastmim.train.checkpoint import LAST, load_checkpoint
-from fastmim.train.device import device_name, fit_micro_batch
-from fastmim.train.launch import precision_of, quiet_warnings
+from fastmim.train.device import fit_micro_batch
+from fastmim.train.launch import hardware, precision_of, quiet_warnings
 from fastmim.train.loop import Loop, LoopConfig, Progress
 from fastmim.train.optim import scaled_lr
 from fastmim.train.rundir import CONFIG, prepare_run_directory
@@ -35,11 +36,12 @@ from fastmim.train.stages import build_plan
 from fastmim.transfer.accuracy import Accuracy, check_readable, measure_accuracy
 from fastmim.transfer.classifier import Learner, Start, build_classifier, build_layered_adamw
 from fastmim.transfer.results import RESULTS, write_classifier, write_results
-from fastmim.transfer.weights import ORIGIN, WEIGHTS
+from fastmim.transfer.weights import ORIGIN, WEIGHTS, encoder_digest
 
 RUN_FILES = (CONFIG, METRICS, LAST, WEIGHTS, ORIGIN, RESULTS, SKIPPED)
 WARMUP_EPOCHS = 5.0  # the paper's, but at most a tenth of the run
 EVALUATION_BATCH = 256
+FEW_STEPS = 200  # of which a person is told
 
 
 class FinetuneResult(NamedTuple):
@@ -81,13 +83,21 @@ def run_on(
     learner.follow(optimizer)
 
     # What is known already.
+    if run.resolve() in (place := Path(config.encoder).expanduser().resolve(), *place.parents[:1]):
+        raise UsageError(f"out: {run} is where the encoder lies; give another folder")
     if first:
         prepare_run_directory(run, RUN_FILES, resume, overwrite)
     fabric.barrier()
     state = load_checkpoint(run / LAST) if resume and (run / LAST).is_file() else None
-    facts = {"data_digest": _digest(training, validation), "world_size": world}
+    facts = {
+        "data_digest": _digest(training, validation),
+        "world_size": world,
+        "encoder_digest": encoder_digest(config.encoder),
+    }
     if state is not None:
         check_resumed(run, config, ALWAYS_FREE, state, facts)
+        if state["encoder_digest"] != facts["encoder_digest"]:
+            raise UsageError(f"encoder: {config.encoder} no longer holds the weights that {run} began with")
 
     # What it learns from, and what it is measured on.
     chans, size = config.in_chans, leg.image_size
@@ -181,6 +191,8 @@ def run_on(
             f"{choices['precision']}; peak lr {scaled_lr(config.optim.base_lr, leg.batch_size):.3g}, "
             f"{plan.total_steps} steps"
         )
+        if plan.total_steps < FEW_STEPS:
+            display.say(f"these are {plan.total_steps} steps only: raise --epochs or --steps to learn more")
         if state is not None:
             loop.restore(state)
             display.say(f"resumed at step {loop.progress.step} of {plan.total_steps}")
@@ -200,12 +212,13 @@ def run_on(
             write_classifier(run, config, start, learner, classes)
             facts_of_run = {
                 "training_images": len(training),
+                "training_images_per_class": dict(zip(classes, training.per_class.tolist(), strict=True)),
+                "micro_batch": feeder.micro_batch,
                 "epochs": plan.total_epochs,
                 "steps": steps,
                 "seconds": seconds,
                 "images_per_second": steps * leg.batch_size / seconds if seconds else None,
-                "device": device_name(fabric.device),
-                "processes": world,
+                **hardware(fabric),
                 "precision": choices["precision"],
             }
             write_results(run, config, start, accuracy, classes, facts_of_run)
@@ -227,8 +240,16 @@ def _resolved(config: FinetuneConfig, start: Start, training: Labelled, epochs: 
         crop = replace(crop, mean=mean, std=std)
     if schedule.warmup_epochs is None:
         schedule = replace(schedule, warmup_epochs=round(min(WARMUP_EPOCHS, 0.1 * epochs), 6))
-    decay = config.known_layer_decay
-    return replace(config, in_chans=chans, crop=crop, schedule=schedule, layer_decay=decay)
+    if len(crop.statistics[0]) != chans:
+        raise UsageError(f"crop.mean has {len(crop.statistics[0])} numbers, but the images {chans} channels")
+    return replace(
+        config,
+        in_chans=chans,
+        crop=crop,
+        schedule=schedule,
+        layer_decay=config.known_layer_decay,
+        head_std=config.known_head_std,
+    )
 
 
 def _fitting_micro_batch(fabric: Fabric, learner: Learner, config: FinetuneConfig, classes: int) -> int:

@@ -7,7 +7,7 @@ fast (layer_decay = 1), and the last arm trains for as long as pre-training and 
 import json
 import multiprocessing
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,14 +20,16 @@ from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.data.loader import available_cpus
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.train.checkpoint import write_atomically
+from fastmim.train.launch import build_fabric, precision_of
 from fastmim.train.rundir import CONFIG
 from fastmim.train.runlog import METRICS, read_metrics
 from fastmim.transfer.classify import run_finetuning
 from fastmim.transfer.comparison import CONFIDENCE, FROM_SCRATCH, LONGER, OURS, Cell, Payoff, verdicts
 from fastmim.transfer.results import RESULTS
-from fastmim.transfer.weights import read_encoder
+from fastmim.transfer.weights import load_with, read_encoder, timm_weights
 
 PAYOFF = "payoff.json"
+HARDWARE = ("device", "processes", "threads")
 # What a classifier adds to a backbone's arguments: the arms choose these alike.
 NOT_THE_BACKBONE = ("img_size", "num_classes", "global_pool", "drop_path_rate", "in_chans")
 
@@ -44,11 +46,18 @@ class PayoffConfig:
     """Further starting points: other runs, or timm:NAME for timm's own weights."""
     equal_time: bool = True
     """Also train from scratch, on the most labels, for as long as pre-training and fine-tuning took."""
+    scratch_lr: float | None = None
+    """Base learning rate from scratch. Default: that of fine-tuning."""
     processes: int = 1
     """Runs at a time, on a CPU."""
 
     def __post_init__(self) -> None:
         check_least(self, {"seeds": 1, "processes": 1})
+        for name in self.against:
+            if name in (OURS, FROM_SCRATCH, LONGER, SCRATCH):
+                raise UsageError(f"against = {name}: an arm has this name already; give a path, as ./{name}")
+        if self.scratch_lr is not None and self.scratch_lr <= 0:
+            raise UsageError(f"scratch_lr = {self.scratch_lr} must be above 0")
         if not self.shares:
             raise UsageError("shares is empty: give shares of the labels, as 0.01 0.1 1")
 
@@ -77,7 +86,12 @@ def payoff(config: FinetuneConfig, what: PayoffConfig, quiet: bool = False) -> P
     out = Path(config.out).expanduser()
     if not config.out:
         raise UsageError("out is missing: give a folder for the runs and the comparison")
-    scratch = _scratch_of(config)
+    accelerator = build_fabric(config.accelerator, 1, 1, config.precision)
+    if what.processes > 1 and accelerator.device.type != "cpu":
+        raise UsageError(f"processes = {what.processes} at a time are for a CPU; use --accelerator cpu, or 1")
+    # Chosen once: it is found by timing, and all arms must have the same.
+    config = replace(config, precision=precision_of(accelerator))
+    scratch = scratch_of(config, what.scratch_lr)
     jobs = [
         job
         for share in what.shares
@@ -85,7 +99,7 @@ def payoff(config: FinetuneConfig, what: PayoffConfig, quiet: bool = False) -> P
         for job in _arms(config, scratch, what, share, seed, out)
     ]
     results = _run_all(jobs, what.processes, quiet)
-    seconds = _pretraining_seconds(config.encoder)
+    seconds, obstacle = _pretraining_seconds(config.encoder, results.values(), what)
     if what.equal_time and seconds is not None:
         most = max(what.shares, key=lambda share: _images(results, share))
         longer = [
@@ -96,7 +110,10 @@ def payoff(config: FinetuneConfig, what: PayoffConfig, quiet: bool = False) -> P
         results |= _run_all(longer, what.processes, quiet)
         jobs += longer
     cells = tuple(_cells(jobs, results))
-    found = Payoff(cells, seconds, tuple(verdicts(cells, seconds)))
+    lines = [*verdicts(cells), *([f"equal total time was not compared: {obstacle}"] if obstacle else [])]
+    if _measured_images_were_seen(config):
+        lines.append("the images to measure on were among those of pre-training, without their labels")
+    found = Payoff(cells, seconds, tuple(lines))
     values = {
         **asdict(found),
         "cells": [
@@ -111,28 +128,24 @@ def payoff(config: FinetuneConfig, what: PayoffConfig, quiet: bool = False) -> P
     return found
 
 
-def _scratch_of(config: FinetuneConfig) -> FinetuneConfig:
-    """The same backbone without weights, seeing images scaled alike."""
+def scratch_of(config: FinetuneConfig, scratch_lr: float | None = None) -> FinetuneConfig:
+    """The same backbone, with the same windows, without weights; it sees images scaled alike."""
     if config.encoder.startswith(WITH_TIMM_WEIGHTS):
-        name = config.encoder.removeprefix(WITH_TIMM_WEIGHTS)
-        return replace(config, encoder=SCRATCH, model=name.partition(".")[0], layer_decay=1.0)
-    origin, _ = read_encoder(config.encoder)
-    kwargs = {
-        name: value
-        for name, value in origin.get("full_kwargs", origin["kwargs"]).items()
-        if name not in NOT_THE_BACKBONE
-    }
-    crop = config.crop
+        loaded = timm_weights(config.encoder.removeprefix(WITH_TIMM_WEIGHTS), {}, config.size)
+    else:
+        loaded = load_with(config.encoder, {}, config.size)
+    crop, optim = config.crop, config.optim
     if crop.mean is None:
-        crop = replace(crop, mean=tuple(origin["mean"]), std=tuple(origin["std"]))
+        crop = replace(crop, mean=tuple(loaded.origin["mean"]), std=tuple(loaded.origin["std"]))
     return replace(
         config,
         encoder=SCRATCH,
-        model=origin["model"],
-        model_kwargs=kwargs,
-        in_chans=origin["in_chans"],
+        model=loaded.name,
+        model_kwargs={name: value for name, value in loaded.kwargs.items() if name not in NOT_THE_BACKBONE},
+        in_chans=loaded.origin["in_chans"],
         layer_decay=1.0,
         crop=crop,
+        optim=replace(optim, base_lr=scratch_lr or optim.base_lr),
     )
 
 
@@ -183,20 +196,23 @@ def _run_all(jobs: list[_Job], processes: int, quiet: bool) -> dict[str, dict[st
         return {_key(job): _run(job, quiet) for job in jobs}
     threads = max(1, available_cpus() // processes)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
+    pool = ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,))
+    done = {}
+    try:
         pending = {_key(job): pool.submit(_run, job, True) for job in jobs}
-        done = {}
         for key, future in pending.items():
             done[key] = future.result()
             if not quiet:
                 print(f"{Path(key).name}: top-1 {done[key]['top1']:.2f} %", flush=True)
-        return done
+    finally:
+        pool.shutdown(cancel_futures=True)  # the others are for the next call
+    return done
 
 
 def _run(job: _Job, quiet: bool) -> dict[str, Any]:
     result = run_finetuning(job.config, resume=True, quiet=quiet)
     if result.stopped_by is not None:
-        raise StoppedError(result.stopped_by)
+        raise StoppedError(result.stopped_by, f"in {job.config.out}; the same command goes on")
     file = Path(job.config.out) / RESULTS
     if not file.is_file():
         raise RunError(f"{file} was not written")
@@ -222,10 +238,35 @@ def _cells(jobs: list[_Job], results: dict[str, dict[str, Any]]) -> Iterator[Cel
         )
 
 
-def _pretraining_seconds(encoder: str) -> float | None:
+def _pretraining_seconds(
+    encoder: str, results: Iterable[dict[str, Any]], what: PayoffConfig
+) -> tuple[float | None, str]:
+    """How long pre-training took, or why that cannot be compared with fine-tuning here."""
+    if not what.equal_time:
+        return None, ""
+    if encoder.startswith(WITH_TIMM_WEIGHTS):
+        return None, "timm's weights do not say how long they took"
     run = Path(encoder).expanduser()
     run = run if run.is_dir() else run.parent
-    if not (run / METRICS).is_file():
-        return None
-    lines = read_metrics(run)
-    return float(lines[-1]["seconds"]) if lines else None
+    origin, _ = read_encoder(encoder)
+    lines = read_metrics(run) if (run / METRICS).is_file() else []
+    if not lines or origin["method"] == "fine-tuned":
+        return None, "the encoder lies apart from its run, which knows its time"
+    ran_on, runs_on = origin.get("trained_on"), [{key: r[key] for key in HARDWARE} for r in results]
+    if any(here != ran_on for here in runs_on):
+        return None, f"pre-training ran on {_hardware(ran_on)}, fine-tuning on {_hardware(runs_on[0])}"
+    return float(lines[-1]["seconds"]), ""
+
+
+def _hardware(known: dict[str, Any] | None) -> str:
+    return ", ".join(f"{value} {key}" for key, value in known.items()) if known else "what it does not say"
+
+
+def _measured_images_were_seen(config: FinetuneConfig) -> bool:
+    """Whether pre-training had the very data of which a part is kept to measure on."""
+    run = Path(config.encoder).expanduser()
+    file = (run if run.is_dir() else run.parent) / CONFIG
+    if not file.is_file():
+        return False
+    data = read_yaml(file).get("data")
+    return data == config.data or Path(str(data)).resolve() == Path(config.data).resolve()

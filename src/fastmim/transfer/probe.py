@@ -4,7 +4,9 @@ Masked image modelling looks poor under these and still fine-tunes well (paper: 
 section 4.3): a probe compares features, it does not choose a backbone.
 """
 
+import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,6 +170,12 @@ def _all_features(
         broken += len(unreadable)
         if store is None and len(values):
             shape = (len(data), *values.shape[1:])
+            needed, free = 2 * math.prod(shape), shutil.disk_usage(file.parent).free
+            if not pooled and needed > free:
+                raise RunError(
+                    f"the feature maps need {needed / 1e9:.1f} GB, {file.parent} has {free / 1e9:.1f} free: "
+                    "set TMPDIR to a larger disk, or take fewer --labels"
+                )
             store = (
                 np.empty(shape, np.float32)
                 if pooled
@@ -188,13 +196,14 @@ def _all_features(
 def _neighbours(known: _Known, classes: int, config: ProbeConfig, device: torch.device) -> tuple[Scorer, str]:
     """Votes of the k nearest by cosine, weighted as by Wu et al. 2018 and Caron et al. 2021."""
     bank = F.normalize(torch.from_numpy(known.values).float().to(device), dim=1)
-    votes = F.one_hot(torch.from_numpy(known.labels).to(device), classes).float()
+    labels = torch.from_numpy(known.labels).to(device)
     count = min(config.neighbours, len(bank))
 
     def score(features_BD: Tensor) -> Tensor:
         cosine, nearest = (F.normalize(features_BD, dim=1) @ bank.T).topk(count, dim=1)
         weights = ((cosine - 1) / config.temperature).exp()
-        return torch.einsum("bk,bkc->bc", weights, votes[nearest])
+        scores = torch.zeros(len(weights), classes, device=device)
+        return scores.scatter_add_(1, labels[nearest], weights)
 
     return score, f"{count} neighbours"
 

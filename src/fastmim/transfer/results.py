@@ -28,7 +28,7 @@ def write_results(
         "top5": accuracy.top5,
         "mean_class_top1": accuracy.mean_class_top1,
         "images": int(accuracy.images.sum()),
-        "unreadable": len(accuracy.unreadable),
+        "unreadable": accuracy.unreadable,
         **facts,
         "image_size": list(config.size),
         "seed": config.seed,

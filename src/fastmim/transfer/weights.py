@@ -1,5 +1,6 @@
 """The pre-trained encoder as a file, and back as a plain timm module."""
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -114,6 +115,16 @@ class Loaded(NamedTuple):
     """Keys that are newly initialised."""
     left_out: list[str]
     """Keys of the file that the model has no place for, as it pools otherwise."""
+
+
+def encoder_digest(encoder: str) -> str:
+    """Of the file's bytes, whether an encoder is still the same; of other weights, their name."""
+    path = Path(encoder).expanduser()
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        return encoder
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
 def load_encoder(

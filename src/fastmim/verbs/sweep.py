@@ -10,7 +10,8 @@ from fastmim.config import FinetuneConfig
 from fastmim.flags import parse, peek
 from fastmim.recipes import base_config
 from fastmim.report.plots import write_heat_map
-from fastmim.transfer.sweep import SWEEP, SweepConfig, sweep
+from fastmim.transfer.grid_search import SweepConfig
+from fastmim.transfer.sweep import SWEEP, sweep
 
 PLOT = "sweep.png"
 
