@@ -223,3 +223,16 @@ def test_an_encoder_is_exported_and_checked_on_real_images(pretrained, tmp_path,
     assert main(command) == 2
     assert "overwrite" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_run_of_another_verb_is_not_resumed(pretrained, photos, capsys):
+    command = ["finetune", "--data", str(photos), "--out", str(pretrained), "--resume"]
+    assert main([*command, "--encoder", "none", "--model", "resnet10t"]) == 2
+    assert "holds a run of `fastmim pretrain`" in capsys.readouterr().err
+
+
+def test_arguments_of_a_released_model_are_taken(tmp_path, capsys):
+    command = ["export", "--encoder", str(tmp_path / "none.pth"), "--out", str(tmp_path / "out"), "--from"]
+    arguments = ["fastmim", "--model", "vit_base_patch16_224", "--model-kwargs", '{"num_heads": 6}']
+    assert main([*command, *arguments]) == 2
+    assert "none.pth" in capsys.readouterr().err

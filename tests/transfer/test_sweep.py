@@ -100,7 +100,7 @@ def test_a_point_of_a_killed_process_is_tried_again(stand_in, tmp_path, monkeypa
     monkeypatch.setattr(study_module, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(sweep_module, "POLL_SECONDS", 0.5)
     config = FinetuneConfig(encoder="x", data="y", out=str(tmp_path), precision="32-true")
-    study = study_module.open_study(replace(config, precision="32-true"), SweepConfig(), tmp_path)
+    study = study_module.open_study(config, SweepConfig(centre_lr=1e-3, centre_decay=0.75), tmp_path)
     dead = study.ask()
     dead.set_user_attr("point", [0, 0])
     study._storage.record_heartbeat(dead._trial_id)

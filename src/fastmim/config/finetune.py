@@ -16,7 +16,7 @@ from fastmim.train.stages import Stage
 
 SCRATCH = "none"
 WITH_TIMM_WEIGHTS = "timm:"
-PAPERS_LAYER_DECAY = 0.75  # the centre of its grid
+PAPERS_LR, PAPERS_LAYER_DECAY = 1e-3, 0.75  # the centre of its grid
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FinetuneConfig(RunConfig):
     ema: float | None = None
     """Decay of a running mean of the weights, which then is what is measured and exported. Default: none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(base_lr=1e-3, betas=(0.9, 0.999)))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(base_lr=PAPERS_LR, betas=(0.9, 0.999)))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(min_lr=1e-6))
     crop: CropConfig = field(default_factory=lambda: CropConfig(scale=(0.08, 1.0)))
 

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from fastmim.config import RunConfig, build, merge, read_yaml
+from fastmim.config import FinetuneConfig, PretrainConfig, RunConfig, build, merge, read_yaml
 from fastmim.errors import UsageError
 from fastmim.recipes.catalogue import recipe
 from fastmim.train.rundir import CONFIG
 
 C = TypeVar("C", bound=RunConfig)
+VERBS: dict[type[RunConfig], str] = {PretrainConfig: "pretrain", FinetuneConfig: "finetune"}
 
 
 def base_config(
@@ -23,7 +24,18 @@ def base_config(
             raise UsageError(f"recipe: {recipe_name} is one for `fastmim {found.verb}`")
         base = found.config
     if resumed and (stored := Path(resumed).expanduser() / CONFIG).is_file():
+        _check_kind(cls, stored)
         base = build(cls, read_yaml(stored), f"{stored}: ")
     if config:
         base = merge(base, read_yaml(Path(config).expanduser()), f"{os.fspath(config)}: ")
     return base
+
+
+def _check_kind(cls: type[RunConfig], stored: Path) -> None:
+    """Raise UsageError where the run is one of another verb, which its first line names."""
+    first, _, _ = stored.read_text().partition("\n")
+    for other, verb in VERBS.items():
+        if other is not cls and f"`fastmim {verb} " in first:
+            raise UsageError(
+                f"out: {stored.parent} holds a run of `fastmim {verb}`, which goes on with --resume"
+            )

@@ -51,7 +51,7 @@ def model_card(
         "Pre-training": origin.get("fine_tuned_from", {}).get("method"),
         "Target": origin.get("target"),
         "Data": data if data.startswith("hf:") else re.split(r"[\\/]", data.rstrip("\\/"))[-1],
-        "Epochs": config.get("epochs"),
+        "Epochs": None if config.get("steps") else config.get("epochs"),
         "Steps": config.get("steps"),
         "Stages": "; ".join(
             ", ".join(f"{what} {value}" for what, value in stage.items() if value is not None)

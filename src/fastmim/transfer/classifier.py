@@ -17,7 +17,14 @@ from fastmim.encoders.adapter import Encoder, build_encoder, name_of
 from fastmim.encoders.models import arguments_of, check_model_name, create, without_memory
 from fastmim.errors import UsageError
 from fastmim.train.optim import OptimConfig
-from fastmim.transfer.weights import Loaded, load_with, read_encoder, replace_classifier, timm_weights
+from fastmim.transfer.weights import (
+    Loaded,
+    as_size,
+    load_with,
+    read_encoder,
+    replace_classifier,
+    timm_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,10 @@ def _with_classifier(config: FinetuneConfig, loaded: Loaded, classes: int, notes
     if loaded.left_out:
         notes.append(f"not used: {', '.join(loaded.left_out)}, as the classifier sees {config.pool}")
     source = {"from": config.encoder, **origin}
+    trained_at = origin.get("image_size")
+    if trained_at is not None and as_size(trained_at) != config.size:
+        height, width = config.size
+        notes.append(f"trained at {trained_at[0]}x{trained_at[1]} pixels, here {height}x{width}")
     return Start(
         model,
         loaded.name,

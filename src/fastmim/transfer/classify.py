@@ -77,6 +77,8 @@ def run_finetuning(
         if not getattr(config, setting):
             raise UsageError(f"{setting} is missing: {hint}")
     run = Path(config.out).expanduser()
+    if run.resolve() == Path(config.data).expanduser().resolve():
+        raise UsageError(f"out: {run} is where the data lies; give another folder")
     config = replace(config, out=str(run))
     training, validation = open_labelled(config.data, config.val_share, config.split_seed)
     training = few_labels(training, config.labels, config.seed)

@@ -106,6 +106,7 @@ def run_on(
     known = state["choices"]["micro_batch"] if state else leg.micro_batch
     micro_batch = known or _fitting_micro_batch(fabric, learner, config, len(classes))
     labels = torch.from_numpy(training.by_index())
+    skips = SkipList(run / SKIPPED, len(training.source), config.max_unreadable)
     stream = Stream(training.indices, config.seed)
     varies = config.augment.rand_magnitude > 0
     feeder = Feeder(
@@ -119,7 +120,7 @@ def run_on(
         ),
         batches=lambda step: stream.batches(leg, step, rank, world),
         beside=lambda batch, _: labels[batch.indices],
-        skips=SkipList(run / SKIPPED, len(training.source), config.max_unreadable),
+        skips=skips,
         micro_batch=min(micro_batch, leg.batch_size // world),
         workers=workers,
         seed=config.seed,
@@ -212,6 +213,7 @@ def run_on(
             write_classifier(run, config, start, learner, classes)
             facts_of_run = {
                 "training_images": len(training),
+                "unreadable_training": len(skips.skipped),
                 "training_images_per_class": dict(zip(classes, training.per_class.tolist(), strict=True)),
                 "micro_batch": feeder.micro_batch,
                 "epochs": plan.total_epochs,
@@ -226,6 +228,12 @@ def run_on(
             f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, mean over classes "
             f"{accuracy.mean_class_top1:.2f} %, on {int(accuracy.images.sum())} images, after {seconds:.0f} s"
         )
+        broken = len(skips.skipped) + accuracy.unreadable
+        if broken:
+            display.say(
+                f"{broken} unreadable images were left out, {accuracy.unreadable} of them in validation: "
+                f"{run / SKIPPED} lists those of training"
+            )
         display.say(f"{run / RESULTS}: the figures; {run / WEIGHTS}: the classifier")
     return FinetuneResult(run, True, steps, accuracy.top1, accuracy.top5, None)
 

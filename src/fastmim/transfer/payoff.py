@@ -6,9 +6,10 @@ fast (layer_decay = 1), and the last arm trains for as long as pre-training and 
 
 import json
 import multiprocessing
+import signal
 import statistics
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class PayoffConfig:
                 raise UsageError(f"against = {name}: an arm has this name already; give a path, as ./{name}")
         if self.scratch_lr is not None and self.scratch_lr <= 0:
             raise UsageError(f"scratch_lr = {self.scratch_lr} must be above 0")
+        if len(set(self.shares)) < len(self.shares):
+            raise UsageError(f"shares = {' '.join(self.shares)}: each only once")
         if not self.shares:
             raise UsageError("shares is empty: give shares of the labels, as 0.01 0.1 1")
 
@@ -111,8 +114,12 @@ def payoff(config: FinetuneConfig, what: PayoffConfig, quiet: bool = False) -> P
         jobs += longer
     cells = tuple(_cells(jobs, results))
     lines = [*verdicts(cells), *([f"equal total time was not compared: {obstacle}"] if obstacle else [])]
+    if not config.encoder.startswith(WITH_TIMM_WEIGHTS):
+        origin, _ = read_encoder(config.encoder)
+        if origin["method"] == "fine-tuned":
+            lines.append("the encoder was fine-tuned before: it may have seen these very labels")
     if _measured_images_were_seen(config):
-        lines.append("the images to measure on were among those of pre-training, without their labels")
+        lines.append("the images to measure on were among those that the encoder was trained on (unlabelled)")
     found = Payoff(cells, seconds, tuple(lines))
     values = {
         **asdict(found),
@@ -196,17 +203,33 @@ def _run_all(jobs: list[_Job], processes: int, quiet: bool) -> dict[str, dict[st
         return {_key(job): _run(job, quiet) for job in jobs}
     threads = max(1, available_cpus() // processes)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,))
-    done = {}
+    pool = ProcessPoolExecutor(processes, context, _prepare, (threads,))
+    done: dict[str, dict[str, Any]] = {}
+    ahead = list(reversed(jobs))
+    pending: dict[Future[dict[str, Any]], str] = {}
     try:
-        pending = {_key(job): pool.submit(_run, job, True) for job in jobs}
-        for key, future in pending.items():
-            done[key] = future.result()
-            if not quiet:
-                print(f"{Path(key).name}: top-1 {done[key]['top1']:.2f} %", flush=True)
+        while ahead or pending:
+            while ahead and len(pending) < processes:  # nothing is queued: a stop must not start it
+                job = ahead.pop()
+                pending[pool.submit(_run, job, True)] = _key(job)
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                key = pending.pop(future)
+                done[key] = future.result()
+                if not quiet:
+                    print(f"{Path(key).name}: top-1 {done[key]['top1']:.2f} %", flush=True)
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()  # they write a checkpoint and end
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)  # the others are for the next call
+        pool.shutdown(cancel_futures=True)
     return done
+
+
+def _prepare(threads: int) -> None:
+    """What a process of its own does first; Ctrl-C is answered by the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
 
 
 def _run(job: _Job, quiet: bool) -> dict[str, Any]:
@@ -250,7 +273,9 @@ def _pretraining_seconds(
     run = run if run.is_dir() else run.parent
     origin, _ = read_encoder(encoder)
     lines = read_metrics(run) if (run / METRICS).is_file() else []
-    if not lines or origin["method"] == "fine-tuned":
+    if origin["method"] == "fine-tuned":
+        return None, "the encoder was fine-tuned before"
+    if not lines:
         return None, "the encoder lies apart from its run, which knows its time"
     ran_on, runs_on = origin.get("trained_on"), [{key: r[key] for key in HARDWARE} for r in results]
     if any(here != ran_on for here in runs_on):

@@ -61,6 +61,11 @@ def sweep(
     out = Path(config.out).expanduser()
     fabric = build_fabric(config.accelerator, 1, 1, config.precision)
     config = replace(config, precision=precision_of(fabric))  # found by timing: all points must have the same
+    grid = replace(
+        grid,
+        centre_lr=grid.centre_lr or config.optim.base_lr,
+        centre_decay=grid.centre_decay or config.known_layer_decay,
+    )
     study = open_study(config, grid, out)
     trial = partial(_try, config=config, grid=grid, out=out, quiet=quiet, say=say)
     while True:

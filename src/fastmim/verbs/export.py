@@ -1,6 +1,6 @@
 """`fastmim export`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,7 +42,7 @@ class ExportCommand:
     """Whose released checkpoint --encoder is; the result is an encoder.safetensors in --out."""
     model: str | None = None
     """With --from: timm's name of the checkpoint's backbone."""
-    model_kwargs: dict[str, Any] | None = None
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
     """With --from: its arguments, as JSON; a ViT of FastMIM's needs its heads: '{"num_heads": 6}'."""
     overwrite: bool = False
     """Replace an earlier export in --out."""
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
                 print(f"{what}: {', '.join(keys)}")
         print(f"{Path(command.out) / WEIGHTS}: the encoder")
         return 0
-    if command.model is not None or command.model_kwargs is not None:
+    if command.model is not None or command.model_kwargs:
         raise UsageError("model and model_kwargs go with --from only: the encoder says which model it is")
     images = _images(command)
     exported = export_encoder(

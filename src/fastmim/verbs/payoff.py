@@ -14,6 +14,7 @@ from fastmim.transfer.comparison import as_table
 from fastmim.transfer.payoff import PAYOFF, PayoffConfig, payoff
 
 PLOT, TABLE = "payoff.png", "payoff.md"
+INTERVALS = "± is the 95 % interval of the mean over the seeds (Student's t)"
 
 
 def run(arguments: list[str]) -> int:
@@ -38,7 +39,7 @@ def run(arguments: list[str]) -> int:
     command = parse(Command, arguments, "fastmim payoff", Command(base, PayoffConfig()))
     found = payoff(command.settings, command.compare, command.quiet)
     out = Path(command.settings.out).expanduser()
-    text = "\n".join([as_table(found), "", *found.verdicts])
+    text = "\n".join([as_table(found), "", INTERVALS, *found.verdicts])
     (out / TABLE).write_text(text + "\n")
     write_payoff_plot(out / PLOT, found)
     print(f"\n{text}\n\n{out / PAYOFF}, {out / TABLE}, {out / PLOT}: the comparison")
