@@ -167,6 +167,8 @@ def test_the_command_draws_a_heat_map(photos, tmp_path, capsys):
         str(tmp_path / "s"),
         "--max-trials",
         "9",
+        "--layer-decay",
+        "0.75",
         *flags.split(),
     ]
     assert main(command) == 0
