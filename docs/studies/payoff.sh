@@ -10,7 +10,7 @@ for model in vit swin; do
   fastmim pretrain --config "$here/cifar_$model.yaml" --out runs/$model --steps "$steps" --resume
   compare=(fastmim payoff --config "$here/cifar_finetune.yaml" --encoder runs/$model --seeds 3 --processes 2 --no-equal-time)
   "${compare[@]}" --shares 0.01 --out "runs/payoff-$model-1"
-  "${compare[@]}" --shares 0.1 --epochs 30 --out "runs/payoff-$model-10"
+  "${compare[@]}" --shares 0.1 --epochs $([ $model = vit ] && echo 30 || echo 10) --out "runs/payoff-$model-10"
 done
 
 for target in hog pixels-norm; do # table 1b and figure 4: target and resolution, one seed
