@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import safetensors
 import timm
 import torch
 import yaml
@@ -286,3 +287,15 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="No space left on device"):
         export_encoder(run, tmp_path / "out", "timm")
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    run = saved(tmp_path / "run", *VIT)
+
+    def full(*_, **__):
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(export, "save_for_hf", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        export_encoder(run, tmp_path / "out", "timm")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors
 import safetensors.torch
 import timm
 import torch
@@ -122,8 +123,9 @@ def export_encoder(
             folder.rename(earlier)
         part.rename(folder)
         shutil.rmtree(earlier, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror or first_line(error)}") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise RunError(f"cannot write {folder}: {reason}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Exported(folder, files, difference)
