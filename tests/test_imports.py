@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "fastmim"
 
 LAYERS = [
-    {"errors"},
+    {"errors", "cache"},
     {"grids", "histograms"},
     {"losses", "masking", "decoders", "encoders", "targets"},
     {"train", "methods", "data"},

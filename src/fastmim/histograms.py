@@ -41,12 +41,12 @@ def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
 def _sum_rows(values: Tensor, cell: int) -> Tensor:
     """(B, C, H, W) -> (B, C, H/cell, W)."""
     batch, channels, height, width = values.shape
-    return values.view(batch, channels, height // cell, cell, width).sum(3)
+    return values.reshape(batch, channels, height // cell, cell, width).sum(3)
 
 
 def _sum_columns(values: Tensor, cell: int) -> Tensor:
     """(..., W) -> (..., W/cell). (One column after the other: a sum over so short a side is slow.)"""
-    columns = values.view(*values.shape[:-1], values.shape[-1] // cell, cell)
+    columns = values.reshape(*values.shape[:-1], values.shape[-1] // cell, cell)
     total: Tensor = columns[..., 0]
     for column in range(1, cell):
         total = total + columns[..., column]
@@ -125,12 +125,12 @@ def hog(
         torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
         torch.autocast(images.device.type, enabled=False),
     ):
-        precise = images if images.dtype == torch.float64 else images.float()
+        precise = (images if images.dtype == torch.float64 else images.float()).contiguous()
         if torch.compiler.is_compiling():
             return _histograms(precise, bins, cell, normalize)
         compute = _compiled() if compiled else _histograms
         if images.device.type != "cpu":
             return compute(precise, bins, cell, normalize)
         at_a_time = 2 ** max(0, int(math.log2(CPU_VALUES / max(1, images.shape[1:].numel()))))
-        parts = torch.split(precise, at_a_time)  # type: ignore[no-untyped-call]
+        parts = torch.split(precise, at_a_time)
         return torch.cat([compute(part, bins, cell, normalize) for part in parts])
