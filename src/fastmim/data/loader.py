@@ -172,8 +172,8 @@ def to_images(batch: Batch, mean: Tensor, std: Tensor) -> Tensor:
     columns = torch.arange(pixels_BCHW.shape[3], device=mean.device)
     columns_BW = torch.where(flips_B1, columns.flip(0), columns)
     flipped = pixels_BCHW.gather(3, columns_BW[:, None, None, :].expand_as(pixels_BCHW))
-    unit = 255 if flipped.dtype == torch.uint8 else 1
-    return (flipped.float() - unit * mean.view(1, -1, 1, 1)) / (unit * std.view(1, -1, 1, 1))
+    images = flipped.float() / 255 if flipped.dtype == torch.uint8 else flipped
+    return images.sub_(mean.view(1, -1, 1, 1)).div_(std.view(1, -1, 1, 1))
 
 
 def available_cpus() -> int:
