@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmim.data.loader import available_cpus
-from fastmim.train.device import device_name
+from fastmim.train.device import device_name, processor_name
 
 PACKAGES = (
     "fastmim",
@@ -117,7 +116,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """What the seconds are seconds of."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpus": available_cpus(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(memory / 2**30, 1),
@@ -126,12 +125,3 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    if file.is_file():
-        for line in file.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

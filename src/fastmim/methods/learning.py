@@ -32,7 +32,7 @@ class HeldOut:
         self.mask = mask_Bhw
         self.micro_batch = micro_batch
         self.autocast = autocast
-        self.trivial = trivial_loss(method, self.reconstruct(len(images_BCHW)))
+        self._trivial: float | None = None
 
     @torch.no_grad()
     def reconstruct(self, count: int) -> Reconstruction:
@@ -67,4 +67,15 @@ class HeldOut:
         return {"held_out_loss": loss, "trivial_loss": self.trivial}
 
     def loss(self) -> float:
-        return float(self.reconstruct(len(self.images)).loss)
+        reconstruction = self.reconstruct(len(self.images))
+        if self._trivial is None:
+            self._trivial = trivial_loss(self.method, reconstruction)
+        return float(reconstruction.loss)
+
+    @property
+    def trivial(self) -> float:
+        """The trivial predictor's loss, which no training changes."""
+        if self._trivial is None:
+            self.loss()
+        assert self._trivial is not None
+        return self._trivial

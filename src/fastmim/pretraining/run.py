@@ -165,7 +165,7 @@ def run_on(
             loop.progress.step,
             plan.total_steps,
             held_out.loss() if first else math.nan,
-            held_out.trivial,
+            held_out.trivial if first else math.nan,
             len(source),
             len(skips.skipped),
             split.shared,

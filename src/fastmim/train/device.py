@@ -1,6 +1,7 @@
 """What the device can do, seen by trying it: bfloat16, and how many images it holds at once."""
 
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+
+from fastmim.cache import remembered
 
 Precision = Literal["auto", "bf16-mixed", "32-true"]
 
@@ -24,18 +27,20 @@ def choose_precision(device: torch.device) -> Literal["bf16-mixed", "32-true"]:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if device.type != "cpu":
         return "32-true"
-    seconds = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return "bf16-mixed" if seconds[torch.float32] > WORTH_IT * seconds[torch.bfloat16] else "32-true"
+    times_faster: float = remembered("bfloat16", about(device), lambda: {"times": _bfloat16_gain()})["times"]
+    return "bf16-mixed" if times_faster > WORTH_IT else "32-true"
 
 
-def _matmul_seconds(dtype: torch.dtype) -> float:
-    matrix = torch.ones(256, 256, dtype=dtype)
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        matrix @ matrix
-        times.append(time.perf_counter() - start)
-    return min(times)
+def _bfloat16_gain() -> float:
+    """How many times faster than in float32 this CPU multiplies matrices."""
+    matrices = {dtype: torch.ones(512, 512, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in matrices}
+    for _ in range(12):  # in turns, the shortest counts: something else may be running
+        for dtype, matrix in matrices.items():
+            start = time.perf_counter()
+            matrix @ matrix
+            seconds[dtype].append(time.perf_counter() - start)
+    return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
 
 
 def saved_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
@@ -59,6 +64,26 @@ def saved_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
 def device_name(device: torch.device) -> str:
     """What a person calls the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def processor_name() -> str:
+    """The processor, as its maker calls it."""
+    file = Path("/proc/cpuinfo")
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def about(device: torch.device) -> dict[str, Any]:
+    """What measurements of speed depend on, besides what is measured."""
+    return {
+        "device": device_name(device),
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def free_bytes(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastmim.cache import remembered
 from fastmim.errors import UsageError
-from fastmim.train.device import device_name
+from fastmim.train.device import about
 from fastmim.train.launch import precision_of
 
 Attention = Literal["fused", "plain"]
@@ -107,7 +107,7 @@ def settle_kernels(
         raise UsageError(f"kernels.compile = cudagraphs needs a CUDA device, this one is {device.type}")
     images = min(TRIAL_IMAGES[on_gpu], most_images)
     told = {name: value for name, value in asdict(config).items() if value != "auto"}
-    here = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    here = about(device)
     key = here | facts | {"images": images, "told": told, "precision": precision_of(fabric)}
 
     def seconds(kernels: Kernels) -> float:
