@@ -94,7 +94,7 @@ class Crops(Dataset[Batch]):
     def __getitem__(self, draw: Draw) -> Batch:
         count = len(draw.indices)
         draws = draw_crops(self.config, count, draw.seeds)
-        crops: list[Pixels] = []
+        canvas = Canvas(count, self.size, self.chans)
         shown: list[int] = []
         tried: list[int] = []
         unreadable: list[Unreadable] = []
@@ -103,8 +103,9 @@ class Crops(Dataset[Batch]):
                 tried.append(candidate)
                 try:
                     box = partial(draws.box, row)
-                    crop = read_crop(self.source, candidate, box, self.size, self.chans)
-                    crops.append(self.augment(crop, (*draw.seeds, row)))
+                    place = canvas.place(row)
+                    crop = read_crop(self.source, candidate, box, self.size, self.chans, place)
+                    canvas.put(row, self.augment(crop, (*draw.seeds, row)))
                     shown.append(candidate)
                     break
                 except UnreadableImage as error:
@@ -115,7 +116,7 @@ class Crops(Dataset[Batch]):
                     f"{REPLACEMENTS} images in a row cannot be read; the last is {last.name}: {last.reason}"
                 )
         flips = torch.from_numpy(draws.flips)
-        return Batch(torch.from_numpy(stack(crops)), flips, np.array(shown), np.unique(tried), unreadable)
+        return Batch(torch.from_numpy(canvas.pixels), flips, np.array(shown), np.unique(tried), unreadable)
 
     def _candidates(self, index: int, row: int, seeds: tuple[int, ...]) -> Iterator[int]:
         yield index
@@ -124,18 +125,38 @@ class Crops(Dataset[Batch]):
             yield int(generator.choice(self.pool))
 
 
-def read_crop(source: ImageSource, index: int, choose_box: BoxChooser, size: Size, chans: int) -> Pixels:
+def read_crop(
+    source: ImageSource,
+    index: int,
+    choose_box: BoxChooser,
+    size: Size,
+    chans: int,
+    out: NDArray[np.uint8] | None = None,
+) -> Pixels:
     """One image of a source, see `crop_and_resize`. Raises UnreadableImage, also where a file is missing."""
     try:
-        return crop_and_resize(source.read(index), choose_box, size, chans)
+        return crop_and_resize(source.read(index), choose_box, size, chans, out)
     except OSError as error:
         raise UnreadableImage(error.strerror or str(error)) from error
 
 
-def stack(crops: list[Pixels]) -> Pixels:
-    """(H, W, C) of several images -> (B, H, W, C): uint8 where all are, else float32."""
-    same = all(crop.dtype == np.uint8 for crop in crops)
-    return np.stack(crops if same else [to_float(crop) for crop in crops])
+class Canvas:
+    """A batch (B, H, W, C) that crops are written into: uint8 until one of them has more than 8 bits."""
+
+    def __init__(self, count: int, size: Size, chans: int) -> None:
+        self.pixels: Pixels = np.empty((count, *size, chans), np.uint8)
+
+    def place(self, row: int) -> NDArray[np.uint8] | None:
+        """Where the crop of a row may be written directly."""
+        return self.pixels[row] if self.pixels.dtype == np.uint8 else None
+
+    def put(self, row: int, crop: Pixels) -> None:
+        """Take a crop, which may lie in its place already."""
+        if crop.dtype != np.uint8 and self.pixels.dtype == np.uint8:
+            self.pixels = to_float(self.pixels)
+        place = self.pixels[row]
+        if not np.may_share_memory(crop, place):
+            place[...] = crop if self.pixels.dtype == np.uint8 else to_float(crop)
 
 
 def load_batches(
