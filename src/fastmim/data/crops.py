@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fastmim.data.decode import Box
+from fastmim.data.resize import Box
 from fastmim.errors import UsageError
 
 ATTEMPTS = 10

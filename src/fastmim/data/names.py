@@ -35,7 +35,7 @@ class NameList:
 
     def joined(self) -> memoryview:
         """All names as the file system writes them, a zero byte after each."""
-        return memoryview(self._bytes)
+        return self._bytes.data
 
     def save(self, path: Path) -> None:
         """Write a file that `load` maps, all of it or none. Raises OSError."""
@@ -44,8 +44,8 @@ class NameList:
             with open(part, "wb") as file:
                 file.write(MAGIC)
                 file.write(np.array([len(self._ends), len(self._bytes)], np.int64).tobytes())
-                file.write(self._ends)
-                file.write(self._bytes)
+                file.write(self._ends.data)
+                file.write(self._bytes.data)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastmim.data.bands import UnreadableImage
-from fastmim.data.decode import Box
 from fastmim.data.images import ImageSource
 from fastmim.data.loader import Batch, Canvas, Unreadable, load_batches, read_crop, to_images
+from fastmim.data.resize import Box
 from fastmim.grids import Size
 
 SHARE_UP_TO_224 = 0.875  # of the shorter side, at up to 224 pixels; larger inputs see all of it
