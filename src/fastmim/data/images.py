@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastmim.data.index import IMAGE_SUFFIXES, is_image_name, list_images
 from fastmim.data.names import NameList
+from fastmim.data.packed import Manifest, PackedImages, is_packed
 from fastmim.data.tables import is_saved, open_hub, open_parquet, open_saved
 from fastmim.errors import UsageError
 
@@ -112,6 +113,23 @@ class ArrayImages:
         return image
 
 
+class Subset:
+    """Some of the images of a source."""
+
+    def __init__(self, source: ImageSource, indices: NDArray[np.int64]) -> None:
+        self._source = source
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        return self._source.read(int(self._indices[index]))
+
+
 def fingerprint(source: ImageSource) -> str:
     """A short digest of number and names: whether a resumed run still sees the same data."""
     digest = hashlib.sha256(str(len(source)).encode())
@@ -127,9 +145,9 @@ def open_images(spec: str) -> ImageSource:
     """Open what a person calls their data.
 
     Args:
-        spec: a folder (nested or not), a .tar of images, a .parquet file or a folder of them, a dataset
-            saved by Hugging Face's ``save_to_disk``, ``hf:NAME[:SPLIT]``, ``demo:photos`` or
-            ``demo:digits``.
+        spec: a folder (nested or not), what `fastmim pack` wrote, a .tar of images, a .parquet file or a
+            folder of them, a dataset saved by Hugging Face's ``save_to_disk``, ``hf:NAME[:SPLIT]``,
+            ``demo:photos`` or ``demo:digits``.
 
     Raises:
         UsageError: it does not exist, holds no images, or is of no kind that can be read.
@@ -167,6 +185,11 @@ def _open_file(path: Path) -> ImageSource:
 
 
 def _open_folder(path: Path) -> ImageSource:
+    if is_packed(path):
+        packed = Manifest.read(path)
+        if packed.complete and packed.settings.format == "parquet":
+            return open_parquet([str(path / shard.file) for shard in packed.shards], str(path))
+        return PackedImages(path)
     if is_saved(path):
         return open_saved(path)
     names, others = list_images(path)
