@@ -113,7 +113,8 @@ def is_packed(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-class _Values(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Values:
     """A column of binary values or strings of a record batch, where it lies in the file."""
 
     ends: NDArray[np.int32]  # one more than there are values
@@ -134,7 +135,10 @@ class _Rows(NamedTuple):
 class PackedImages:
     """The images of a complete pack of Arrow files: encoded JPEGs, or arrays that are views of the files.
 
-    Pickled it is a path and a few numbers a file; files are mapped when they are first read. Raises UsageError.
+    Pickled it is a path and a few numbers a file; files are mapped when they are first read.
+
+    Raises:
+        UsageError: the pack is damaged or was not packed to its end.
     """
 
     def __init__(self, folder: Path) -> None:

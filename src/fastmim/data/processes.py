@@ -38,9 +38,7 @@ def in_processes(
         for future in as_completed(numbers):
             yield numbers[future], future.result()
     except BrokenProcessPool as error:
-        raise RunError(
-            "a worker process was killed, perhaps for want of memory: try fewer workers"
-        ) from error
+        raise RunError("a worker process was killed, perhaps for want of memory; try fewer") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -62,7 +62,10 @@ def features_of(settings: PackSettings) -> Any:
 
 
 def write_shard(source: ImageSource, settings: PackSettings, folder: Path, part: Part) -> Shard:
-    """Pack a part of the source; its file appears when it is whole. Raises OSError where it cannot be written."""
+    """Pack a part of the source; its file appears when it is whole.
+
+    Raises OSError where it cannot be written.
+    """
     target = folder / part.file
     unfinished = target.with_name(f"{part.file}.{os.getpid()}.part")
     skipped: list[Skipped] = []
