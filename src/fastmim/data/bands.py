@@ -37,7 +37,8 @@ def channels_last(array: NDArray[Any], chans: int) -> NDArray[Any]:
             raise UnreadableImage(f"an image has 2 or 3 axes, the array has {array.ndim} ({_shape(array)})")
         axes = [axis for axis in range(3) if array.shape[axis] == chans]
         fits = bool(axes)
-        array = np.moveaxis(array, axes[-1], -1) if fits else array
+        if fits and axes[-1] != 2:
+            array = np.moveaxis(array, axes[-1], -1)
     if not fits:
         raise UnreadableImage(f"{channels_needed(chans)}, the array is {_shape(array)}")
     if not array.size:

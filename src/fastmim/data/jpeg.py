@@ -40,13 +40,16 @@ def read_header(data: bytes) -> Header | None:
 
 def eighths_for(box: Box, size: tuple[int, int]) -> int:
     """The scale, in eighths, at which a crop has the detail that ``size`` needs."""
-    pairs = (box.height, size[0]), (box.width, size[1])
-    return max(scale_for(side, LEAST_DETAIL * min(side, wanted)) for side, wanted in pairs)
+    tall, wide = min(box.height, size[0]), min(box.width, size[1])
+    return max(scale_for(box.height, LEAST_DETAIL * tall), scale_for(box.width, LEAST_DETAIL * wide))
 
 
 def scale_for(side: int, needed: float) -> int:
     """The smallest scale, in eighths, at which ``side`` has the pixels that are needed."""
-    return next((eighths for eighths in SCALES if side * eighths >= 8 * needed), 8)
+    for eighths in SCALES:
+        if side * eighths >= 8 * needed:
+            return eighths
+    return 8
 
 
 def decode_reduced(data: bytes, header: Header, eighths: int, chans: int, keep: bool) -> NDArray[np.uint8]:

@@ -3,8 +3,8 @@
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,27 @@ def prepare_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
+
+
+def copied(batch: Batch, device: torch.device) -> Batch:
+    """The batch on ``device``; to a GPU beside what it is still computing, since steps are queued ahead."""
+    if device.type != "cuda":
+        return batch
+    with torch.cuda.device(device):
+        copies = _copies(torch.cuda.current_device())
+        with torch.cuda.stream(copies):
+            pixels = batch.pixels_BHWC.to(device, non_blocking=True)
+            flips = batch.flips_B.to(device, non_blocking=True)
+        current = torch.cuda.current_stream()
+        current.wait_stream(copies)
+        for tensor in (pixels, flips):
+            tensor.record_stream(current)
+    return replace(batch, pixels_BHWC=pixels, flips_B=flips)
+
+
+@cache
+def _copies(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def to_images(batch: Batch, mean: Tensor, std: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ def pack(
 ) -> Manifest:
     """Write the images of ``data``, made small, to the folder ``out``; go on where an earlier call ended.
 
+    One call at a time may write to a folder.
+
     Args:
         data: images, see `open_images`.
         short_side: most pixels of the shorter side; smaller images are not enlarged.
@@ -134,6 +136,8 @@ def _prepare(folder: Path, wanted: Manifest, overwrite: bool) -> None:
     if is_packed(folder):
         there = Manifest.read(folder) if not overwrite else None
         if there is not None and there.settings == wanted.settings:
+            for unfinished in (*folder.glob("*.part"), *folder.glob(f"{NOTES}/*.part")):
+                unfinished.unlink()
             return
         if there is not None:
             raise UsageError(
