@@ -122,9 +122,9 @@ def test_a_pack_that_was_stopped_ends_as_one_that_was_not(photos, tmp_path, four
 
 
 def test_a_killed_pack_goes_on_and_leaves_no_process(tmp_path):
-    Image.fromarray(photo(1, 600, 800)).save(tmp_path / "0.png")
+    Image.fromarray(photo(1, 300, 400)).save(tmp_path / "0.png")
     (tmp_path / "images").mkdir()
-    for number in range(160):
+    for number in range(120):
         (tmp_path / "images" / f"{number:03d}.png").hardlink_to(tmp_path / "0.png")
     code = (
         "import sys; from fastmim.data import pack; pack.SHARD_IMAGES = 8; "

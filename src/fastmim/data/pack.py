@@ -75,8 +75,9 @@ def pack(
         missing = [part for part in parts if part.file not in done]
         finished = sum(part.count for part in parts if part.file in done)
         progress(finished, settings.images)
+        schema = features_of(settings).arrow_schema
         counts = {part.file: part.count for part in missing}
-        for _, shard in in_processes(write_shard, (source, settings, folder), missing, workers):
+        for _, shard in in_processes(write_shard, (source, settings, schema, folder), missing, workers):
             write_json(folder / NOTES / f"{shard.file}.json", asdict(shard))
             done[shard.file] = shard
             finished += counts[shard.file]

@@ -61,7 +61,9 @@ def features_of(settings: PackSettings) -> Any:
     return datasets.Features({**columns, "crc32": datasets.Value("uint32")})
 
 
-def write_shard(source: ImageSource, settings: PackSettings, folder: Path, part: Part) -> Shard:
+def write_shard(
+    source: ImageSource, settings: PackSettings, schema: Any, folder: Path, part: Part
+) -> Shard:
     """Pack a part of the source; its file appears when it is whole.
 
     Raises OSError where it cannot be written.
@@ -70,7 +72,6 @@ def write_shard(source: ImageSource, settings: PackSettings, folder: Path, part:
     unfinished = target.with_name(f"{part.file}.{os.getpid()}.part")
     skipped: list[Skipped] = []
     read = rows = 0
-    schema = features_of(settings).arrow_schema
     try:
         with _open_writer(unfinished, schema, settings.format) as writer:
             pending: list[Row] = []
