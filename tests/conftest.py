@@ -1,6 +1,8 @@
 """Small real and made images that many tests share."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +94,15 @@ def pretrained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("pretrained") / "run"
     fastmim.pretrain(data=photos, out=run, steps=2, **TINY)
     return run
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests remember is not the user's."""
+    before = os.environ.get("FASTMIM_CACHE")
+    os.environ["FASTMIM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["FASTMIM_CACHE"]
+    else:
+        os.environ["FASTMIM_CACHE"] = before

@@ -10,14 +10,15 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "fastmim"
 
 LAYERS = [
-    {"errors"},
+    {"errors", "cache"},
     {"grids", "histograms"},
     {"losses", "masking", "decoders", "encoders", "targets"},
     {"train", "methods", "data"},
     {"config"},
     {"recipes"},
-    {"transfer", "report", "bench"},
+    {"transfer", "report"},
     {"pretraining", "backbones"},
+    {"bench"},
     {"flags"},
     {"verbs"},
     {"cli"},

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from timm.models._manipulate import checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -39,12 +40,21 @@ class Decoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, out_channels)
+        self.checkpointing = False
         self.apply(_initialise)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep of each block its input only, as timm's models do after the call of this name."""
+        self.checkpointing = enable
 
     def forward(self, features_BDhw: Tensor) -> Tensor:
         grid = (features_BDhw.shape[2], features_BDhw.shape[3])
         tokens_BND = self.embed(map_to_tokens(features_BDhw))
-        predictions: Tensor = self.predict(self.norm(self.blocks(tokens_BND)))
+        if self.checkpointing:
+            tokens_BND = checkpoint_seq(self.blocks, tokens_BND)
+        else:
+            tokens_BND = self.blocks(tokens_BND)
+        predictions: Tensor = self.predict(self.norm(tokens_BND))
         return tokens_to_map(predictions, grid)
 
 

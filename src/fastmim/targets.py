@@ -4,7 +4,7 @@ A target is computed from the unmasked image in float32 and lives on its own gri
 (paper: sections 3.3 and 4.2; both kinds at once: section 7).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -44,6 +44,8 @@ class Hog:
     bins: int = 9
     cell: int = DEFAULT_CELL
     normalize: bool = True
+    compiled: bool = False
+    """Through torch.compile."""
 
     def channels(self, in_chans: int) -> int:
         return in_chans * self.bins
@@ -52,7 +54,7 @@ class Hog:
         return None
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        return hog(images_BCHW, self.bins, self.cell, self.normalize)
+        return hog(images_BCHW, self.bins, self.cell, self.normalize, compiled=self.compiled)
 
 
 @dataclass(frozen=True)
@@ -164,3 +166,12 @@ def build_target(config: TargetConfig, stride: int) -> Target:
     if len(names) == 1:
         return kinds[names[0]]
     return Weighted(((kinds[names[0]], 1.0), (kinds[names[1]], config.pixel_weight)))
+
+
+def compiled_target(target: Target) -> Target:
+    """The same target, with what it holds of HOG compiled."""
+    if isinstance(target, Hog):
+        return replace(target, compiled=True)
+    if isinstance(target, Weighted):
+        return Weighted(tuple((compiled_target(part), weight) for part, weight in target.parts))
+    return target

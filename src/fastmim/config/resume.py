@@ -15,6 +15,7 @@ ALWAYS_FREE = frozenset(
         "data",
         "out",
         "workers",
+        "activation_checkpointing",
         "max_unreadable",
         "checkpoint_every_minutes",
         "checkpoint_every_steps",

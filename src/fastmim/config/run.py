@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fastmim.config.settings import check_least
 from fastmim.errors import UsageError
 from fastmim.train.device import Precision
+from fastmim.train.kernels import KernelConfig
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class RunConfig:
     """Machines."""
     precision: Precision = "auto"
     """auto: bf16-mixed where the device is faster in it, else 32-true. HOG and loss are always float32."""
+    kernels: KernelConfig = field(default_factory=KernelConfig)
+    activation_checkpointing: bool = False
+    """Keep of each block only its input, and compute the rest anew in the backward pass: far less memory,
+    about a third more time."""
     deterministic: bool = True
     """Only deterministic kernels, so that a resumed run ends bit for bit as one that never stopped."""
     log_every_steps: int = 10

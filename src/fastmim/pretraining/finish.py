@@ -11,6 +11,7 @@ from fastmim.config import PretrainConfig
 from fastmim.data.skips import SKIPPED
 from fastmim.methods.input_masking import InputMasking
 from fastmim.report.run import Outcome, write_report
+from fastmim.train.kernels import Kernels
 from fastmim.train.launch import hardware
 from fastmim.train.optim import scaled_lr
 from fastmim.train.rundir import REPORT
@@ -39,7 +40,7 @@ def summary(
     h, w = (side // method.encoder.stride for side in leg.image_size)
     batch = (
         f"batch {leg.batch_size} as {fabric.world_size} x {choices['micro_batch']} "
-        f"on {fabric.device.type} in {choices['precision']}"
+        f"on {fabric.device.type} in {choices['precision']}, {Kernels(**choices['kernels'])}"
     )
     lr = scaled_lr(config.optim.base_lr, leg.batch_size)
     if leg.number:

@@ -1,10 +1,10 @@
 """One run, from the first step to the report: read `run_on` from top to bottom."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -27,9 +27,15 @@ from fastmim.data.skips import SKIPPED, SkipList
 from fastmim.methods.input_masking import InputMasking
 from fastmim.methods.learning import HeldOut
 from fastmim.pretraining.finish import leave, summary
-from fastmim.pretraining.start import FREE_ON_RESUME, build_method, fitting_micro_batch
+from fastmim.pretraining.start import (
+    FREE_ON_RESUME,
+    build_method,
+    fitting_micro_batch,
+    use_kernels,
+)
 from fastmim.report.run import Outcome
 from fastmim.train.checkpoint import LAST, load_checkpoint
+from fastmim.train.kernels import Kernels, settle_kernels
 from fastmim.train.launch import precision_of, quiet_warnings
 from fastmim.train.loop import Loop, LoopConfig, Progress
 from fastmim.train.optim import build_adamw, carry_state
@@ -65,6 +71,7 @@ class Material:
     held_out: HeldOut
     feeder: Feeder
     micro_batch: int
+    kernels: Kernels
 
 
 def run_on(
@@ -105,12 +112,16 @@ def run_on(
         progress = Progress()
 
         while True:
-            known = state["choices"]["micro_batch"] if state else leg.micro_batch
-            material = prepare(fabric, source, config, method, leg, split, skips, known)
+            choices = state["choices"] if state else {"micro_batch": leg.micro_batch}
+            material = prepare(fabric, source, config, method, optimizer, leg, split, skips, choices)
             held_out = material.held_out
             with quiet_warnings():
                 wrapped = fabric.setup_module(method)
-            choices = {"precision": precision_of(fabric), "micro_batch": material.micro_batch}
+            choices = {
+                "precision": precision_of(fabric),
+                "micro_batch": material.micro_batch,
+                "kernels": asdict(material.kernels),
+            }
             loop = Loop(
                 fabric,
                 wrapped,
@@ -177,12 +188,17 @@ def prepare(
     source: ImageSource,
     config: PretrainConfig,
     method: InputMasking,
+    optimizer: torch.optim.AdamW,
     leg: Leg,
     split: Split,
     skips: SkipList,
-    micro_batch: int | None,
+    choices: dict[str, Any],
 ) -> Material:
-    """The data of a leg, and the loss on held-out images."""
+    """The data of a leg, the way its steps are computed, and the loss on held-out images.
+
+    Args:
+        choices: what is settled already, from a checkpoint or by the stage.
+    """
     rank, world = fabric.global_rank, fabric.world_size
     size, chans = leg.image_size, config.in_chans
     mean = torch.tensor(config.crop.mean, device=fabric.device)
@@ -193,7 +209,21 @@ def prepare(
     images = to_images(held_out_crops(crops, config.held_out, config.seed, skips), mean, std)
     generator = seeded_generator(HELD_OUT_SEED, MASK_SEED, config.seed)
     mask = method.draw_mask(generator, len(images), size).to(fabric.device)
-    micro_batch = micro_batch or fitting_micro_batch(fabric, method, leg, images, mask)
+
+    if "kernels" in choices:
+        kernels = Kernels(**choices["kernels"])
+    else:
+        kernels = settle_kernels(
+            fabric,
+            config.kernels,
+            method,
+            lambda count: method(images[:count], mask[:count]),
+            len(images),
+            (leg.last_step - leg.first_step) * leg.batch_size / world,
+            {"model": config.model, "arguments": repr(method.encoder.model_kwargs), "size": list(size)},
+        )
+    use_kernels(config, method, optimizer, kernels)
+    micro_batch = choices["micro_batch"] or fitting_micro_batch(fabric, method, leg, images, mask)
     micro_batch = min(micro_batch, leg.batch_size // world)
 
     stream = Stream(split.training, config.seed)
@@ -211,7 +241,8 @@ def prepare(
         mean=mean,
         std=std,
     )
-    return Material(leg, HeldOut(method, images, mask, micro_batch, fabric.autocast), feeder, micro_batch)
+    held_out = HeldOut(method, images, mask, micro_batch, fabric.autocast)
+    return Material(leg, held_out, feeder, micro_batch, kernels)
 
 
 def grow(

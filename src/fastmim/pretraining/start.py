@@ -11,8 +11,10 @@ from fastmim.config import ALWAYS_FREE, PretrainConfig
 from fastmim.encoders.adapter import build_encoder
 from fastmim.errors import UsageError
 from fastmim.methods.input_masking import InputMasking
-from fastmim.targets import build_target
+from fastmim.targets import build_target, compiled_target
 from fastmim.train.device import fit_micro_batch
+from fastmim.train.kernels import Kernels, apply, checkpoint_activations
+from fastmim.train.optim import use_kernel
 from fastmim.train.stages import Leg
 
 FREE_ON_RESUME = ALWAYS_FREE | {"bn_recalibrate", "bn_images"}
@@ -30,11 +32,26 @@ def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Inp
 def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
     """Raise UsageError unless the model works, at the size of every stage."""
     method = build_method(config, module if module is None or not config.stages else copy.deepcopy(module))
+    if config.activation_checkpointing:
+        checkpoint_activations(copy.deepcopy(method.encoder.model), config.model)
     for stage in config.course[1:]:
         try:
             method.set_image_size(stage.size)
         except UsageError as error:
             raise UsageError(f"stages: {stage}: {error}") from error
+
+
+def use_kernels(
+    config: PretrainConfig, method: InputMasking, optimizer: torch.optim.AdamW, kernels: Kernels
+) -> None:
+    """Have the steps computed so."""
+    apply(method, kernels)
+    use_kernel(optimizer, kernels.optimizer)
+    if config.activation_checkpointing:
+        checkpoint_activations(method.encoder.model, config.model)
+        method.decoder.set_grad_checkpointing()
+    if kernels.compile == "target":
+        method.target = compiled_target(method.target)
 
 
 def fitting_micro_batch(

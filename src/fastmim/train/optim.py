@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,12 @@ def build_adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.base_lr, betas=config.betas, fused=True)
 
 
+def use_kernel(optimizer: torch.optim.AdamW, kernel: Literal["fused", "foreach"]) -> None:
+    """From the next step on, AdamW in one kernel or tensor by tensor."""
+    for group in optimizer.param_groups:
+        group["fused"], group["foreach"] = kernel == "fused", kernel == "foreach"
+
+
 def carry_state(
     old: torch.optim.AdamW, new: torch.optim.AdamW, carry: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> None:
@@ -90,7 +97,8 @@ def _decays(parameter: Tensor) -> bool:
 
 
 def guarded_step(optimizer: torch.optim.AdamW, lr: float, clip_norm: float | None) -> tuple[Tensor, Tensor]:
-    """Clip and step, unless a gradient is not finite; decided on the device, without waiting for it.
+    """Clip and step, unless a gradient is not finite; decided on the device, which the fused kernel does not
+    wait for.
 
     Args:
         lr: that of each group of parameters is ``lr`` times its ``lr_scale``, where it has one.
@@ -105,9 +113,12 @@ def guarded_step(optimizer: torch.optim.AdamW, lr: float, clip_norm: float | Non
     finite = torch.isfinite(norm).float()
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-    # The fused kernel leaves everything as it was where found_inf is 1 (its contract with loss scaling).
-    optimizer.found_inf = 1 - finite  # type: ignore[attr-defined]
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
-    optimizer.step()
+    if optimizer.param_groups[0]["fused"]:
+        # The fused kernel leaves everything as it was where found_inf is 1 (its contract with loss scaling).
+        optimizer.found_inf = 1 - finite  # type: ignore[attr-defined]
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.step()
+    elif finite.item():  # no other kernel has such a switch
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, finite

@@ -1,10 +1,9 @@
 """One fine-tuning run, from the first step to results.json: read `run_on` from top to bottom."""
 
 import hashlib
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +22,10 @@ from fastmim.data.stats import channel_statistics
 from fastmim.data.views import Views
 from fastmim.errors import UsageError
 from fastmim.train.checkpoint import LAST, load_checkpoint
-from fastmim.train.device import fit_micro_batch
+from fastmim.train.kernels import apply, checkpoint_activations
 from fastmim.train.launch import hardware, precision_of, quiet_warnings
 from fastmim.train.loop import Loop, LoopConfig, Progress
-from fastmim.train.optim import scaled_lr
+from fastmim.train.optim import scaled_lr, use_kernel
 from fastmim.train.rundir import CONFIG, prepare_run_directory
 from fastmim.train.runlog import METRICS
 from fastmim.train.sampler import Stream
@@ -35,6 +34,7 @@ from fastmim.train.session import opened
 from fastmim.train.stages import build_plan
 from fastmim.transfer.accuracy import Accuracy, check_readable, measure_accuracy
 from fastmim.transfer.classifier import Learner, Start, build_classifier, build_layered_adamw
+from fastmim.transfer.classify_trial import Trial
 from fastmim.transfer.results import RESULTS, write_classifier, write_results
 from fastmim.transfer.weights import ORIGIN, WEIGHTS, encoder_digest
 
@@ -81,6 +81,8 @@ def run_on(
     learner = Learner(start.model, config.ema).to(fabric.device)
     optimizer = build_layered_adamw(learner.model, config.known_layer_decay, config.optim)
     learner.follow(optimizer)
+    if config.activation_checkpointing:
+        checkpoint_activations(learner.model, start.name)
 
     # What is known already.
     if run.resolve() in (place := Path(config.encoder).expanduser().resolve(), *place.parents[:1]):
@@ -103,8 +105,12 @@ def run_on(
     chans, size = config.in_chans, leg.image_size
     mean, std = (torch.tensor(values, device=fabric.device) for values in config.crop.statistics)
     workers = loader_workers(config.workers, world // config.num_nodes)
-    known = state["choices"]["micro_batch"] if state else leg.micro_batch
-    micro_batch = known or _fitting_micro_batch(fabric, learner, config, len(classes))
+    choices: dict[str, Any] = state["choices"] if state else {"micro_batch": leg.micro_batch}
+    trial = Trial(fabric, learner, config, len(classes))
+    kernels = trial.kernels(start, plan, choices)
+    apply(learner, kernels)
+    use_kernel(optimizer, kernels.optimizer)
+    micro_batch = choices["micro_batch"] or trial.fitting_micro_batch()
     labels = torch.from_numpy(training.by_index())
     skips = SkipList(run / SKIPPED, len(training.source), config.max_unreadable)
     stream = Stream(training.indices, config.seed)
@@ -154,7 +160,11 @@ def run_on(
 
         with quiet_warnings():
             wrapped = fabric.setup_module(learner)
-        choices = {"precision": precision_of(fabric), "micro_batch": feeder.micro_batch}
+        choices = {
+            "precision": precision_of(fabric),
+            "micro_batch": feeder.micro_batch,
+            "kernels": asdict(kernels),
+        }
         loop = Loop(
             fabric,
             wrapped,
@@ -189,8 +199,10 @@ def run_on(
         )
         display.say(
             f"batch {leg.batch_size} as {world} x {feeder.micro_batch} on {fabric.device.type} in "
-            f"{choices['precision']}; peak lr {scaled_lr(config.optim.base_lr, leg.batch_size):.3g}, "
-            f"{plan.total_steps} steps"
+            f"{choices['precision']}, {kernels}"
+        )
+        display.say(
+            f"peak lr {scaled_lr(config.optim.base_lr, leg.batch_size):.3g}, {plan.total_steps} steps"
         )
         if plan.total_steps < FEW_STEPS:
             display.say(f"these are {plan.total_steps} steps only: raise --epochs or --steps to learn more")
@@ -258,13 +270,6 @@ def _resolved(config: FinetuneConfig, start: Start, training: Labelled, epochs: 
         layer_decay=config.known_layer_decay,
         head_std=config.known_head_std,
     )
-
-
-def _fitting_micro_batch(fabric: Fabric, learner: Learner, config: FinetuneConfig, classes: int) -> int:
-    count = 2
-    images = torch.zeros(count, config.in_chans, *config.size, device=fabric.device)
-    targets = torch.full((count, classes), 1 / classes, device=fabric.device)
-    return fit_micro_batch(fabric, learner, partial(learner, images, targets), count, config.batch_size)
 
 
 def _digest(*data: Labelled) -> str:

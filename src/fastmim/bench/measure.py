@@ -1,0 +1,137 @@
+"""What every benchmark shares: contestants measured in turns, the device's peak, and lines of a table."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmim.data.loader import available_cpus
+from fastmim.train.device import device_name
+
+PACKAGES = (
+    "fastmim",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "opencv-python-headless",
+    "simplejpeg",
+    "datasets",
+)
+PEAK_SHAPES = ((4096, 4096, 4096), (8192, 3072, 768), (8192, 768, 3072))  # rows, columns, depth
+WARM_UP = 2  # calls of each contestant that do not count
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a benchmark: what was seen, beside what it is compared with."""
+
+    name: str
+    ours: float
+    unit: str
+    """Of ``ours`` and ``baseline``: images/s, ms, MiB, dB ..."""
+    against: str = ""
+    """What the baseline is."""
+    baseline: float | None = None
+    ratio: float | None = None
+    """How many times better than the baseline; above 1 is better, whatever the unit."""
+    share: float | None = None
+    """Of the limit, 0..1."""
+    limit: str = ""
+    """What the share is a share of."""
+    target: str = ""
+    """What it should be, in words."""
+    met: bool | None = None
+    """Whether it is."""
+
+
+def side_by_side(
+    contestants: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    rounds: int = 5,
+    warm_up: int = WARM_UP,
+) -> dict[str, list[float]]:
+    """Seconds of each call, all contestants in turns (A B C A B C ...), so that each meets the same machine.
+
+    Args:
+        contestants: by name; a call does all of the work once.
+        device: waited for before and after each call.
+        rounds: calls of each that count.
+        warm_up: calls of each before them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for contestant in contestants.values():
+        for _ in range(warm_up):
+            contestant()
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            seconds[name].append(timed(contestant, device))
+    return seconds
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, until the device has done all of it."""
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device; a CPU is never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 8) -> float:
+    """Multiplications and additions a second that the device reaches on large matrices: its limit here."""
+    best = 0.0
+    for rows, columns, depth in PEAK_SHAPES:
+        a = torch.randn(rows, depth, device=device, dtype=dtype)
+        b = torch.randn(columns, depth, device=device, dtype=dtype)
+
+        def product(a: Tensor = a, b: Tensor = b) -> Tensor:
+            return torch.nn.functional.linear(a, b)
+
+        seconds = side_by_side({"matmul": product}, device, repeats)["matmul"]
+        best = max(best, 2 * rows * columns * depth / min(seconds))
+    return best
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the seconds are seconds of."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": _processor(),
+        "cpus": available_cpus(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory / 2**30, 1),
+        "device": device_name(device),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,53 @@
+"""What was found out once on this machine and need not be again: small files in the user's cache folder."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SWITCH = "FASTMIM_CACHE"  # another folder, or 'off'
+
+
+def cache_folder() -> Path | None:
+    """$FASTMIM_CACHE, or fastmim in the user's cache folder; None where it is switched off."""
+    told = os.environ.get(SWITCH)
+    if told == "off":
+        return None
+    if told:
+        return Path(told).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastmim"
+
+
+def remembered(kind: str, key: dict[str, Any], find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``find_out()`` returned when it was first asked for ``key`` here.
+
+    Of several processes that ask at once, all get what one of them found. A cache that cannot be written
+    is done without.
+
+    Args:
+        kind: the folder within the cache.
+        key: plain values that the answer depends on.
+    """
+    folder = cache_folder()
+    if folder is None:
+        return find_out()
+    text = json.dumps(key, sort_keys=True)
+    file = folder / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return dict(json.loads(file.read_text())["found"])
+    found = find_out()
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:
+            json.dump({"key": key, "found": found}, temporary, indent=1)
+        try:
+            os.link(temporary.name, file)  # fails where another process was first: then its answer holds
+        finally:
+            os.unlink(temporary.name)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return dict(json.loads(file.read_text())["found"])
+    return found
