@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from fastmim.cache import SWITCH
 from fastmim.data import index
 from fastmim.data.images import FileImages, fingerprint, open_images
 from fastmim.data.names import NameList
@@ -16,7 +17,7 @@ NAMES = ["a", "", "überlang/ж.jpg", "a b\udcff"]
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """Two folders of six images that seem to have been there for a while, and a cache of one's own."""
-    monkeypatch.setenv(index.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(SWITCH, str(tmp_path / "cache"))
     monkeypatch.setattr(index, "LEAST_KEPT", 4)
     root = tmp_path / "images"
     for number in range(6):
@@ -113,9 +114,9 @@ def test_a_cache_that_cannot_be_used_is_ignored(tree, tmp_path, monkeypatch, dam
     elif damage == "no names":
         names.unlink()
     elif damage == "read-only":
-        monkeypatch.setenv(index.CACHE, "/proc/nowhere")
+        monkeypatch.setenv(SWITCH, "/proc/nowhere")
     else:
-        monkeypatch.setenv(index.CACHE, "off")
+        monkeypatch.setenv(SWITCH, "off")
     assert listed(tree) == expected
 
 

@@ -12,12 +12,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from fastmim.cache import cache_folder
 from fastmim.data.names import NameList
 
 IMAGE_SUFFIXES = frozenset({".npy"}) | frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
-CACHE = "FASTMIM_CACHE"  # environment variable: a folder instead of the user's cache, or 'off'
 LEAST_KEPT = 10_000  # images; fewer are walked in a moment
 SETTLED = 2.0  # seconds since a folder's last change: within the clock's tick another would not be seen
 OUTDATED = 7 * 86_400  # seconds: a run that is still going may need an older list
@@ -85,10 +85,9 @@ def _stamp(folder: str) -> Stamp:
 
 def _place(root: Path) -> Path | None:
     """The folder where the list of ``root`` is kept; None where nothing shall be."""
-    wanted = os.environ.get(CACHE, "")
-    if wanted.lower() in ("off", "0"):
+    base = cache_folder()
+    if base is None:
         return None
-    base = Path(wanted or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastmim").expanduser()
     return base / "index" / hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
 
 

@@ -61,9 +61,7 @@ def features_of(settings: PackSettings) -> Any:
     return datasets.Features({**columns, "crc32": datasets.Value("uint32")})
 
 
-def write_shard(
-    source: ImageSource, settings: PackSettings, schema: Any, folder: Path, part: Part
-) -> Shard:
+def write_shard(source: ImageSource, settings: PackSettings, schema: Any, folder: Path, part: Part) -> Shard:
     """Pack a part of the source; its file appears when it is whole.
 
     Raises OSError where it cannot be written.
