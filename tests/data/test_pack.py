@@ -218,7 +218,7 @@ def test_another_pack_is_not_overwritten_unless_that_is_asked_for(photos, tmp_pa
     pack(str(photos), out, 32)
     with pytest.raises(UsageError, match="short_side = 32, not 40; give another folder, or --overwrite"):
         pack(str(photos), out, 40)
-    with pytest.raises(UsageError, match="quality = 90, not 80"):
+    with pytest.raises(UsageError, match="quality = 85, not 80"):
         pack(str(photos), out, 32, quality=80)
     with pytest.raises(UsageError, match="images = 24, not 12"):
         pack(str(photos / "class0"), out, 32)

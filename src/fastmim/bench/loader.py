@@ -126,7 +126,7 @@ def _copy(source: ImageSource, folder: Path) -> None:
         (folder / f"{index:04d}{os.path.splitext(source.name(index))[1] or '.jpg'}").write_bytes(data)
 
 
-def _torchvision(source: ImageSource) -> Callable[[], list[torch.Tensor]]:
+def _torchvision(source: ImageSource) -> Callable[[], None]:
     from torchvision import transforms as T
 
     transform = T.Compose(
@@ -136,15 +136,22 @@ def _torchvision(source: ImageSource) -> Callable[[], list[torch.Tensor]]:
             T.PILToTensor(),
         ]
     )
-    return lambda: [
-        torch.stack([transform(_open(source, index).convert("RGB")) for index in indices.tolist()])
-        for indices in _batches(len(source))
-    ]
+
+    def run() -> None:
+        for indices in _batches(len(source)):
+            torch.stack([transform(_open(source, index).convert("RGB")) for index in indices.tolist()])
+
+    return run
 
 
-def _ours(source: ImageSource) -> Callable[[], list[Any]]:
+def _ours(source: ImageSource) -> Callable[[], None]:
     crops = Crops(source, np.arange(len(source)), CropConfig(), (SIZE, SIZE), 3)
-    return lambda: [crops[Draw(indices, (0, step))] for step, indices in enumerate(_batches(len(source)))]
+
+    def run() -> None:
+        for step, indices in enumerate(_batches(len(source))):
+            crops[Draw(indices, (0, step))]
+
+    return run
 
 
 def _batches(count: int) -> list[NDArray[np.int64]]:

@@ -23,7 +23,7 @@ from fastmim.data.shards import Damage, Part, features_of, verify_shard, write_s
 from fastmim.errors import RunError, UsageError
 
 SHARD_IMAGES = 1024
-QUALITY = 90  # of JPEGs at 4:2:0: 35 dB against the pixels, 11 kB at a short side of 144; 95 is 20 % slower
+QUALITY = 85  # of JPEGs at 4:2:0: 34 dB against the pixels, 9 kB at a short side of 144; 90 is 10 % slower
 NOTES = "shards"
 SKIPPED = "skipped.jsonl"
 Progress = Callable[[int, int], None]  # (images done, of how many)
@@ -49,7 +49,7 @@ def pack(
         data: images, see `open_images`.
         short_side: most pixels of the shorter side; smaller images are not enlarged.
         encoding: JPEG, or raw pixels, which take 9 times the space and a quarter of the time to read.
-        quality: of JPEGs, 1 to 100, default 90. Upright JPEGs that are small already are kept as they are.
+        quality: of JPEGs, 1 to 100, default 85. Upright JPEGs that are small already are kept as they are.
         format: Arrow, which `datasets.load_from_disk` opens, or parquet (JPEG only).
         in_chans: 3 (RGB) or 1 (grey), 8 bits.
         workers: processes; 0 or 1: this one alone. The result does not depend on them.

@@ -39,7 +39,7 @@ class PackCommand:
     encoding: Literal["jpeg", "raw"] = "jpeg"
     """JPEG, or raw pixels."""
     quality: int | None = None
-    """Of JPEGs, 1 to 100. Default: 90. JPEGs that are small already are kept as they are."""
+    """Of JPEGs, 1 to 100. Default: 85. JPEGs that are small already are kept as they are."""
     format: Literal["arrow", "parquet"] = "arrow"
     """Arrow is read at random; parquet is for exchange, JPEG only."""
     in_chans: int = 3
