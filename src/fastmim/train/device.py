@@ -1,6 +1,7 @@
 """What the device can do, seen by trying it: bfloat16, and how many images it holds at once."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,20 @@ def free_bytes(device: torch.device) -> int:
     if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - int(used.read_text()))
     return free
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory used so far: the device's where it has its own, else this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count what the parent had used before it started this process
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource  # not on every platform
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def fit_micro_batch(

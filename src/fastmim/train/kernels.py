@@ -61,11 +61,16 @@ class Kernels:
         return f"{self.attention} attention, {self.memory_format}{compiled}, {self.optimizer} AdamW"
 
 
-def apply(module: nn.Module, kernels: Kernels) -> None:
-    """Have ``module`` computed so. The compiler itself starts at the first call."""
+def use_attention(module: nn.Module, attention: Attention) -> None:
+    """timm's attention modules ask themselves, at each call, which kernel to use."""
     for part in module.modules():
         if hasattr(part, "fused_attn"):
-            part.fused_attn = kernels.attention == "fused"  # type: ignore[assignment]
+            part.fused_attn = attention == "fused"  # type: ignore[assignment]
+
+
+def apply(module: nn.Module, kernels: Kernels) -> None:
+    """Have ``module`` computed so. The compiler itself starts at the first call."""
+    use_attention(module, kernels.attention)
     last = kernels.memory_format == "channels-last"
     module.to(memory_format=torch.channels_last if last else torch.contiguous_format)
     module._compiled_call_impl = None

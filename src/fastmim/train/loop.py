@@ -4,7 +4,6 @@ It knows no method, no target and no data: a feed gives it micro-batches, a modu
 object with a ``loss``. Within a step nothing is read back from the device.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from fastmim.errors import RunError
 from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint
+from fastmim.train.device import peak_bytes
 from fastmim.train.optim import OptimConfig, guarded_step
 from fastmim.train.runlog import RunLog
 from fastmim.train.schedules import Schedule
@@ -174,7 +174,7 @@ class Loop:
             "lr": lr,
             "images_per_second": steps_per_second * self.leg.batch_size,
             "data_wait": waiting,
-            "peak_memory_mb": peak_memory_mb(self.fabric.device),
+            "peak_memory_mb": peak_bytes(self.fabric.device) / 2**20,
             "gradient_norm": counters[NORM] / taken if taken else float("nan"),
             "skipped_steps": int(counters[SKIPPED]),
             "rollbacks": self.progress.rollbacks,
@@ -250,13 +250,3 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
         self.counters = torch.tensor(self.progress.counters, device=self.fabric.device)
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Most memory used so far, in MB: the device's where it has its own, else this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource  # not on every platform
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -22,11 +22,13 @@ class PackCommand:
     A pack keeps order, paths and classes; every verb takes its folder as --data, and so does
     datasets.load_from_disk. A pack that was stopped goes on with the same command.
 
-    Examples:
-      fastmim pack --data photos/ --out packed/ --short-side 144      # for training at 128
-      fastmim pack --data photos/ --out packed/ --encoding raw        # the fastest, 9 times the space
-      fastmim pack --data photos/ --out packed/ --format parquet      # to share
-      fastmim pack --out packed/ --verify                             # read all of it again
+    For training at 128 pixels:  fastmim pack --data photos/ --out packed/ --short-side 144
+
+    The fastest, 9 times the space:  fastmim pack --data photos/ --out packed/ --encoding raw
+
+    To share:  fastmim pack --data photos/ --out packed/ --format parquet
+
+    To read all of it again:  fastmim pack --out packed/ --verify
     """
 
     data: str = ""

@@ -1,0 +1,163 @@
+"""Benchmarks as a table in the terminal, as JSON, and as a page of Markdown with a plot."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure as Plot
+from rich.table import Table
+
+from fastmim.bench.growth import Cost
+from fastmim.bench.measure import Figure
+from fastmim.errors import UsageError
+from fastmim.train.checkpoint import write_atomically
+
+UNITS = {"batch": "images a step", "size": "pixels a side", "depth": "blocks"}
+
+
+@dataclass
+class Results:
+    """What one run of benchmarks found."""
+
+    machine: dict[str, Any]
+    command: str
+    date: str
+    figures: dict[str, list[Figure]] = field(default_factory=dict)
+    """By part: step, hog, loader, memory."""
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    """By part: what was chosen, and on what it was measured."""
+    growth: dict[str, list[Cost]] = field(default_factory=dict)
+    """By what grows."""
+
+    def write(self, file: Path) -> None:
+        text = json.dumps(asdict(self), indent=1)
+        write_atomically(file, lambda target: target.write(text.encode()))
+
+
+def read_results(file: Path) -> Results:
+    """What `Results.write` wrote. Raises UsageError where it is something else."""
+    try:
+        raw = json.loads(file.read_text())
+        figures = {part: [Figure(**line) for line in lines] for part, lines in raw["figures"].items()}
+        growth = {what: [Cost(**cost) for cost in costs] for what, costs in raw["growth"].items()}
+        return Results(raw["machine"], raw["command"], raw["date"], figures, raw["notes"], growth)
+    except OSError as error:
+        raise UsageError(f"json: {file} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"json: {file} was not written by fastmim bench ({error})") from error
+
+
+def as_table(title: str, lines: Sequence[Figure]) -> Table:
+    """For a terminal."""
+    table = Table(title=title, title_justify="left", show_lines=False)
+    table.add_column("what", ratio=4)
+    for heading in ("ours", "baseline", "ratio"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("target", ratio=2)
+    for line in lines:
+        what = f"{line.name}, {line.unit}" + (f"\n  against {line.against}" if line.against else "")
+        table.add_row(what, *_numbers(line), _target(line))
+    return table
+
+
+def _numbers(line: Figure) -> tuple[str, str, str]:
+    """Ours, the baseline's, and the ratio or the share of the limit."""
+    ratio = f"{line.ratio:.2f}x" if line.ratio is not None else ""
+    share = f"{line.share:.1%}" if line.share is not None else ""
+    baseline = _number(line.baseline) if line.baseline is not None else ""
+    return _number(line.ours), baseline, " ".join(filter(None, (ratio, share)))
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _target(line: Figure) -> str:
+    return f"{line.target}: {'met' if line.met else 'MISSED'}" if line.target else ""
+
+
+def write_page(results: Results, page: Path) -> list[Path]:
+    """Markdown, and beside it the plot of how cost grows; returns what was written."""
+    plot = page.with_suffix(".png")
+    text = as_markdown(results, plot.name)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    if results.growth:
+        write_growth_plot(results.growth, plot)
+    write_atomically(page, lambda target: target.write(text.encode()))
+    return [page, *([plot] if results.growth else [])]
+
+
+def as_markdown(results: Results, plot: str) -> str:
+    """The page's text."""
+    machine = dict(results.machine)
+    versions = ", ".join(f"{name} {number}" for name, number in machine.pop("versions").items())
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items())
+    parts = [
+        "# Performance",
+        "Ratios measured side by side in one run: the contestants take turns on the same machine. Written by",
+        f"    {results.command}\n    fastmim bench document --page docs/performance.md",
+        f"on {results.date}. The machine: {facts}. {versions}.",
+    ]
+    for part, lines in results.figures.items():
+        parts.append(f"## {part.capitalize() if part != 'hog' else 'HOG'}")
+        if results.notes.get(part):
+            parts.append("\n".join(f"- {note}" for note in results.notes[part]))
+        rows = [("what", "ours", "baseline", "ratio or share", "target")]
+        for line in lines:
+            what = f"{line.name}, {line.unit}"
+            if line.against:
+                what += f"; against {line.against}"
+            if line.limit:
+                what += f"; share of {line.limit}"
+            rows.append((what, *_numbers(line), _target(line)))
+        parts.append(_markdown_table(rows))
+    if results.growth:
+        parts.append("## How cost grows")
+        if results.notes.get("growth"):
+            parts.append("\n".join(f"- {note}" for note in results.notes["growth"]))
+        for what, costs in results.growth.items():
+            rows = [(f"{what}, {UNITS[what]}", "images/s", "ms/image", "memory, MiB", "MiB/image")]
+            rows += [
+                (
+                    str(getattr(cost, what)),
+                    f"{cost.images_per_second:.1f}",
+                    f"{1000 / cost.images_per_second:.1f}",
+                    f"{cost.memory_mib:.0f}",
+                    f"{cost.memory_mib / cost.batch:.1f}",
+                )
+                for cost in costs
+            ]
+            parts.append(_markdown_table(rows))
+        parts.append(f"![How cost grows with batch, size and depth]({plot})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    heading, *body = rows
+    align = ["---", *["---:"] * (len(heading) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heading, align, *body))
+
+
+def write_growth_plot(growth: Mapping[str, Sequence[Cost]], file: Path) -> None:
+    """Time and memory of an image's part in a step, against each of what grows."""
+    plot = Plot(figsize=(3.4 * len(growth), 5.2), layout="constrained")
+    axes = plot.subplots(2, len(growth), squeeze=False)
+    for column, (what, costs) in enumerate(growth.items()):
+        at = [getattr(cost, what) for cost in costs]
+        for row, (values, name) in enumerate(
+            (
+                ([1000 / cost.images_per_second for cost in costs], "ms an image"),
+                ([cost.memory_mib / 1024 for cost in costs], "memory of the step, GiB"),
+            )
+        ):
+            panel = axes[row][column]
+            panel.plot(at, values, marker="o")
+            panel.set_ylim(bottom=0)
+            panel.set_xticks(at)
+            panel.set_xlabel(f"{what}: {UNITS[what]}")
+            panel.grid(alpha=0.3)
+            if not column:
+                panel.set_ylabel(name)
+    write_atomically(file, lambda target: plot.savefig(target, format="png", dpi=120))

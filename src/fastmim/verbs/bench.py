@@ -1,0 +1,131 @@
+"""`fastmim bench`."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import tyro
+from rich.console import Console
+
+from fastmim.bench.document import Results, as_table, read_results, write_page
+from fastmim.bench.growth import bench_growth, bench_memory, blocks_of
+from fastmim.bench.hog import bench_hog
+from fastmim.bench.loader import bench_loader
+from fastmim.bench.measure import machine
+from fastmim.bench.step import bench_step
+from fastmim.config import PretrainConfig
+from fastmim.errors import UsageError
+from fastmim.flags import parse
+from fastmim.pretraining import build_method
+from fastmim.train.device import Precision
+from fastmim.train.kernels import KernelConfig
+from fastmim.train.launch import build_fabric
+
+Part = Literal["step", "hog", "loader", "memory", "growth", "all", "document"]
+PARTS: tuple[str, ...] = get_args(Part)[:-2]
+STEP_MODELS = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
+HOG_ROUNDS = 5  # for each round of steps: it is short
+LOADER_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class BenchCommand:
+    """How fast it is on this machine, as ratios measured side by side in one run.
+
+    step: the training step beside the device's peak and the bare backbone; hog: beside its plain form;
+    loader: beside torchvision's pipeline; memory: beside the same step at 224; growth: time and memory
+    against batch, resolution and depth; all: all of these; document: a page from the JSON of an earlier run.
+    """
+
+    part: Annotated[Part, tyro.conf.Positional, tyro.conf.arg(metavar="PART")]
+    json: str = "bench.json"
+    """File that the figures are written to; for document: read from."""
+    page: str = "performance.md"
+    """For document: file to write; the plot goes beside it."""
+    models: tuple[str, ...] = STEP_MODELS
+    """Backbones of step."""
+    model: str = STEP_MODELS[0]
+    """Backbone of memory and growth."""
+    image_size: int = 128
+    """Side of the images, in pixels."""
+    batch_size: int = 64
+    """Images a step."""
+    growth_batch: int = 32
+    """Images a step while resolution or depth grows."""
+    data: str | None = None
+    """JPEGs of loader: a folder or tar. Default: made of the embedded photos, and said so."""
+    rounds: int = 3
+    """Steps of each contestant that count."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Kind of device."""
+    precision: Precision = "auto"
+    """As for `fastmim pretrain`."""
+    kernels: KernelConfig = field(default_factory=KernelConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "batch_size", "growth_batch", "rounds"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} = {getattr(self, name)} must be at least 1")
+
+    def config(self, model: str, batch_size: int) -> PretrainConfig:
+        return PretrainConfig(
+            model=model,
+            image_size=self.image_size,
+            batch_size=batch_size,
+            accelerator=self.accelerator,
+            precision=self.precision,
+            kernels=self.kernels,
+        )
+
+
+def run(arguments: list[str]) -> int:
+    command = parse(BenchCommand, arguments, "fastmim bench", BenchCommand("all"))
+    if command.part == "document":
+        for file in write_page(read_results(Path(command.json)), Path(command.page)):
+            print(f"{file}: written")
+        return 0
+    device = build_fabric(command.accelerator, 1, 1, command.precision).device
+    line = shlex.join(["fastmim", "bench", *arguments])
+    results = Results(machine(device), line, date.today().isoformat())
+    console = Console(highlight=False)
+    for part in PARTS if command.part == "all" else (command.part,):
+        notes = results.notes.setdefault(part, [])
+
+        def say(line: str, notes: list[str] = notes) -> None:
+            notes.append(line)
+            console.print(line, soft_wrap=True)
+
+        _run_part(part, command, results, say)
+        if part in results.figures:
+            console.print(as_table(part, results.figures[part]))
+        results.write(Path(command.json))
+    console.print(f"{command.json}: the figures", soft_wrap=True)
+    return 0
+
+
+def _run_part(part: str, command: BenchCommand, results: Results, say: Callable[[str], None]) -> None:
+    if part == "step":
+        lines = results.figures.setdefault(part, [])
+        for model in command.models:
+            lines += bench_step(command.config(model, command.batch_size), command.rounds, say)
+    elif part == "hog":
+        device = build_fabric(command.accelerator, 1, 1, command.precision).device
+        results.figures[part] = bench_hog(
+            device, command.batch_size, command.image_size, HOG_ROUNDS * command.rounds
+        )
+    elif part == "loader":
+        results.figures[part] = bench_loader(command.data, LOADER_ROUNDS * command.rounds, say)
+    elif part == "memory":
+        results.figures[part] = bench_memory(command.config(command.model, command.batch_size), say)
+    elif part == "growth":
+        blocks = blocks_of(build_method(command.config(command.model, 2)).encoder.model)
+        if blocks is None:
+            raise UsageError(f"model = {command.model} is no single row of blocks; growth needs a plain ViT")
+        results.growth = bench_growth(
+            command.config(command.model, command.growth_batch),
+            blocks,
+            say,
+        )

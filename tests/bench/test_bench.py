@@ -1,0 +1,187 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastmim.bench import growth, hog, measure, step
+from fastmim.bench.document import Results, as_markdown, read_results, write_page
+from fastmim.bench.flops import flops_per_image
+from fastmim.bench.growth import Cost
+from fastmim.bench.hog import bench_hog, plain_hog
+from fastmim.bench.measure import Figure
+from fastmim.bench.steps import prepare
+from fastmim.cli import main
+from fastmim.config import PretrainConfig
+from fastmim.errors import UsageError
+from fastmim.histograms import hog as ours
+
+CPU = torch.device("cpu")
+SMALL = PretrainConfig(
+    model="vit_tiny_patch16_224",
+    model_kwargs={"embed_dim": 64, "depth": 2, "num_heads": 2},
+    image_size=32,
+    batch_size=4,
+    precision="32-true",
+)
+
+
+def test_contestants_take_turns():
+    calls = []
+    ways = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    seconds = measure.side_by_side(ways, CPU, rounds=2, warm_up=1)
+    assert calls == list("abc" + "abcabc")
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_the_baseline_is_hog_too():
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plain_hog(images), ours(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_form_that_is_no_hog_cannot_win(monkeypatch):
+    monkeypatch.setattr(hog, "hog", lambda images, **_: torch.zeros_like(plain_hog(images)))
+    with pytest.raises(AssertionError, match="differs from the plain form"):
+        bench_hog(CPU, 2, 32, 1)
+
+
+def test_without_a_compiler_hog_is_measured_as_it_is(monkeypatch):
+    monkeypatch.setattr(hog, "can_compile", lambda _: False)
+    (line,) = bench_hog(CPU, 2, 32, 1)
+    assert "eager" in line.name
+    assert line.ratio == pytest.approx(line.baseline / line.ours)
+    assert line.met == (line.ratio >= hog.EAGER_TARGET)
+
+
+def test_floating_point_operations_are_those_of_the_shapes():
+    found = prepare(SMALL)
+    width, tokens, patch = 64, 5, 3 * 16 * 16
+    decoder, out = 256, 9 * 3 * 4
+    block = tokens * width * width * 12 + 2 * tokens * tokens * width
+    small = 4 * (decoder * decoder * 12 + 2 * 4 * decoder + width * decoder + decoder * out)
+    products = 4 * patch * width + 2 * block + small
+    assert flops_per_image(found.method, found.forward) == 3 * 2 * products
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_convnext"])
+def test_a_step_is_set_beside_peak_and_backbone(model, monkeypatch):
+    monkeypatch.setattr(measure, "PEAK_SHAPES", ((64, 64, 64),))
+    config = replace(SMALL, model=model, model_kwargs={}, image_size=160)
+    said = []
+    lines = step.bench_step(config, 1, said.append)
+    assert model in said[0]
+    shares = [line.share for line in lines if line.share is not None]
+    assert all(share > 0 for share in shares)
+    assert [line.met is not None for line in lines[:3]] == [
+        model == "test_vit",
+        model != "test_vit",
+        True,
+    ]
+
+
+def test_memory_is_compared_with_full_size_and_with_recomputing(monkeypatch):
+    asked = []
+
+    def measured(config):
+        asked.append((config.image_size, config.activation_checkpointing))
+        return Cost(
+            config.batch_size, config.size[0], None, 10.0, 1000.0 if config.image_size == 224 else 400.0
+        )
+
+    monkeypatch.setattr(growth, "measure_cost", measured)
+    lines = growth.bench_memory(SMALL, lambda _: None)
+    assert asked == [(32, False), (224, False), (32, True)]
+    assert lines[0].ratio == 2.5
+    assert lines[0].met
+
+
+def test_growth_changes_one_thing_at_a_time(monkeypatch):
+    asked = []
+
+    def measured(config):
+        asked.append((config.batch_size, config.image_size, config.encoder.depth))
+        return Cost(config.batch_size, config.size[0], config.encoder.depth, 10.0, 100.0)
+
+    monkeypatch.setattr(growth, "measure_cost", measured)
+    found = growth.bench_growth(SMALL, 12, lambda _: None)
+    assert [cost.batch for cost in found["batch"]] == [8, 16, 32, 64]
+    assert [cost.size for cost in found["size"]] == [64, 96, 128, 160, 192, 224]
+    assert [cost.depth for cost in found["depth"]] == [3, 6, 9, 12]
+    assert all(
+        changed >= 2
+        for changed in (sum(a == b for a, b in zip(x, (4, 32, None), strict=True)) for x in asked)
+    )
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_step_is_measured_in_a_process_of_its_own():
+    small = growth.measure_cost(SMALL)
+    large = growth.measure_cost(replace(SMALL, batch_size=64, image_size=128))
+    assert large.memory_mib > small.memory_mib > 0
+    assert small.images_per_second > 0
+
+
+def results():
+    lines = [Figure("HOG", 0.05, "ms/image", "plain", 1.5, 30.0, target="at least 20 times", met=True)]
+    missed = [Figure("step", 20.0, "images/s", share=0.4, limit="peak", target="at least 50%", met=False)]
+    costs = [Cost(8, 128, None, 10.0, 100.0), Cost(16, 128, None, 11.0, 180.0)]
+    return Results(
+        {"processor": "some", "cpus": 2, "versions": {"torch": "2"}},
+        "fastmim bench all",
+        "2026-01-01",
+        {"hog": lines, "step": missed},
+        {"hog": ["a note"]},
+        {"batch": costs},
+    )
+
+
+def test_a_page_is_written_from_the_json(tmp_path, capsys):
+    results().write(tmp_path / "bench.json")
+    assert read_results(tmp_path / "bench.json") == results()
+    page = tmp_path / "docs" / "performance.md"
+    assert main(["bench", "document", "--json", str(tmp_path / "bench.json"), "--page", str(page)]) == 0
+    text = page.read_text()
+    for expected in ("processor some", "30.00x", "at least 20 times: met", "40.0%", "at least 50%: MISSED"):
+        assert expected in text
+    assert "| 16 | 11.0 | 90.9 | 180 | 11.2 |" in text
+    assert (page.parent / "performance.png").read_bytes()[:4] == b"\x89PNG"
+    assert "performance.png: written" in capsys.readouterr().out
+
+
+def test_a_page_without_growth_has_no_plot(tmp_path):
+    assert write_page(replace(results(), growth={}), tmp_path / "page.md") == [tmp_path / "page.md"]
+    assert "![" not in as_markdown(replace(results(), growth={}), "x.png")
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"figures": {"hog": [{"nonsense": 1}]}}'])
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path, text):
+    file = tmp_path / "bench.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UsageError, match=r"json: .*bench\.json"):
+        read_results(file)
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hog, "can_compile", lambda _: False)
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "hog", "--batch-size", "2", "--image-size", "32", "--rounds", "1"]) == 0
+    assert "at least 4 times" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    raw = json.loads((tmp_path / "bench.json").read_text())
+    assert raw["machine"]["versions"]["torch"]
+    assert raw["command"].startswith("fastmim bench hog")
+    assert raw["figures"]["hog"][0]["unit"] == "ms/image"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "nothing"),
+        (["hog", "--rounds", "0"], "rounds = 0"),
+        (["growth", "--model", "test_convnext"], "model = test_convnext"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
