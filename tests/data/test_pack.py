@@ -211,6 +211,9 @@ def test_a_damaged_file_is_found(photos, tmp_path, four, damage):
         file.write_bytes(content[:-3000] if damage == "cut" else content[:-1] + b"\1")
     (found,) = verify(tmp_path / "p")
     assert found.file == file.name
+    if damage != "end":  # what a look at the folder shows is said before a run begins
+        with pytest.raises(UsageError, match=f"{file.name} is missing or not as it was written"):
+            open_images(str(tmp_path / "p"))
 
 
 def test_another_pack_is_not_overwritten_unless_that_is_asked_for(photos, tmp_path, four):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastmim.errors import UsageError
 
-MANIFEST = "pack.json"
+MANIFEST = "fastmim-pack.json"
 VERSION = 1
 BATCH_ROWS = 256  # of a record batch: where a row lies is then known without searching
 
@@ -59,7 +59,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What stands in pack.json."""
+    """What a pack says of itself."""
 
     data: str
     settings: PackSettings
@@ -138,7 +138,7 @@ class PackedImages:
     Pickled it is a path and a few numbers a file; files are mapped when they are first read.
 
     Raises:
-        UsageError: the pack is damaged or was not packed to its end.
+        UsageError: a file is missing or cut off, or the pack was not packed to its end.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -147,6 +147,10 @@ class PackedImages:
             raise UsageError(
                 f"data: {folder} is not packed to its end; run the same `fastmim pack` again, it goes on"
             )
+        for shard in manifest.shards:
+            path = folder / shard.file
+            if not path.is_file() or path.stat().st_size != shard.bytes:
+                raise UsageError(f"data: {path} is missing or not as it was written; pack the images again")
         self.classes = manifest.settings.classes
         self._raw = manifest.settings.encoding == "raw"
         self._files = [str(folder / shard.file) for shard in manifest.shards]
