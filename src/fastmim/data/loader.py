@@ -1,5 +1,6 @@
 """Whole batches of crops from worker processes, in an order that is a function of the seed."""
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fastmim.data.bands import Pixels, UnreadableImage, to_float
 from fastmim.data.crops import CropConfig, draw_crops
@@ -116,7 +117,7 @@ class Crops(Dataset[Batch]):
                     f"{REPLACEMENTS} images in a row cannot be read; the last is {last.name}: {last.reason}"
                 )
         flips = torch.from_numpy(draws.flips)
-        return Batch(torch.from_numpy(canvas.pixels), flips, np.array(shown), np.unique(tried), unreadable)
+        return Batch(canvas.batch(count), flips, np.array(shown), np.unique(tried), unreadable)
 
     def _candidates(self, index: int, row: int, seeds: tuple[int, ...]) -> Iterator[int]:
         yield index
@@ -144,7 +145,8 @@ class Canvas:
     """A batch (B, H, W, C) that crops are written into: uint8 until one of them has more than 8 bits."""
 
     def __init__(self, count: int, size: Size, chans: int) -> None:
-        self.pixels: Pixels = np.empty((count, *size, chans), np.uint8)
+        self._batch = _new_batch((count, *size, chans))
+        self.pixels: Pixels = self._batch.numpy()
 
     def place(self, row: int) -> NDArray[np.uint8] | None:
         """Where the crop of a row may be written directly."""
@@ -154,9 +156,23 @@ class Canvas:
         """Take a crop, which may lie in its place already."""
         if crop.dtype != np.uint8 and self.pixels.dtype == np.uint8:
             self.pixels = to_float(self.pixels)
+            self._batch = torch.from_numpy(self.pixels)
         place = self.pixels[row]
         if not np.may_share_memory(crop, place):
             place[...] = crop if self.pixels.dtype == np.uint8 else to_float(crop)
+
+    def batch(self, count: int) -> Tensor:
+        """The first ``count`` crops."""
+        return self._batch[:count]
+
+
+def _new_batch(shape: tuple[int, ...]) -> Tensor:
+    """uint8; in a worker in memory that it shares with its parent, as torch's own collation has it."""
+    batch = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is None:
+        return batch.new_empty(shape)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return batch.set_(storage).view(shape)
 
 
 def load_batches(

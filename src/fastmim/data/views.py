@@ -54,7 +54,7 @@ class CenterCrops(Dataset[Batch]):
                 shown.append(index)
             except UnreadableImage as error:
                 unreadable.append(Unreadable(index, self.source.name(index), str(error)))
-        pixels = torch.from_numpy(canvas.pixels[: len(shown)])
+        pixels = canvas.batch(len(shown))
         flips = torch.zeros(len(shown), dtype=torch.bool)
         return Batch(pixels, flips, np.array(shown, np.int64), np.unique(indices), unreadable)
 
