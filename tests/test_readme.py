@@ -81,6 +81,8 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
         "embed.embed",
         "export.read_encoder",
         "export.import_released",
+        "bench._run_part",
+        "bench.read_results",
     ):
         monkeypatch.setattr(f"fastmim.verbs.{place}", note)
     for place in ("names_like", "smallest_of_each_family"):

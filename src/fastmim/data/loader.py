@@ -225,12 +225,13 @@ def to_images(batch: Batch, mean: Tensor, std: Tensor) -> Tensor:
 
     uint8 pixels are divided by 255 first; ``mean`` and ``std`` (C,) are on that scale.
     """
-    pixels = batch.pixels_BHWC.to(mean.device, non_blocking=True).permute(0, 3, 1, 2)
-    flips = batch.flips_B.to(mean.device, non_blocking=True).view(-1, 1, 1, 1)
-    images = torch.where(flips, pixels.flip(3), pixels).float()
-    if pixels.dtype == torch.uint8:
-        images = images / 255
-    return (images - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+    pixels_BCHW = batch.pixels_BHWC.to(mean.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+    flips_B1 = batch.flips_B.to(mean.device, non_blocking=True).view(-1, 1)
+    columns = torch.arange(pixels_BCHW.shape[3], device=mean.device)
+    columns_BW = torch.where(flips_B1, columns.flip(0), columns)
+    flipped = pixels_BCHW.gather(3, columns_BW[:, None, None, :].expand_as(pixels_BCHW))
+    images = flipped.float() / 255 if flipped.dtype == torch.uint8 else flipped
+    return images.sub_(mean.view(1, -1, 1, 1)).div_(std.view(1, -1, 1, 1))
 
 
 def available_cpus() -> int:
