@@ -89,6 +89,8 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
         monkeypatch.setattr(f"fastmim.backbones.{place}", note)
     monkeypatch.setattr("fastmim.verbs.stats.measure_stats", note)
     monkeypatch.setattr("fastmim.verbs.stats.open_images", lambda _: None)
+    for name in ("pack", "verify"):
+        monkeypatch.setattr(f"fastmim.verbs.pack.{name}", note)
     words = shlex.split(command, comments=True)[1:]
     words = ["demo:photos" if word in ("photos/", "tiles/") else word for word in words]
     if words[0] == "recipes":

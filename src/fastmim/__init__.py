@@ -11,11 +11,13 @@ __all__ = [
     "finetune",
     "hog",
     "load_encoder",
+    "pack",
     "pretrain",
     "probe",
 ]
 
 if TYPE_CHECKING:
+    from fastmim.data.pack import pack
     from fastmim.errors import FastmimError, RunError, UsageError
     from fastmim.histograms import hog
     from fastmim.pretraining import pretrain
@@ -33,6 +35,7 @@ _HOMES = {
     "finetune": "fastmim.transfer.classify",
     "hog": "fastmim.histograms",
     "load_encoder": "fastmim.transfer.weights",
+    "pack": "fastmim.data.pack",
     "pretrain": "fastmim.pretraining",
     "probe": "fastmim.transfer.probe",
 }

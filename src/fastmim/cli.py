@@ -17,6 +17,7 @@ VERBS = {
     "embed": "write features of images to a parquet file",
     "export": "export to timm, torchvision, Hugging Face or ONNX; import released weights",
     "backbones": "list the backbones there are, and the image sizes that they work at",
+    "pack": "make images small once, so that training reads them several times as fast",
     "bench": "measure how fast it is here: step, HOG, loader, memory",
     "stats": "measure the mean and standard deviation of each channel of a data set",
     "recipes": "list the recipes, or print one as YAML",

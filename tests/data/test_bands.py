@@ -8,8 +8,10 @@ import tifffile
 from PIL import Image
 
 from conftest import photo
-from fastmim.data.decode import Box, UnreadableImage, crop_and_resize, decode
+from fastmim.data.bands import UnreadableImage
+from fastmim.data.decode import crop_and_resize, decode
 from fastmim.data.images import ArrayImages, open_images
+from fastmim.data.resize import Box
 
 CONTIG = {"photometric": "minisblack", "planarconfig": "contig"}
 PLANES = {"photometric": "minisblack", "planarconfig": "separate"}

@@ -6,7 +6,8 @@ from PIL import Image
 
 from conftest import photo
 from fastmim.data.decode import decode
-from fastmim.data.images import NameList, fingerprint, open_images
+from fastmim.data.images import fingerprint, open_images
+from fastmim.data.names import NameList
 from fastmim.errors import UsageError
 
 

@@ -1,4 +1,6 @@
 import json
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +11,20 @@ from conftest import photo
 from fastmim.data.crops import CropConfig, draw_crops
 from fastmim.data.feed import split_images
 from fastmim.data.images import ArrayImages, open_images
-from fastmim.data.loader import Batch, Crops, Draw, load_batches, to_images
+from fastmim.data.loader import (
+    Batch,
+    Canvas,
+    Crops,
+    Draw,
+    Unreadable,
+    copied,
+    load_batches,
+    to_images,
+)
 from fastmim.data.skips import SkipList
 from fastmim.errors import RunError, UsageError
+from fastmim.train.sampler import Stream
+from fastmim.train.stages import Leg
 
 
 def crops_of(folder, size=(16, 16)):
@@ -168,3 +181,58 @@ def test_the_split_is_disjoint_complete_and_fixed_by_the_seed():
 def test_crop_settings_that_cannot_work(settings):
     with pytest.raises(UsageError, match="crop"):
         CropConfig(**settings)
+
+
+def test_the_same_workers_go_on_over_the_end_of_an_epoch(photos):
+    """The stream has no end, so nothing is started anew or waited for between epochs."""
+    pool = np.arange(24)
+    stream = Stream(pool, seed=1)
+    leg = Leg(0, (16, 16), 10, None, 0, 12, 0)
+    draws = (Draw(indices, (step,)) for step, indices in stream.batches(leg, 0, 0, 1))
+    processes = []
+    for step, batch in enumerate(load_batches(Marked(crops_of(photos)), draws, 2, False)):
+        assert len(batch.indices) == 10  # also where an epoch of 24 ends within
+        processes.append((step % 2, batch.unreadable[0].index))
+    assert len(set(processes)) == 2  # every other batch is one worker's, from the first to the last
+    assert len(processes) == 12
+
+
+class Marked:
+    """Crops whose batches say which process made them."""
+
+    def __init__(self, crops: Crops) -> None:
+        self.crops = crops
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        batch = self.crops[draw]
+        return replace(batch, unreadable=[Unreadable(os.getpid(), "", "")])
+
+
+@pytest.mark.gpu
+def test_copies_beside_the_computation_are_the_same(photos):
+    device = torch.device("cuda")
+    draws = [Draw(np.arange(i, i + 6), (9, i)) for i in range(5)]
+    mean, std = torch.full((3,), 0.4), torch.full((3,), 0.2)
+    for batch in load_batches(crops_of(photos), draws, 1, True):
+        ahead = to_images(copied(batch, device), mean.to(device), std.to(device))
+        assert torch.allclose(ahead.cpu(), to_images(batch, mean, std), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["float", "own place", "elsewhere"])
+def test_a_canvas_takes_crops_from_anywhere(kind):
+    canvas = Canvas(2, (4, 4), 3)
+    first = np.full((4, 4, 3), 51, np.uint8)
+    canvas.put(0, first)
+    if kind == "own place":
+        place = canvas.place(1)
+        place[...] = 102
+        canvas.put(1, place)
+        assert (canvas.pixels[1] == 102).all()
+    elif kind == "elsewhere":
+        canvas.put(1, first)
+        assert (canvas.pixels == 51).all()
+    else:
+        canvas.put(1, np.full((4, 4, 3), 0.5, np.float32))
+        assert canvas.place(1) is None
+        assert np.allclose(canvas.pixels[0], 0.2)
+        assert np.allclose(canvas.pixels[1], 0.5)

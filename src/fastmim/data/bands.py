@@ -12,7 +12,8 @@ Pixels = NDArray[np.uint8 | np.float32]  # uint8 stands for 0..255, float32 for 
 
 NPY_MAGIC = b"\x93NUMPY"
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
-MOST_VALUES = 3 * 178_956_970  # as many as the largest RGB image that Pillow reads has
+MAX_PIXELS = 178_956_970  # the limit at which Pillow refuses, too: half a gigabyte of RGB
+MOST_VALUES = 3 * MAX_PIXELS  # of images of many bands
 ORIENTATION_TAG = 0x0112
 
 
@@ -36,7 +37,8 @@ def channels_last(array: NDArray[Any], chans: int) -> NDArray[Any]:
             raise UnreadableImage(f"an image has 2 or 3 axes, the array has {array.ndim} ({_shape(array)})")
         axes = [axis for axis in range(3) if array.shape[axis] == chans]
         fits = bool(axes)
-        array = np.moveaxis(array, axes[-1], -1) if fits else array
+        if fits and axes[-1] != 2:
+            array = np.moveaxis(array, axes[-1], -1)
     if not fits:
         raise UnreadableImage(f"{channels_needed(chans)}, the array is {_shape(array)}")
     if not array.size:
@@ -63,6 +65,12 @@ def to_float(pixels: Pixels) -> NDArray[np.float32]:
     """float32 with uint8's 0..255 scaled to 0..1, as `loader.to_images` does on the device."""
     values = pixels.astype(np.float32, copy=False)
     return values / np.float32(255) if pixels.dtype == np.uint8 else values
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raises UnreadableImage of an image that is absurdly large."""
+    if height * width > MAX_PIXELS:
+        raise UnreadableImage(f"{width}x{height} pixels: refused as a decompression bomb")
 
 
 def channels_needed(chans: int) -> str:

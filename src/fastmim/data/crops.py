@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from fastmim.data.decode import Box
+from fastmim.data.resize import Box
 from fastmim.errors import UsageError
 
 ATTEMPTS = 10
@@ -66,19 +67,25 @@ class CropDraws:
     lefts: np.ndarray  # (B,), in 0..1
     flips: np.ndarray  # (B,), boolean
 
+    @cached_property
+    def _shapes(self) -> list[list[tuple[float, float]]]:
+        """Heights and widths, (B, ATTEMPTS), as shares of the square root of the image's area."""
+        heights, widths = np.sqrt(self.areas / self.aspects), np.sqrt(self.areas * self.aspects)
+        return [list(zip(*pair, strict=True)) for pair in zip(heights.tolist(), widths.tolist(), strict=True)]
+
+    @cached_property
+    def _places(self) -> list[tuple[float, float]]:
+        return list(zip(self.tops.tolist(), self.lefts.tolist(), strict=True))
+
     def box(self, row: int, height: int, width: int) -> Box:
         """The first of the drawn shapes that fits the image, else the largest centred one that does."""
-        wanted = self.areas[row] * (height * width)
-        widths = np.rint(np.sqrt(wanted * self.aspects[row])).astype(int)
-        heights = np.rint(np.sqrt(wanted / self.aspects[row])).astype(int)
-        fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-        first = int(fits.argmax())
-        if not fits[first]:
-            return _largest_box(height, width, self.aspects[row].min(), self.aspects[row].max())
-        h, w = int(heights[first]), int(widths[first])
-        top = int(self.tops[row] * (height - h + 1))
-        left = int(self.lefts[row] * (width - w + 1))
-        return Box(top, left, h, w)
+        side = math.sqrt(height * width)
+        for tall, wide in self._shapes[row]:
+            h, w = round(tall * side), round(wide * side)
+            if 0 < h <= height and 0 < w <= width:
+                top, left = self._places[row]
+                return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)
+        return _largest_box(height, width, float(self.aspects[row].min()), float(self.aspects[row].max()))
 
 
 def draw_crops(config: CropConfig, count: int, seeds: Sequence[int]) -> CropDraws:

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fastmim.data import jpeg
 from fastmim.data.bands import (
     NPY_MAGIC,
-    ORIENTATION_TAG,
     TIFF_MAGICS,
     Pixels,
     UnreadableImage,
     channels_last,
     channels_needed,
+    check_pixels,
     first_line,
     is_ordinary_tiff,
     read_npy,
@@ -26,10 +26,9 @@ from fastmim.data.bands import (
     to_pixels,
     turn_upright,
 )
+from fastmim.data.resize import Box, as_chans, cut, resize, sample
 
-MAX_PIXELS = 178_956_970  # the limit at which Pillow refuses, too: half a gigabyte of RGB
-JPEG_MAGIC = b"\xff\xd8\xff"
-CV_CHANNELS = 4  # the most that each way of cv2.resize takes
+KEPT_DETAIL = 1.5  # pixels a side that are decoded for one that is kept for good
 READ_ERRORS = (
     OSError,
     ValueError,
@@ -41,20 +40,15 @@ READ_ERRORS = (
 )
 
 
-class Box(NamedTuple):
-    """A crop, in pixels of the upright image."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
 BoxChooser = Callable[[int, int], Box]  # (height, width) -> the crop to take
 
 
 def crop_and_resize(
-    source: bytes | NDArray[Any], choose_box: BoxChooser, size: tuple[int, int], chans: int
+    source: bytes | NDArray[Any],
+    choose_box: BoxChooser,
+    size: tuple[int, int],
+    chans: int,
+    out: NDArray[np.uint8] | None = None,
 ) -> Pixels:
     """Decode an image, take the crop that ``choose_box`` names, and resize it to ``size``.
 
@@ -63,6 +57,7 @@ def crop_and_resize(
         choose_box: called with the upright image's height and width.
         size: (height, width) of the result.
         chans: 3 for RGB, 1 for grey; any other number has to be the image's own.
+        out: (height, width, chans), where the result may be written; see whether it is what is returned.
 
     Returns:
         (height, width, chans): uint8 where the image has 8 bits, else float32, integers scaled so that
@@ -72,15 +67,60 @@ def crop_and_resize(
         UnreadableImage: broken, unsupported, absurdly large, or of other channels, with the reason.
     """
     try:
-        if isinstance(source, bytes) and source[:3] == JPEG_MAGIC and chans in (1, 3):
-            pixels, box = _decode_jpeg(source, choose_box, size, chans)
-        else:
-            pixels = _decode_whole(source, chans)
-            box = choose_box(pixels.shape[0], pixels.shape[1])
-        crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-        return _resize(to_pixels(crop), size)
+        if isinstance(source, bytes) and source[:3] == jpeg.MAGIC and chans in (1, 3):
+            header = jpeg.read_header(source)
+            if header is not None:
+                return _crop_jpeg(source, header, choose_box, size, chans, out)
+        pixels = _decode_whole(source, chans)
+        return resize(to_pixels(cut(pixels, choose_box(pixels.shape[0], pixels.shape[1]))), size, out)
     except READ_ERRORS as error:
         raise UnreadableImage(_reason(error)) from error
+
+
+def shrink(source: bytes | NDArray[Any], short_side: int, chans: int = 3) -> Pixels:
+    """A whole image, upright, its shorter side at most ``short_side`` pixels, bicubic: (H, W, chans).
+
+    It is made to be kept: from a decode of more pixels than `crop_and_resize` takes. Smaller images stay
+    as they are. Raises UnreadableImage, also for images of more than 8 bits a channel.
+    """
+    try:
+        whole = _whole_jpeg(source, short_side, chans) if isinstance(source, bytes) else None
+        if whole is None:
+            pixels = to_pixels(_decode_whole(source, chans))
+            if pixels.dtype != np.uint8:
+                raise UnreadableImage("more than 8 bits a channel")
+            whole = _Whole(pixels, pixels.shape[0], pixels.shape[1], 1)
+        scale = short_side / min(whole.height, whole.width)
+        if scale >= 1:
+            return turn_upright(whole.pixels, whole.orientation)
+        size = max(1, round(whole.width * scale)), max(1, round(whole.height * scale))
+        picture = Image.fromarray(whole.pixels if chans == 3 else whole.pixels[..., 0])
+        box = (0.0, 0.0, whole.width, whole.height)
+        shrunk = np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box))
+        return turn_upright(as_chans(shrunk), whole.orientation)
+    except READ_ERRORS as error:
+        raise UnreadableImage(_reason(error)) from error
+
+
+class _Whole(NamedTuple):
+    pixels: Pixels
+    height: float  # of what the image covers of them
+    width: float
+    orientation: int
+
+
+def _whole_jpeg(data: bytes, short_side: int, chans: int) -> _Whole | None:
+    """Reduced as far as it still has more detail than is kept; None where Pillow has to read it."""
+    header = jpeg.read_header(data) if data.startswith(jpeg.MAGIC) else None
+    if header is None:
+        return None
+    height, width, orientation = header
+    eighths = jpeg.scale_for(min(height, width), KEPT_DETAIL * short_side)
+    try:
+        pixels = jpeg.decode_reduced(data, header, eighths, chans, keep=True)
+    except ValueError:  # strict about harmless damage
+        return None
+    return _Whole(pixels, height * eighths / 8, width * eighths / 8, orientation)
 
 
 def decode(source: bytes | NDArray[Any], chans: int = 3) -> Pixels:
@@ -107,53 +147,46 @@ def _decode_whole(source: bytes | NDArray[Any], chans: int) -> NDArray[Any]:
     return _decode_any(source, chans)
 
 
-def _decode_jpeg(
-    data: bytes, choose_box: BoxChooser, size: tuple[int, int], chans: int
-) -> tuple[Pixels, Box]:
-    """Decode at the smallest of JPEG's own scales (1/8 to 1) that still gives the crop ``size`` pixels."""
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        colorspace = "unreadable"
-    if colorspace not in ("YCbCr", "RGB", "Gray"):  # CMYK, or a header only Pillow may understand
-        pixels = _decode_any(data, chans)
-        return pixels, choose_box(pixels.shape[0], pixels.shape[1])
-    _check_pixels(height, width)
-    orientation = _orientation(data)
+def _crop_jpeg(
+    data: bytes,
+    header: jpeg.Header,
+    choose_box: BoxChooser,
+    size: tuple[int, int],
+    chans: int,
+    out: NDArray[np.uint8] | None,
+) -> Pixels:
+    """Decode no more than the crop needs and resize that, in the stored image; turn what becomes of it."""
+    height, width, orientation = header
     turned = orientation >= 5
-    upright = (width, height) if turned else (height, width)
-    box = choose_box(*upright)
-    least = (
-        min(upright[0], -(-upright[0] * size[0] // box.height)),
-        min(upright[1], -(-upright[1] * size[1] // box.width)),
-    )
+    box = choose_box(width, height) if turned else choose_box(height, width)
+    if orientation != 1:
+        box = jpeg.stored_box(box, header)
+        size = (size[1], size[0]) if turned else size
+    eighths = jpeg.eighths_for(box, size)
     try:
-        pixels = simplejpeg.decode_jpeg(
-            data,
-            "RGB" if chans == 3 else "GRAY",
-            min_height=least[1] if turned else least[0],
-            min_width=least[0] if turned else least[1],
-        )
+        pixels: Pixels = jpeg.decode_reduced(data, header, eighths, chans, keep=False)
     except ValueError:  # strict about harmless damage: let Pillow decide
-        pixels = _decode_any(data, chans)
-        return pixels, box
-    pixels = turn_upright(pixels, orientation)
-    scale = (pixels.shape[0] / upright[0], pixels.shape[1] / upright[1])
-    top, left = round(box.top * scale[0]), round(box.left * scale[1])
-    bottom, right = round((box.top + box.height) * scale[0]), round((box.left + box.width) * scale[1])
-    return pixels, Box(top, left, max(bottom - top, 1), max(right - left, 1))
+        pixels, eighths = _decode_any(data, chans, upright=False), 8
+    if eighths < 8:
+        crop = sample(pixels, box, eighths / 8, size, out)
+    else:
+        part = cut(pixels, box)
+        crop = resize(part, size, out)
+        if crop is part:  # the next image will be decoded there
+            crop = crop.copy()
+    return turn_upright(crop, orientation)
 
 
-def _decode_any(data: bytes, chans: int) -> Pixels:
-    """Pillow's decoders: any format, first frame, upright, 8 bits; RGB and grey are put on white."""
+def _decode_any(data: bytes, chans: int, upright: bool = True) -> Pixels:
+    """Pillow's decoders: any format, first frame, 8 bits; RGB and grey are put on white."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as image:
-            _check_pixels(image.height, image.width)
+            check_pixels(image.height, image.width)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-    converted = _to_eight_bits(upright, chans) if chans in (1, 3) else _stored_channels(upright, chans)
-    return _as_chans(np.asarray(converted))
+            turned = ImageOps.exif_transpose(image) if upright else image.copy()
+    converted = _to_eight_bits(turned, chans) if chans in (1, 3) else _stored_channels(turned, chans)
+    return as_chans(np.asarray(converted))
 
 
 def _to_eight_bits(image: Image.Image, chans: int) -> Image.Image:
@@ -180,43 +213,6 @@ def _stored_channels(image: Image.Image, chans: int) -> Image.Image:
     if count != chans:
         raise UnreadableImage(f"{channels_needed(chans)}, the image has {count} ({image.mode})")
     return image
-
-
-def _as_chans(pixels: NDArray[Any]) -> NDArray[Any]:
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Bicubic when enlarging; when shrinking, the mean over the area of each new pixel."""
-    height, width = pixels.shape[:2]
-    if not height or not width:
-        raise UnreadableImage("the image has no pixels")
-    if (height, width) == size:
-        return pixels
-    shrinks = height >= size[0] and width >= size[1]
-    way = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    parts = [
-        _as_chans(cv2.resize(part, (size[1], size[0]), interpolation=way))
-        for part in np.split(pixels, range(CV_CHANNELS, pixels.shape[2], CV_CHANNELS), axis=2)
-    ]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
-
-
-def _check_pixels(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise UnreadableImage(f"{width}x{height} pixels: refused as a decompression bomb")
-
-
-def _orientation(data: bytes) -> int:
-    """EXIF orientation 1..8 of a JPEG; 1 (upright) where there is none."""
-    if b"Exif\x00" not in data[:65536]:
-        return 1
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            value = image.getexif().get(ORIENTATION_TAG, 1)
-    except READ_ERRORS:
-        return 1
-    return value if value in range(1, 9) else 1
 
 
 def _reason(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmim.data.loader import Batch, Crops, Draw, load_batches, to_images
+from fastmim.data.loader import Batch, Crops, Draw, copied, load_batches, to_images
 from fastmim.data.skips import SkipList
 
 # What the seeds of different draws begin with, so that none repeats another.
@@ -96,6 +96,6 @@ class Feeder:
         beside = beside.to(self.mean.device, non_blocking=True)
         for start in range(0, count, self.micro_batch):
             part = slice(start, min(start + self.micro_batch, count))
-            images = to_images(batch.part(part), self.mean, self.std)
+            images = to_images(copied(batch.part(part), self.mean.device), self.mean, self.std)
             pair = self.mix(images, beside[part], (MIX_SEED, self.seed, self.rank, step, start))
             yield pair, (part.stop - part.start) / count, part.stop == count

@@ -3,20 +3,18 @@
 import hashlib
 import os
 import tarfile
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmim.data.index import IMAGE_SUFFIXES, is_image_name, list_images
+from fastmim.data.names import NameList
+from fastmim.data.packed import Manifest, PackedImages, is_packed
 from fastmim.data.tables import is_saved, open_hub, open_parquet, open_saved
 from fastmim.errors import UsageError
-
-IMAGE_SUFFIXES = frozenset({".npy"}) | frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-)
 
 
 class ImageSource(Protocol):
@@ -33,34 +31,30 @@ class ImageSource(Protocol):
         ...
 
 
-class NameList:
-    """Many names in two arrays: a million paths cost no Python object each and are shared by workers."""
+@runtime_checkable
+class JoinsNames(Protocol):
+    """A source that has all its names at hand."""
 
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = int(self._ends[index - 1]) if index else 0
-        return os.fsdecode(self._bytes[start : int(self._ends[index])])
+    def joined_names(self) -> memoryview:
+        """The bytes of all names, a zero byte after each."""
+        ...
 
 
 class FileImages:
     """Image files below a folder, in sorted order; or a given list of files."""
 
-    def __init__(self, root: str, names: Iterable[str]) -> None:
+    def __init__(self, root: str, names: Iterable[str] | NameList) -> None:
         self._root = root
-        self._names = NameList(names)
+        self._names = names if isinstance(names, NameList) else NameList(names)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name(self, index: int) -> str:
         return self._names[index]
+
+    def joined_names(self) -> memoryview:
+        return self._names.joined()
 
     def read(self, index: int) -> bytes:
         with open(os.path.join(self._root, self._names[index]), "rb") as file:
@@ -75,7 +69,7 @@ class TarImages:
         names, places = [], []
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isfile() and _is_image_name(member.name):
+                if member.isfile() and is_image_name(member.name):
                     names.append(member.name)
                     places.append((member.offset_data, member.size))
         self._names = NameList(names)
@@ -87,6 +81,9 @@ class TarImages:
 
     def name(self, index: int) -> str:
         return self._names[index]
+
+    def joined_names(self) -> memoryview:
+        return self._names.joined()
 
     def read(self, index: int) -> bytes:
         if self._opened is None or self._opened[0] != os.getpid():
@@ -116,11 +113,31 @@ class ArrayImages:
         return image
 
 
+class Subset:
+    """Some of the images of a source."""
+
+    def __init__(self, source: ImageSource, indices: NDArray[np.int64]) -> None:
+        self._source = source
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        return self._source.read(int(self._indices[index]))
+
+
 def fingerprint(source: ImageSource) -> str:
     """A short digest of number and names: whether a resumed run still sees the same data."""
     digest = hashlib.sha256(str(len(source)).encode())
-    for index in range(len(source)):
-        digest.update(os.fsencode(source.name(index)) + b"\0")
+    if isinstance(source, JoinsNames):
+        digest.update(source.joined_names())
+    else:
+        for index in range(len(source)):
+            digest.update(os.fsencode(source.name(index)) + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -128,9 +145,9 @@ def open_images(spec: str) -> ImageSource:
     """Open what a person calls their data.
 
     Args:
-        spec: a folder (nested or not), a .tar of images, a .parquet file or a folder of them, a dataset
-            saved by Hugging Face's ``save_to_disk``, ``hf:NAME[:SPLIT]``, ``demo:photos`` or
-            ``demo:digits``.
+        spec: a folder (nested or not), what `fastmim pack` wrote, a .tar of images, a .parquet file or a
+            folder of them, a dataset saved by Hugging Face's ``save_to_disk``, ``hf:NAME[:SPLIT]``,
+            ``demo:photos`` or ``demo:digits``.
 
     Raises:
         UsageError: it does not exist, holds no images, or is of no kind that can be read.
@@ -168,39 +185,21 @@ def _open_file(path: Path) -> ImageSource:
 
 
 def _open_folder(path: Path) -> ImageSource:
+    if is_packed(path):
+        packed = Manifest.read(path)
+        if packed.complete and packed.settings.format == "parquet":
+            return open_parquet([str(path / shard.file) for shard in packed.shards], str(path))
+        return PackedImages(path)
     if is_saved(path):
         return open_saved(path)
-    others: Counter[str] = Counter()
-    names = sorted(_walk(path, others))
-    if names:
+    names, others = list_images(path)
+    if len(names):
         return FileImages(str(path), names)
     tables = sorted(str(file) for file in path.rglob("*.parquet"))
     if tables:
         return open_parquet(tables, str(path))
     found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(4))
     raise UsageError(f"data: {path} holds no images (found: {found or 'nothing'}); {_suffixes()} are read")
-
-
-def _walk(root: Path, others: Counter[str]) -> Iterator[str]:
-    """Paths of image files below ``root``, relative to it; hidden ones are left out, links followed."""
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in files:
-            if _is_image_name(name):
-                yield os.path.relpath(os.path.join(folder, name), root)
-            elif not name.startswith("."):
-                others[os.path.splitext(name)[1].lower()] += 1
-
-
-def _is_image_name(name: str) -> bool:
-    base = os.path.basename(name)
-    return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
 
 
 def _suffixes() -> str:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from fastmim.data.demo import digit_labels
 from fastmim.data.feed import FEW_SEED, LABEL_SEED
-from fastmim.data.images import ImageSource, open_images
+from fastmim.data.images import ImageSource, Subset, open_images
+from fastmim.data.packed import PackedImages, is_packed
 from fastmim.data.tables import TableImages, is_saved, read_hub, read_labels, read_parquet, read_saved
 from fastmim.errors import UsageError
 
@@ -68,10 +69,10 @@ def open_labelled(spec: str, val_share: float, seed: int) -> tuple[Labelled, Lab
     training, validation = _first(splits, TRAINING), _first(splits, VALIDATION)
     if training is None or validation is None:
         source, names = (training or validation or next(iter(splits.values())))()
-        whole = _labelled(source, names, tuple(sorted(set(names), key=_natural)), spec)
+        whole = _labelled(source, names, in_order(names), spec)
         return split_classes(whole, val_share, seed, spec)
     source, names = training()
-    classes = tuple(sorted(set(names), key=_natural))
+    classes = in_order(names)
     return _labelled(source, names, classes, spec), _labelled(*validation(), classes, spec)
 
 
@@ -80,10 +81,11 @@ def class_names(spec: str, source: ImageSource) -> list[str] | None:
     if spec == "demo:digits":
         return digit_labels()
     try:
-        if isinstance(source, TableImages):
+        if isinstance(source, (TableImages, PackedImages)):
             return source.labels(spec)
         folders = [Path(source.name(index)).parts[:-1] for index in range(len(source))]
-        level = int(all(parts[:1] and parts[0] in (*TRAINING, *VALIDATION) for parts in folders))
+        splits = all(parts[:1] and parts[0] in (*TRAINING, *VALIDATION) for parts in folders)
+        level = 1 if splits else _class_level(folders)
         return [parts[level] for parts in folders]
     except (UsageError, IndexError):
         return None
@@ -166,6 +168,8 @@ def _splits(spec: str) -> dict[str, Split]:
             name: partial(_table, table, spec) for name, table in read_hub(spec, every_split=True).items()
         }
     path = Path(spec).expanduser()
+    if path.is_dir() and is_packed(path):
+        return _packed(path, spec)
     if path.is_dir() and is_saved(path):
         return {name: partial(_table, table, spec) for name, table in read_saved(path).items()}
     folders = {name: path / name for name in (*TRAINING, *VALIDATION) if (path / name).is_dir()}
@@ -184,13 +188,10 @@ def _parquet(files: list[Path], spec: str) -> tuple[ImageSource, list[str]]:
 def _classes_of(spec: str) -> tuple[ImageSource, list[str]]:
     """A source of files, whose classes are their first folders; or a table."""
     source = open_images(spec)
-    if isinstance(source, TableImages):
+    if isinstance(source, (TableImages, PackedImages)):
         return source, source.labels(spec)
     names = [Path(source.name(index)).parts for index in range(len(source))]
-    # A tar, or a folder, may hold everything in one more folder.
-    level = 0
-    while all(len(parts) > level + 2 for parts in names) and len({parts[level] for parts in names}) == 1:
-        level += 1
+    level = _class_level([parts[:-1] for parts in names])
     for parts in names:
         if len(parts) < level + 2:
             raise UsageError(
@@ -198,6 +199,32 @@ def _classes_of(spec: str) -> tuple[ImageSource, list[str]]:
                 "needed, or train/ and val/ of such folders"
             )
     return source, [parts[level] for parts in names]
+
+
+def _class_level(folders: list[tuple[str, ...]]) -> int:
+    """Which folder of each path is the class: a tar, or a folder, may hold everything in one more folder."""
+    level = 0
+    while all(len(parts) > level + 1 for parts in folders) and len({parts[level] for parts in folders}) == 1:
+        level += 1
+    return level
+
+
+def _packed(path: Path, spec: str) -> dict[str, Split]:
+    """The splits that the packed paths begin with, if they do."""
+    source = open_images(str(path))
+    if not isinstance(source, PackedImages):
+        return {"train": partial(_classes_of, spec)}
+    firsts = [source.name(index).partition("/")[0] for index in range(len(source))]
+    found = set(firsts)
+    if not (found <= {*TRAINING, *VALIDATION} and found & set(TRAINING) and found & set(VALIDATION)):
+        return {"train": partial(_classes_of, spec)}
+
+    def part(split: str) -> tuple[ImageSource, list[str]]:
+        rows = [row for row, first in enumerate(firsts) if first == split]
+        names = source.labels(spec)
+        return Subset(source, np.array(rows, dtype=np.int64)), [names[row] for row in rows]
+
+    return {split: partial(part, split) for split in found}
 
 
 def _table(table: object, where: str) -> tuple[ImageSource, list[str]]:
@@ -222,6 +249,11 @@ def _labelled(source: ImageSource, names: list[str], classes: tuple[str, ...], s
 
 def _first(splits: dict[str, Split], names: tuple[str, ...]) -> Split | None:
     return next((splits[name] for name in names if name in splits), None)
+
+
+def in_order(names: list[str]) -> tuple[str, ...]:
+    """Each class once, sorted."""
+    return tuple(sorted(set(names), key=_natural))
 
 
 def _natural(name: str) -> tuple[int, int, str]:

@@ -1,10 +1,11 @@
 """Whole batches of crops from worker processes, in an order that is a function of the seed."""
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fastmim.data.bands import Pixels, UnreadableImage, to_float
 from fastmim.data.crops import CropConfig, draw_crops
@@ -94,7 +95,7 @@ class Crops(Dataset[Batch]):
     def __getitem__(self, draw: Draw) -> Batch:
         count = len(draw.indices)
         draws = draw_crops(self.config, count, draw.seeds)
-        crops: list[Pixels] = []
+        canvas = Canvas(count, self.size, self.chans)
         shown: list[int] = []
         tried: list[int] = []
         unreadable: list[Unreadable] = []
@@ -103,8 +104,9 @@ class Crops(Dataset[Batch]):
                 tried.append(candidate)
                 try:
                     box = partial(draws.box, row)
-                    crop = read_crop(self.source, candidate, box, self.size, self.chans)
-                    crops.append(self.augment(crop, (*draw.seeds, row)))
+                    place = canvas.place(row)
+                    crop = read_crop(self.source, candidate, box, self.size, self.chans, place)
+                    canvas.put(row, self.augment(crop, (*draw.seeds, row)))
                     shown.append(candidate)
                     break
                 except UnreadableImage as error:
@@ -115,7 +117,7 @@ class Crops(Dataset[Batch]):
                     f"{REPLACEMENTS} images in a row cannot be read; the last is {last.name}: {last.reason}"
                 )
         flips = torch.from_numpy(draws.flips)
-        return Batch(torch.from_numpy(stack(crops)), flips, np.array(shown), np.unique(tried), unreadable)
+        return Batch(canvas.batch(count), flips, np.array(shown), np.unique(tried), unreadable)
 
     def _candidates(self, index: int, row: int, seeds: tuple[int, ...]) -> Iterator[int]:
         yield index
@@ -124,18 +126,53 @@ class Crops(Dataset[Batch]):
             yield int(generator.choice(self.pool))
 
 
-def read_crop(source: ImageSource, index: int, choose_box: BoxChooser, size: Size, chans: int) -> Pixels:
+def read_crop(
+    source: ImageSource,
+    index: int,
+    choose_box: BoxChooser,
+    size: Size,
+    chans: int,
+    out: NDArray[np.uint8] | None = None,
+) -> Pixels:
     """One image of a source, see `crop_and_resize`. Raises UnreadableImage, also where a file is missing."""
     try:
-        return crop_and_resize(source.read(index), choose_box, size, chans)
+        return crop_and_resize(source.read(index), choose_box, size, chans, out)
     except OSError as error:
         raise UnreadableImage(error.strerror or str(error)) from error
 
 
-def stack(crops: list[Pixels]) -> Pixels:
-    """(H, W, C) of several images -> (B, H, W, C): uint8 where all are, else float32."""
-    same = all(crop.dtype == np.uint8 for crop in crops)
-    return np.stack(crops if same else [to_float(crop) for crop in crops])
+class Canvas:
+    """A batch (B, H, W, C) that crops are written into: uint8 until one of them has more than 8 bits."""
+
+    def __init__(self, count: int, size: Size, chans: int) -> None:
+        self._batch = _new_batch((count, *size, chans))
+        self.pixels: Pixels = self._batch.numpy()
+
+    def place(self, row: int) -> NDArray[np.uint8] | None:
+        """Where the crop of a row may be written directly."""
+        return self.pixels[row] if self.pixels.dtype == np.uint8 else None
+
+    def put(self, row: int, crop: Pixels) -> None:
+        """Take a crop, which may lie in its place already."""
+        if crop.dtype != np.uint8 and self.pixels.dtype == np.uint8:
+            self.pixels = to_float(self.pixels)
+            self._batch = torch.from_numpy(self.pixels)
+        place = self.pixels[row]
+        if not np.may_share_memory(crop, place):
+            place[...] = crop if self.pixels.dtype == np.uint8 else to_float(crop)
+
+    def batch(self, count: int) -> Tensor:
+        """The first ``count`` crops."""
+        return self._batch[:count]
+
+
+def _new_batch(shape: tuple[int, ...]) -> Tensor:
+    """uint8; in a worker in memory that it shares with its parent, as torch's own collation has it."""
+    batch = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is None:
+        return batch.new_empty(shape)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return batch.set_(storage).view(shape)
 
 
 def load_batches(
@@ -160,6 +197,27 @@ def prepare_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
+
+
+def copied(batch: Batch, device: torch.device) -> Batch:
+    """The batch on ``device``; to a GPU beside what it is still computing, since steps are queued ahead."""
+    if device.type != "cuda":
+        return batch
+    with torch.cuda.device(device):
+        copies = _copies(torch.cuda.current_device())
+        with torch.cuda.stream(copies):
+            pixels = batch.pixels_BHWC.to(device, non_blocking=True)
+            flips = batch.flips_B.to(device, non_blocking=True)
+        current = torch.cuda.current_stream()
+        current.wait_stream(copies)
+        for tensor in (pixels, flips):
+            tensor.record_stream(current)
+    return replace(batch, pixels_BHWC=pixels, flips_B=flips)
+
+
+@cache
+def _copies(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def to_images(batch: Batch, mean: Tensor, std: Tensor) -> Tensor:

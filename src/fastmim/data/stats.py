@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastmim.data.bands import UnreadableImage, to_float
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig
-from fastmim.data.decode import Box
 from fastmim.data.feed import STATS_SEED
 from fastmim.data.images import ImageSource
 from fastmim.data.loader import prepare_worker, read_crop
+from fastmim.data.resize import Box
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 

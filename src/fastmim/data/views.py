@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastmim.data.bands import Pixels, UnreadableImage
-from fastmim.data.decode import Box
+from fastmim.data.bands import UnreadableImage
 from fastmim.data.images import ImageSource
-from fastmim.data.loader import Batch, Unreadable, load_batches, read_crop, stack, to_images
+from fastmim.data.loader import Batch, Canvas, Unreadable, load_batches, read_crop, to_images
+from fastmim.data.resize import Box
 from fastmim.grids import Size
 
 SHARE_UP_TO_224 = 0.875  # of the shorter side, at up to 224 pixels; larger inputs see all of it
@@ -42,20 +42,21 @@ class CenterCrops(Dataset[Batch]):
         self.chans = chans
 
     def __getitem__(self, indices: NDArray[np.int64]) -> Batch:
-        crops: list[Pixels] = []
+        canvas = Canvas(len(indices), self.size, self.chans)
         shown: list[int] = []
         unreadable: list[Unreadable] = []
+        box = CenterBox(self.size)
         for index in map(int, indices):
+            row = len(shown)
             try:
-                crops.append(read_crop(self.source, index, CenterBox(self.size), self.size, self.chans))
+                crop = read_crop(self.source, index, box, self.size, self.chans, canvas.place(row))
+                canvas.put(row, crop)
                 shown.append(index)
             except UnreadableImage as error:
                 unreadable.append(Unreadable(index, self.source.name(index), str(error)))
-        pixels = stack(crops) if crops else np.zeros((0, *self.size, self.chans), np.uint8)
-        flips = torch.zeros(len(crops), dtype=torch.bool)
-        return Batch(
-            torch.from_numpy(pixels), flips, np.array(shown, np.int64), np.unique(indices), unreadable
-        )
+        pixels = canvas.batch(len(shown))
+        flips = torch.zeros(len(shown), dtype=torch.bool)
+        return Batch(pixels, flips, np.array(shown, np.int64), np.unique(indices), unreadable)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rich.console import Console
 from fastmim.bench.document import Results, as_table, read_results, write_page
 from fastmim.bench.growth import bench_growth, bench_memory, blocks_of
 from fastmim.bench.hog import bench_hog
+from fastmim.bench.loader import bench_loader
 from fastmim.bench.measure import machine
 from fastmim.bench.step import bench_step
 from fastmim.config import PretrainConfig
@@ -27,6 +28,7 @@ Part = Literal["step", "hog", "loader", "memory", "growth", "all", "document"]
 PARTS: tuple[str, ...] = get_args(Part)[:-2]
 STEP_MODELS = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
 HOG_ROUNDS = 5  # for each round of steps: it is short
+LOADER_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class BenchCommand:
     """Images a step."""
     growth_batch: int = 32
     """Images a step while resolution or depth grows."""
+    data: str | None = None
+    """JPEGs of loader: a folder or tar. Default: made of the embedded photos, and said so."""
     rounds: int = 3
     """Steps of each contestant that count."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -112,6 +116,8 @@ def _run_part(part: str, command: BenchCommand, results: Results, say: Callable[
         results.figures[part] = bench_hog(
             device, command.batch_size, command.image_size, HOG_ROUNDS * command.rounds
         )
+    elif part == "loader":
+        results.figures[part] = bench_loader(command.data, LOADER_ROUNDS * command.rounds, say)
     elif part == "memory":
         results.figures[part] = bench_memory(command.config(command.model, command.batch_size), say)
     elif part == "growth":

@@ -1,0 +1,265 @@
+"""The loader beside torchvision's: the whole path from the file to a batch of pixels, in one process."""
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastmim.bench.measure import Figure, medians, side_by_side
+from fastmim.data import jpeg
+from fastmim.data.crops import CropConfig, draw_crops
+from fastmim.data.decode import decode
+from fastmim.data.images import FileImages, ImageSource, Subset, open_images
+from fastmim.data.loader import Crops, Draw, available_cpus
+from fastmim.data.pack import pack
+from fastmim.data.resize import Box
+
+BATCH, SIZE = 64, 128
+MOST_IMAGES = 5 * BATCH
+MADE_SIDES = (375, 500)  # of the images that are made where none are given: ImageNet's median
+MADE_QUALITY = 98  # about 100 kB each, as ImageNet's
+BASELINE = "torchvision: Pillow, RandomResizedCrop bicubic, flip"
+# What is packed: name, shorter side, encoding, and how many times torchvision's speed it should reach.
+PACKS: tuple[tuple[str, int, Any, float], ...] = (
+    ("packed, JPEG 144", 144, "jpeg", 12.0),
+    ("packed, JPEG 192", 192, "jpeg", 7.0),
+    ("packed, raw 144", 144, "raw", 40.0),
+)
+FILES, FILES_TARGET, PSNR_TARGET, ACCESS_TARGET = "files as they are", 2.5, 32.0, 50.0
+
+
+def bench_loader(data: str | None, rounds: int, say: Callable[[str], None]) -> list[Figure]:
+    """Images a second of torchvision's pipeline and of ours, how near the crops are, and random access.
+
+    Args:
+        data: JPEGs, see `open_images`, of which up to 320 are taken; None: made from the embedded photos.
+        rounds: passes over the images of each contestant that count.
+        say: told what is read.
+    """
+    with tempfile.TemporaryDirectory(prefix="fastmim-bench-") as name, _one_thread():
+        folder = Path(name)
+        source = _some_of(open_images(data)) if data is not None else make_images(folder / "made")
+        what = data if data is not None else "parts of the embedded photos, 500x375"
+        sources: dict[str, ImageSource] = {FILES: source}
+        size = _copy(source, folder / "files") / len(source)
+        say(
+            f"loader: {len(source)} JPEGs of {size / 1000:.0f} kB ({what}); crops of {SIZE}x{SIZE}, batches "
+            f"of {BATCH}, one process; share: of what decoding every file to an eighth, no less, takes"
+        )
+        for title, short_side, encoding, _ in PACKS:
+            place = folder / f"{encoding}{short_side}"
+            pack(str(folder / "files"), place, short_side, encoding, workers=available_cpus())
+            sources[title] = open_images(str(place))
+        contestants: dict[str, Callable[[], Any]] = {"torchvision": _torchvision(source)}
+        contestants |= {title: _ours(part) for title, part in sources.items()}
+        contestants["least"] = _least(source)
+        seconds = medians(side_by_side(contestants, torch.device("cpu"), rounds))
+        speeds = {title: len(source) / seconds[title] for title in contestants}
+        targets = {FILES: FILES_TARGET, **{title: target for title, _, _, target in PACKS}}
+        lines = [
+            Figure(
+                title,
+                speeds[title],
+                "images/s",
+                BASELINE,
+                speeds["torchvision"],
+                speeds[title] / speeds["torchvision"],
+                target=f"at least {target:g} times",
+                share=speeds[title] / speeds["least"] if title == FILES else None,
+                limit="decoding all files to an eighth" if title == FILES else "",
+                met=speeds[title] >= target * speeds["torchvision"],
+            )
+            for title, target in targets.items()
+        ]
+        for title, near in _nearness(source, sources).items():
+            wanted = title == FILES
+            lines.append(
+                Figure(
+                    f"crops, {title}",
+                    near,
+                    "dB",
+                    "bicubic crops of whole images",
+                    target=f"at least {PSNR_TARGET:g} dB" if wanted else "",
+                    met=near >= PSNR_TARGET if wanted else None,
+                )
+            )
+        lines += _access(folder / "jpeg144", "JPEG 144") + _access(folder / "raw144", "raw 144")
+    return lines
+
+
+def make_images(folder: Path, count: int = MOST_IMAGES) -> FileImages:
+    """``count`` JPEGs of 500x375: parts of the embedded photos, drawn by a fixed seed."""
+    photos = open_images("demo:photos")
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    names = [f"{number:04d}.jpg" for number in range(count)]
+    for number, name in enumerate(names):
+        whole = decode(photos.read(number % len(photos)))
+        height, width = whole.shape[:2]
+        share = generator.uniform(0.6, 1.0)
+        scale = share * min(height / MADE_SIDES[0], width / MADE_SIDES[1])
+        h, w = int(scale * MADE_SIDES[0]), int(scale * MADE_SIDES[1])
+        top, left = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
+        part = Image.fromarray(whole[top : top + h, left : left + w])
+        pixels = np.asarray(part.resize(MADE_SIDES[::-1], Image.Resampling.BICUBIC))
+        encoded = simplejpeg.encode_jpeg(pixels, quality=MADE_QUALITY, colorsubsampling="420")
+        (folder / name).write_bytes(encoded)
+    return FileImages(str(folder), names)
+
+
+def _some_of(source: ImageSource) -> ImageSource:
+    indices = np.linspace(0, len(source) - 1, min(len(source), MOST_IMAGES)).astype(np.int64)
+    return Subset(source, indices)
+
+
+def _copy(source: ImageSource, folder: Path) -> int:
+    """The images as files in their order, to be packed; their bytes."""
+    folder.mkdir()
+    size = 0
+    for index in range(len(source)):
+        data = source.read(index)
+        if isinstance(data, np.ndarray):
+            data = simplejpeg.encode_jpeg(np.ascontiguousarray(data))
+        (folder / f"{index:04d}{os.path.splitext(source.name(index))[1] or '.jpg'}").write_bytes(data)
+        size += len(data)
+    return size
+
+
+def _torchvision(source: ImageSource) -> Callable[[], None]:
+    from torchvision import transforms as T
+
+    transform = T.Compose(
+        [
+            T.RandomResizedCrop(SIZE, CropConfig().scale, interpolation=T.InterpolationMode.BICUBIC),
+            T.RandomHorizontalFlip(),
+            T.PILToTensor(),
+        ]
+    )
+
+    def run() -> None:
+        for indices in _batches(len(source)):
+            torch.stack([transform(_open(source, index).convert("RGB")) for index in indices.tolist()])
+
+    return run
+
+
+def _ours(source: ImageSource) -> Callable[[], None]:
+    crops = Crops(source, np.arange(len(source)), CropConfig(), (SIZE, SIZE), 3)
+
+    def run() -> None:
+        for step, indices in enumerate(_batches(len(source))):
+            crops[Draw(indices, (0, step))]
+
+    return run
+
+
+def _least(source: ImageSource) -> Callable[[], None]:
+    """What no crop can do without: the entropy coding of a file, in front of its smallest image."""
+
+    def run() -> None:
+        for index in range(len(source)):
+            data = source.read(index)
+            if isinstance(data, bytes) and data.startswith(jpeg.MAGIC):
+                header = jpeg.read_header(data)
+                if header is not None:
+                    jpeg.decode_reduced(data, header, 1, 3, keep=False)
+
+    return run
+
+
+def _batches(count: int) -> list[NDArray[np.int64]]:
+    """Each image once, in an order that is not that of the files."""
+    order = np.random.default_rng(0).permutation(count)
+    return [order[start : start + BATCH] for start in range(0, count, BATCH)]
+
+
+def _nearness(source: ImageSource, sources: dict[str, ImageSource]) -> dict[str, float]:
+    """Mean PSNR of each source's crops against the same parts of the whole images, resized by Pillow."""
+    found: dict[str, list[float]] = {title: [] for title in sources}
+    for step, indices in enumerate(_batches(len(source))):
+        draws = draw_crops(CropConfig(), len(indices), (0, step))
+        batches = {title: _batch(part, indices, step) for title, part in sources.items()}
+        for row, index in enumerate(indices.tolist()):
+            whole = _open(source, index).convert("RGB")
+            for title, part in sources.items():
+                height, width = decode(part.read(index)).shape[:2]
+                box = draws.box(row, height, width)
+                crop = _reference(whole, box, height, width)
+                error = np.mean((batches[title][row].astype(np.float64) - crop) ** 2)
+                found[title].append(10 * np.log10(255**2 / max(error, 1e-6)))
+    return {title: float(np.mean(values)) for title, values in found.items()}
+
+
+def _batch(source: ImageSource, indices: NDArray[np.int64], step: int) -> NDArray[np.uint8]:
+    crops = Crops(source, np.arange(len(source)), CropConfig(), (SIZE, SIZE), 3)
+    pixels: NDArray[np.uint8] = crops[Draw(indices, (0, step))].pixels_BHWC.numpy()
+    return pixels
+
+
+def _reference(whole: Image.Image, box: Box, height: int, width: int) -> NDArray[np.float64]:
+    """A box of an image of ``height`` and ``width``, in the image at its full size."""
+    down, across = whole.height / height, whole.width / width
+    bottom, right = (box.top + box.height) * down, (box.left + box.width) * across
+    place = (box.left * across, box.top * down, min(right, whole.width), min(bottom, whole.height))
+    crop = whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, place)
+    return np.asarray(crop, np.float64)
+
+
+def _access(folder: Path, title: str) -> list[Figure]:
+    """Microseconds an image, in random order, by datasets and by us."""
+    import datasets
+
+    table = datasets.load_from_disk(str(folder))
+    if "image" in table.features:
+        table = table.cast_column("image", datasets.Image(decode=False))
+    source = open_images(str(folder))
+    order = np.random.default_rng(0).permutation(len(source)).tolist()
+    contestants: dict[str, Callable[[], Any]] = {
+        "datasets.load_from_disk": partial(_visit, table.__getitem__, order),
+        "fastmim": partial(_visit, source.read, order),
+    }
+    seconds = medians(side_by_side(contestants, torch.device("cpu")))
+    return [
+        Figure(
+            f"random access to {title}, {name}",
+            1e6 * seconds[name] / len(order),
+            "us/image",
+            target=f"under {ACCESS_TARGET:g} us",
+            met=1e6 * seconds[name] / len(order) < ACCESS_TARGET,
+        )
+        for name in contestants
+    ]
+
+
+def _visit(read: Callable[[int], Any], order: list[int]) -> None:
+    for index in order:
+        read(index)
+
+
+def _open(source: ImageSource, index: int) -> Image.Image:
+    data = source.read(index)
+    return Image.fromarray(data) if isinstance(data, np.ndarray) else Image.open(io.BytesIO(data))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a loader's worker."""
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before[0])
+        torch.set_num_threads(before[1])

@@ -1,0 +1,85 @@
+"""Many names in two arrays, which may lie in a file that all processes share."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmim.errors import RunError
+
+MAGIC = b"fastmim names 1\n"
+HEAD = len(MAGIC) + 16  # number of names and of bytes follow it, then the ends, then the names
+
+
+class NameList:
+    """Names by number: a million paths cost no Python object each.
+
+    One that was `load`ed is mapped from its file: processes share its pages, and pickled it is a path.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) + b"\0" for name in names]
+        self._path: str | None = None
+        self._bytes: NDArray[np.uint8] = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends: NDArray[np.int64] = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self._ends[index - 1]) if index else 0
+        return os.fsdecode(self._bytes[start : int(self._ends[index]) - 1].tobytes())
+
+    def joined(self) -> memoryview:
+        """All names as the file system writes them, a zero byte after each."""
+        return self._bytes.data
+
+    def save(self, path: Path) -> None:
+        """Write a file that `load` maps, all of it or none. Raises OSError."""
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            with open(part, "wb") as file:
+                file.write(MAGIC)
+                file.write(np.array([len(self._ends), len(self._bytes)], np.int64).tobytes())
+                file.write(self._ends.data)
+                file.write(self._bytes.data)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "NameList":
+        """Map what `save` wrote. Raises OSError or ValueError where it is not that."""
+        names = cls.__new__(cls)
+        names._map(str(path))
+        return names
+
+    def _map(self, path: str) -> None:
+        content = np.memmap(path, np.uint8, "r")
+        if content[: len(MAGIC)].tobytes() != MAGIC:
+            raise ValueError(f"{path} is no list of names")
+        count, length = content[len(MAGIC) : HEAD].view(np.int64).tolist()
+        start = HEAD + 8 * count
+        if len(content) != start + length:
+            raise ValueError(f"{path} is damaged")
+        self._path = path
+        self._ends = content[HEAD:start].view(np.int64)
+        self._bytes = content[start:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ if self._path is None else {"_path": self._path, "count": len(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        path = state["_path"]
+        if path is None:
+            self.__dict__.update(state)
+            return
+        try:
+            self._map(path)
+        except (OSError, ValueError) as error:
+            raise RunError(f"the index of the images is gone: {error}; start again") from error
+        if len(self) != state["count"]:
+            raise RunError(f"the index of the images, {path}, is another one by now; start again")
