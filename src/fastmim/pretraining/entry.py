@@ -62,7 +62,8 @@ def pretrain(
     name = name_of(model) if isinstance(model, nn.Module) else model
     named = {"data": data, "out": out, "model": name}
     given = {name: os.fspath(value) for name, value in named.items() if value is not None} | settings
-    base = base_config(PretrainConfig, config, recipe, given.get("out") if resume else None)
+    resumed = given.get("out") if resume else None
+    base = base_config(PretrainConfig, config, recipe, resumed, settings.get("method"))
     return run_pretraining(merge(base, given), resume, overwrite, quiet, module)
 
 

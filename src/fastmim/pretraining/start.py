@@ -10,21 +10,22 @@ from torch import nn
 from fastmim.config import ALWAYS_FREE, PretrainConfig
 from fastmim.encoders.adapter import build_encoder
 from fastmim.errors import UsageError
-from fastmim.methods.input_masking import InputMasking
-from fastmim.targets import build_target
+from fastmim.methods.base import Method
+from fastmim.methods.catalogue import METHODS
 from fastmim.train.device import fit_micro_batch
 from fastmim.train.stages import Leg
 
 FREE_ON_RESUME = ALWAYS_FREE | {"bn_recalibrate", "bn_images"}
 
 
-def build_method(config: PretrainConfig, module: nn.Module | None = None) -> InputMasking:
+def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Method:
     """The backbone at the first stage's size, and the method around it, with weights drawn from the seed."""
     torch.manual_seed(config.seed)
+    kind = METHODS[config.method]
     model = config.model if module is None else module
-    encoder = build_encoder(model, config.size, config.in_chans, config.model_kwargs, config.encoder)
-    target = build_target(config.target, encoder.stride)
-    return InputMasking(encoder, target, config.mask, config.decoder, config.target.loss)
+    size = kind.encoder_size(config.size)
+    encoder = build_encoder(model, size, config.in_chans, config.model_kwargs, config.encoder)
+    return kind.build(encoder, config, getattr(config, kind.own) if kind.own else None)
 
 
 def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
@@ -38,7 +39,7 @@ def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
 
 
 def fitting_micro_batch(
-    fabric: Fabric, method: InputMasking, leg: Leg, images: torch.Tensor, mask: torch.Tensor
+    fabric: Fabric, method: Method, leg: Leg, images: torch.Tensor, mask: torch.Tensor
 ) -> int:
     """As many images as fit, judged by what two of them make autograd keep."""
     count = min(2, len(images))

@@ -51,7 +51,7 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
         held_out.method.masked_images(images, mask).detach().cpu(),
         result.target.cpu(),
         result.prediction.detach().cpu(),
-        result.mask.cpu(),
+        (result.mask > 0).cpu(),
         held_out.method.target,
         *config.crop.statistics,
     )
@@ -67,7 +67,8 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
             ("steps", f"{outcome.steps} of {outcome.total_steps}"),
             ("batch", f"{config.batch_size} images"),
             ("peak learning rate", f"{scaled_lr(config.optim.base_lr, config.batch_size):.3g}"),
-            ("mask", f"{config.mask.ratio:.0%} in blocks of {config.mask.size} pixels"),
+            ("method", config.method),
+            ("mask", f"{(result.mask > 0).float().mean():.0%} in blocks of {config.mask.size} pixels"),
             ("target", config.target.name),
         ],
         losses,

@@ -1,0 +1,20 @@
+"""The methods by name: what `--method` can be."""
+
+from typing import Literal
+
+from fastmim.methods.base import Method
+from fastmim.methods.input_masking import InputMasking
+
+MethodName = Literal["fastmim", "simmim", "maskfeat"]
+METHODS: dict[MethodName, type[Method]] = {
+    "fastmim": InputMasking,
+    "simmim": InputMasking,
+    "maskfeat": InputMasking,
+}
+
+
+def unused_settings(name: MethodName) -> tuple[str, ...]:
+    """Settings, and groups of them, that the method does not heed."""
+    method = METHODS[name]
+    groups = {other.own for other in METHODS.values() if other.own} - {method.own}
+    return (*method.unused, *sorted(groups))
