@@ -4,12 +4,14 @@ from typing import Literal
 
 from fastmim.methods.base import Method
 from fastmim.methods.input_masking import InputMasking
+from fastmim.methods.mae import MAE
 
-MethodName = Literal["fastmim", "simmim", "maskfeat"]
+MethodName = Literal["fastmim", "simmim", "maskfeat", "mae"]
 METHODS: dict[MethodName, type[Method]] = {
     "fastmim": InputMasking,
     "simmim": InputMasking,
     "maskfeat": InputMasking,
+    "mae": MAE,
 }
 
 

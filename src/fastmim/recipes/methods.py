@@ -49,10 +49,22 @@ def maskfeat() -> PretrainConfig:
     )
 
 
+def mae() -> PretrainConfig:
+    """MAE, He et al. 2021: 75 % of the patches are dropped, normalised pixels, a decoder of 8 blocks."""
+    return PretrainConfig(
+        method="mae",
+        image_size=224,
+        mask=Masking(0.75),
+        target=TargetConfig("pixels-norm"),
+        decoder=DecoderConfig(depth=8, width=512),
+    )
+
+
 DEFAULTS: dict[MethodName, Callable[[], PretrainConfig]] = {
     "fastmim": PretrainConfig,
     "simmim": simmim,
     "maskfeat": maskfeat,
+    "mae": mae,
 }
 
 
