@@ -16,6 +16,8 @@ from fastmim.errors import UsageError
 from fastmim.grids import Size
 from fastmim.masking import Masking
 from fastmim.methods.catalogue import MethodName, unused_settings
+from fastmim.methods.lomar import LoMaRConfig
+from fastmim.methods.ummae import UMMAEConfig
 from fastmim.targets import TargetConfig
 from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
@@ -65,6 +67,8 @@ class PretrainConfig(RunConfig):
     mask: Masking = field(default_factory=Masking)
     target: TargetConfig = field(default_factory=TargetConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    lomar: LoMaRConfig = field(default_factory=LoMaRConfig)
+    ummae: UMMAEConfig = field(default_factory=UMMAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     crop: CropConfig = field(default_factory=CropConfig)

@@ -116,7 +116,8 @@ class Encoder(nn.Module):
             UsageError: this is no backbone of which tokens can be left out.
         """
         editing = contextlib.nullcontext() if edit is None else edited(self.model, self.embedding, edit)
-        with editing, dropped(self.model, self.dropping, choose, places_BK):
+        dropping = self.dropping
+        with editing, dropped(self.model, dropping, choose, places_BK):
             output = last_features(self.model, images_BCHW, self.way)
         return output[:, : self.prefix_tokens], output[:, self.prefix_tokens :]
 

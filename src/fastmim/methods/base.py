@@ -79,6 +79,11 @@ class Method(nn.Module, ABC):
         """(H, W) of what the encoder sees, for images of ``image_size``."""
         return image_size
 
+    @property
+    def image_size(self) -> Size:
+        """(H, W) of the images, at the encoder's present size."""
+        return self.encoder.image_size
+
     @abstractmethod
     def forward(self, images_BCHW: Tensor, mask: Tensor) -> Reconstruction: ...
 
@@ -95,7 +100,7 @@ class Method(nn.Module, ABC):
 
     def check_size(self) -> None:
         """Raise UsageError unless the method works at the encoder's present size."""
-        size = self.encoder.image_size
+        size = self.image_size
         mask = self.draw_mask(torch.Generator().manual_seed(0), 64, size)
         if not mask_to_cells(mask, self.block, self.target.cell, size).any():
             raise UsageError(

@@ -4,14 +4,18 @@ from typing import Literal
 
 from fastmim.methods.base import Method
 from fastmim.methods.input_masking import InputMasking
+from fastmim.methods.lomar import LoMaR
 from fastmim.methods.mae import MAE
+from fastmim.methods.ummae import UMMAE
 
-MethodName = Literal["fastmim", "simmim", "maskfeat", "mae"]
+MethodName = Literal["fastmim", "simmim", "maskfeat", "mae", "lomar", "ummae"]
 METHODS: dict[MethodName, type[Method]] = {
     "fastmim": InputMasking,
     "simmim": InputMasking,
     "maskfeat": InputMasking,
     "mae": MAE,
+    "lomar": LoMaR,
+    "ummae": UMMAE,
 }
 
 

@@ -24,7 +24,13 @@ def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Met
     kind = METHODS[config.method]
     model = config.model if module is None else module
     size = kind.encoder_size(config.size)
-    encoder = build_encoder(model, size, config.in_chans, config.model_kwargs, config.encoder)
+    try:
+        encoder = build_encoder(model, size, config.in_chans, config.model_kwargs, config.encoder)
+    except UsageError as error:
+        if size == config.size:
+            raise
+        whole, part = (f"{height}x{width}" for height, width in (config.size, size))
+        raise UsageError(f"method = {config.method} encodes {part} of {whole} pixels: {error}") from error
     return kind.build(encoder, config, getattr(config, kind.own) if kind.own else None)
 
 

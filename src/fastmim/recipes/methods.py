@@ -21,6 +21,7 @@ from fastmim.train.schedules import ScheduleConfig
 
 LINEAR = DecoderConfig(depth=0)
 VIT_B = "vit_base_patch16_224"
+SWIN_T = "swin_tiny_patch4_window7_224"
 
 
 def simmim() -> PretrainConfig:
@@ -60,11 +61,23 @@ def mae() -> PretrainConfig:
     )
 
 
+def lomar() -> PretrainConfig:
+    """LoMaR, Chen et al. 2022: 80 % of four windows of 7x7 patches, normalised pixels, a linear head."""
+    return replace(mae(), method="lomar", mask=Masking(0.8), decoder=LINEAR)
+
+
+def ummae() -> PretrainConfig:
+    """UM-MAE, Li et al. 2022: one of every 2x2 patches is sampled, a quarter of these masked; Swin at 256."""
+    return replace(mae(), method="ummae", model=SWIN_T, image_size=256, mask=Masking(size=16))
+
+
 DEFAULTS: dict[MethodName, Callable[[], PretrainConfig]] = {
     "fastmim": PretrainConfig,
     "simmim": simmim,
     "maskfeat": maskfeat,
     "mae": mae,
+    "lomar": lomar,
+    "ummae": ummae,
 }
 
 
