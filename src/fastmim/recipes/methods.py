@@ -7,21 +7,27 @@
 FastMIM's table 11, and what a paper leaves open is as there, too.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from inspect import getdoc
+from typing import Any
 
 from fastmim.config import PretrainConfig
 from fastmim.data.crops import CropConfig
 from fastmim.decoders import DecoderConfig
 from fastmim.masking import Masking
 from fastmim.methods.catalogue import MethodName
+from fastmim.recipes.definition import Recipe
 from fastmim.targets import TargetConfig
 from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
 
 LINEAR = DecoderConfig(depth=0)
 VIT_B = "vit_base_patch16_224"
+VIT_L = "vit_large_patch16_224"
 SWIN_T = "swin_tiny_patch4_window7_224"
+SWIN_B = "swin_base_patch4_window7_224"
+SWIN_L = "swin_large_patch4_window7_224"
 
 
 def simmim() -> PretrainConfig:
@@ -96,3 +102,134 @@ def at_length(config: PretrainConfig, model: str, epochs: float, size: int | Non
         batch_size=2048,
         schedule=ScheduleConfig(name="cosine", warmup_epochs=10),
     )
+
+
+def mae_vit_b_8b512d() -> PretrainConfig:
+    """MAE, ViT-B, the decoder of 8 blocks."""
+    return at_length(mae(), VIT_B, 1600)
+
+
+def mae_vit_b_1b512d() -> PretrainConfig:
+    """MAE, ViT-B, the decoder of a single block."""
+    return replace(at_length(mae(), VIT_B, 800), decoder=DecoderConfig(depth=1, width=512))
+
+
+def mae_vit_l_8b512d() -> PretrainConfig:
+    """MAE, ViT-L, the decoder of 8 blocks."""
+    return at_length(mae(), VIT_L, 1600)
+
+
+def simmim_vit_b() -> PretrainConfig:
+    """SimMIM, ViT-B at 224 pixels."""
+    return at_length(simmim(), VIT_B, 800)
+
+
+def simmim_swin_b() -> PretrainConfig:
+    """SimMIM, Swin-B at 192 pixels, window 6."""
+    return at_length(simmim(), SWIN_B, 800, 192)
+
+
+def simmim_swin_l() -> PretrainConfig:
+    """SimMIM, Swin-L at 192 pixels, window 12."""
+    return replace(at_length(simmim(), SWIN_L, 800, 192), model_kwargs={"window_size": 12})
+
+
+def maskfeat_vit_b() -> PretrainConfig:
+    """MaskFeat, ViT-B at 224 pixels."""
+    return at_length(maskfeat(), VIT_B, 800)
+
+
+def lomar_vit_b() -> PretrainConfig:
+    """LoMaR, ViT-B at 224 pixels, with the backbone's own positions in place of relative ones."""
+    return at_length(lomar(), VIT_B, 800)
+
+
+def ummae_swin_t() -> PretrainConfig:
+    """UM-MAE, Swin-T at 256 pixels.
+
+    The decoder is MAE's.
+    """
+    return at_length(ummae(), SWIN_T, 200)
+
+
+def fastmim_drop_vit_b() -> PretrainConfig:
+    """FastMIM's target and size with MAE's dropping, ViT-B: HOG at 128 pixels, three quarters dropped.
+
+    No paper has this combination. Decoder, batch and schedule are FastMIM's for ViT-B.
+    """
+    config = replace(mae(), image_size=128, target=TargetConfig("hog"), decoder=DecoderConfig(1, 256))
+    return at_length(config, VIT_B, 800)
+
+
+def fastmim_drop_vit_l() -> PretrainConfig:
+    """FastMIM's target and size with MAE's dropping, ViT-L: HOG at 128 pixels, three quarters dropped.
+
+    No paper has this combination. Decoder, batch and schedule are FastMIM's for ViT-L.
+    """
+    return replace(fastmim_drop_vit_b(), model=VIT_L, decoder=DecoderConfig(8, 512))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where recipes of a method come from."""
+
+    name: str
+    """Of the recipes, before the slash."""
+    about: str
+    rows: dict[str, Callable[[], PretrainConfig]]
+    figures: dict[str, str]
+    """Rows of FastMIM's table 3 that have the same run."""
+
+
+SOURCES = (
+    Source(
+        "mae",
+        "MAE, He et al. 2021, arXiv 2111.06377",
+        {
+            "vit-b-8b512d": mae_vit_b_8b512d,
+            "vit-b-1b512d": mae_vit_b_1b512d,
+            "vit-l-8b512d": mae_vit_l_8b512d,
+        },
+        {"vit-b-8b512d": "mae_vit_b", "vit-l-8b512d": "mae_vit_l"},
+    ),
+    Source(
+        "simmim",
+        "SimMIM, Xie et al. 2022, arXiv 2111.09886",
+        {"vit-b": simmim_vit_b, "swin-b": simmim_swin_b, "swin-l": simmim_swin_l},
+        {"vit-b": "simmim_vit_b", "swin-b": "simmim_swin_b", "swin-l": "simmim_swin_l"},
+    ),
+    Source(
+        "maskfeat",
+        "MaskFeat, Wei et al. 2022, arXiv 2112.09133",
+        {"vit-b": maskfeat_vit_b},
+        {"vit-b": "maskfeat_vit_b"},
+    ),
+    Source(
+        "lomar",
+        "LoMaR, Chen et al. 2022, arXiv 2206.00790",
+        {"vit-b": lomar_vit_b},
+        {"vit-b": "lomar_vit_b"},
+    ),
+    Source("ummae", "UM-MAE, Li et al. 2022, arXiv 2205.10063", {"swin-t": ummae_swin_t}, {}),
+    Source(
+        "fastmim-drop",
+        "FastMIM's HOG at low resolution with MAE's dropping; in no paper",
+        {"vit-b": fastmim_drop_vit_b, "vit-l": fastmim_drop_vit_l},
+        {},
+    ),
+)
+
+
+def method_recipes(figures: dict[str, Any]) -> Iterator[Recipe]:
+    """The recipes above, with FastMIM's table 3 (of paper.yaml) as the figure where it has the run."""
+    for source in SOURCES:
+        for row, make in source.rows.items():
+            config = make()
+            title, _, notes = (getdoc(make) or "").partition("\n")
+            figure = "no figure"
+            if row in source.figures:
+                *_, top1 = figures["table3"][source.figures[row]]
+                figure = f"{top1} % top-1 (FastMIM's table 3)"
+            yield Recipe(
+                f"{source.name}/{row}", source.about, title, notes.strip(), config, figure, config.model
+            )
