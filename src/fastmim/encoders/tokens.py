@@ -69,7 +69,7 @@ def find_dropping(
     model: nn.Module, name: str, image_size: Size, in_chans: int, features: Features
 ) -> Dropping:
     """How the model drops tokens, seen by letting it drop some. Raises UsageError where it cannot."""
-    if features.layout == "tokens" and features.way == "forward_features" and hasattr(model, PART):
+    if features.layout == "tokens" and features.way != "forward_intermediates" and hasattr(model, PART):
         copy = weightless(model).eval()
         batch, kept = 3, 2
         images = torch.zeros(batch, in_chans, *image_size, device="meta")

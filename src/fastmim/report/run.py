@@ -56,7 +56,7 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
         *config.crop.statistics,
     )
     which = "training" if outcome.on_training_images else "held-out"
-    sheet = draw_samples(samples, f"{config.model}, step {outcome.steps}: {which} images")
+    sheet = draw_samples(samples, f"{config.method} of {config.model}, step {outcome.steps}: {which} images")
     losses = draw_losses(read_metrics(run), outcome.trivial_loss)
     page = render_page(
         f"fastmim pre-training: {config.model}",
