@@ -19,7 +19,8 @@ from fastmim.targets import Target, build_target
 class MAE(Method):
     """Drop, encode what is left, fill in, decode, compare (He et al. 2021, figure 1 and section 3).
 
-    With HOG as target and small images this is FastMIM's target for MAE's encoder (recipe ``fastmim-drop``).
+    Masks must leave as many patches as those that `draw_mask` draws. With HOG as target and small images this
+    is FastMIM's target for MAE's encoder (recipe ``fastmim-drop``).
 
     Args:
         encoder: a plain vision transformer; it is not changed (`encoders.tokens` asks it for what is needed).

@@ -48,7 +48,8 @@ def pretrain(
         overwrite: replace the run in ``out``.
         quiet: print nothing.
         settings: any field of `fastmim.config.PretrainConfig`; groups as mappings
-            (``mask={"ratio": 0.6}``) or dotted (``**{"mask.ratio": 0.6}``).
+            (``mask={"ratio": 0.6}``) or dotted (``**{"mask.ratio": 0.6}``). ``method`` begins with the
+            settings of its own paper.
 
     Returns:
         Where the run lies and how it ended. With several devices they are started as new processes, so
