@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastmim.errors import UsageError
 from fastmim.grids import grid_of, mask_to_cells, mask_to_pixels
-from fastmim.masking import Masking, masked_count, random_block_mask
+from fastmim.masking import Masking, blockwise_mask, draw_blocks, masked_count, random_block_mask
 
 
 def test_the_count_does_not_suffer_from_floats():
@@ -40,11 +40,25 @@ def test_every_sample_has_the_exact_count(size, block, ratio, seed):
     h, w = grid_of(size, block)
     if h * w < 2:
         return
-    mask = random_block_mask(torch.Generator().manual_seed(seed), 5, size, block, ratio)
-    assert mask.shape == (5, h, w)
-    assert mask.dtype == torch.bool
-    assert (mask.sum((1, 2)) == masked_count(h * w, ratio)).all()
-    assert mask_to_pixels(mask, block, size).shape == (5, *size)
+    for draw in (random_block_mask, blockwise_mask):
+        mask = draw(torch.Generator().manual_seed(seed), 5, size, block, ratio)
+        assert mask.shape == (5, h, w)
+        assert mask.dtype == torch.bool
+        assert (mask.sum((1, 2)) == masked_count(h * w, ratio)).all()
+        assert mask_to_pixels(mask, block, size).shape == (5, *size)
+
+
+def test_rectangles_hang_together():
+    def borders(pattern):
+        generator = torch.Generator().manual_seed(0)
+        mask = draw_blocks(Masking(0.4, pattern=pattern), generator, 200, (224, 224), 16)
+        changes = (mask[:, 1:] != mask[:, :-1]).sum() + (mask[:, :, 1:] != mask[:, :, :-1]).sum()
+        return changes / 200, mask.float().mean(0)
+
+    (blockwise, share), (random, _) = borders("blockwise"), borders("random")
+    assert blockwise < 0.5 * random
+    assert share.min() > 0.02  # as with BEiT, corners are seldom within a rectangle
+    assert not torch.equal(*(blockwise_mask(torch.Generator(), 2, (224, 224), 16, 0.4)))
 
 
 def test_every_block_is_masked_equally_often():

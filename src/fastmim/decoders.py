@@ -1,13 +1,18 @@
-"""The small decoder: tokens -> width d -> b transformer blocks -> LayerNorm -> linear prediction."""
+"""The small decoders: tokens -> width d -> b transformer blocks -> LayerNorm -> linear prediction.
+
+Two kinds: one gets a feature for every place, the other puts mask tokens where none was encoded.
+"""
 
 from dataclasses import dataclass
 
+import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models._manipulate import checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from fastmim.errors import UsageError
-from fastmim.grids import map_to_tokens, tokens_to_map
+from fastmim.grids import Size, map_to_tokens, put_tokens, tokens_to_map
 
 HEAD_WIDTH = 32
 
@@ -28,6 +33,28 @@ class DecoderConfig:
             raise UsageError(f"decoder.width = {self.width} must be a multiple of {HEAD_WIDTH}")
 
 
+class Blocks(nn.Sequential):
+    """Transformer blocks, one after the other."""
+
+    checkpointing = False
+    """Whether each keeps its input only, and computes the rest again in the backward pass."""
+
+    def forward(self, tokens_BNd: Tensor) -> Tensor:
+        if self.checkpointing:
+            again: Tensor = checkpoint_seq(self, tokens_BNd)
+            return again
+        for block in self:
+            tokens_BNd = block(tokens_BNd)
+        return tokens_BNd
+
+
+def checkpoint_blocks(module: nn.Module) -> None:
+    """Have the decoders in ``module`` keep less and compute more."""
+    for part in module.modules():
+        if isinstance(part, Blocks):
+            part.checkpointing = True
+
+
 class Decoder(nn.Module):
     """Features (B, D, h, w) -> predictions per token (B, out, h, w)."""
 
@@ -35,27 +62,68 @@ class Decoder(nn.Module):
         super().__init__()
         width = config.width if config.depth else in_width
         self.embed = nn.Linear(in_width, width) if config.depth else nn.Identity()
-        self.blocks = nn.Sequential(
-            *(Block(width, width // HEAD_WIDTH, qkv_bias=True) for _ in range(config.depth))
-        )
+        self.blocks = _blocks(config.depth, width)
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, out_channels)
-        self.checkpointing = False
         self.apply(_initialise)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep of each block its input only, as timm's models do after the call of this name."""
-        self.checkpointing = enable
 
     def forward(self, features_BDhw: Tensor) -> Tensor:
         grid = (features_BDhw.shape[2], features_BDhw.shape[3])
         tokens_BND = self.embed(map_to_tokens(features_BDhw))
-        if self.checkpointing:
-            tokens_BND = checkpoint_seq(self.blocks, tokens_BND)
-        else:
-            tokens_BND = self.blocks(tokens_BND)
-        predictions: Tensor = self.predict(self.norm(tokens_BND))
+        predictions: Tensor = self.predict(self.norm(self.blocks(tokens_BND)))
         return tokens_to_map(predictions, grid)
+
+
+class FillingDecoder(nn.Module):
+    """The features of some places -> predictions for all (B, out, h, w): a mask token stands for the others.
+
+    Positions are fixed 2-D sine-cosine ones (MAE, He et al. 2021).
+
+    Args:
+        config: its depth must be at least 1, or nothing would go from place to place.
+        out_channels: numbers a place.
+        learned: whether the mask token is learned, or zeros (paper: table 10a).
+    """
+
+    def __init__(self, config: DecoderConfig, out_channels: int, learned: bool) -> None:
+        super().__init__()
+        if not config.depth:
+            raise UsageError(
+                "decoder.depth = 0: a decoder that fills in what was not encoded needs at least 1 block"
+            )
+        self.blocks = _blocks(config.depth, config.width)
+        self.norm = nn.LayerNorm(config.width)
+        self.predict = nn.Linear(config.width, out_channels)
+        self.apply(_initialise)
+        token = torch.zeros(config.width)
+        if learned:
+            self.mask_token = nn.Parameter(token.normal_(std=0.02))
+        else:
+            self.register_buffer("mask_token", token)
+
+    def forward(
+        self, tokens_BKd: Tensor, places_BK: Tensor, grid: Size, prefix_BPd: Tensor | None = None
+    ) -> Tensor:
+        """Args:
+        tokens_BKd: features at the decoder's width.
+        places_BK: where they stand on the grid, row by row.
+        grid: (h, w) of the predictions.
+        prefix_BPd: class token and registers, which have no place.
+        """
+        count = grid[0] * grid[1]
+        tokens = put_tokens(tokens_BKd, places_BK, self.mask_token, count)
+        positions_Nd = build_sincos2d_pos_embed(
+            list(grid), dim=tokens.shape[2], dtype=torch.float32, device=tokens.device
+        )
+        tokens = tokens + positions_Nd
+        if prefix_BPd is not None:
+            tokens = torch.cat([prefix_BPd, tokens], dim=1)
+        predictions: Tensor = self.predict(self.norm(self.blocks(tokens)))
+        return tokens_to_map(predictions[:, -count:], grid)
+
+
+def _blocks(depth: int, width: int) -> Blocks:
+    return Blocks(*(Block(width, width // HEAD_WIDTH, qkv_bias=True) for _ in range(depth)))
 
 
 def _initialise(module: nn.Module) -> None:

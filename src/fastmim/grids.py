@@ -51,6 +51,43 @@ def map_to_tokens(features_BDhw: Tensor) -> Tensor:
     return features_BDhw.flatten(2).transpose(1, 2)
 
 
+def visible_places(mask_Bhw: Tensor, count: int) -> Tensor:
+    """Where the visible entries of a mask stand, row by row: (B, count), ascending.
+
+    Every mask must have ``count`` of them, which is not looked at: on a GPU that would hold everything up.
+    """
+    return mask_Bhw.flatten(1).byte().argsort(dim=1, stable=True)[:, :count]
+
+
+def take_tokens(tokens_BND: Tensor, places_BK: Tensor) -> Tensor:
+    """Of tokens (B, N, D), those at places (B, K): (B, K, D)."""
+    return tokens_BND.gather(1, places_BK.unsqueeze(-1).expand(-1, -1, tokens_BND.shape[2]))
+
+
+def put_tokens(tokens_BKD: Tensor, places_BK: Tensor, filler_D: Tensor, count: int) -> Tensor:
+    """Tokens (B, K, D) at their places (B, K) among ``count``; the filler elsewhere. Undoes `take_tokens`."""
+    batch, _, width = tokens_BKD.shape
+    filled = filler_D.to(tokens_BKD.dtype).expand(batch, count, width)
+    return filled.scatter(1, places_BK.unsqueeze(-1).expand(-1, -1, width), tokens_BKD)
+
+
+def pairs(mask_Bhw: Tensor) -> Tensor:
+    """Mask (B, h, w) -> (B, h/2, w/2, 4): the four entries of each 2x2, row by row."""
+    batch, h, w = mask_Bhw.shape
+    return mask_Bhw.view(batch, h // 2, 2, w // 2, 2).transpose(2, 3).flatten(3)
+
+
+def pick_of_pairs(images_BCHW: Tensor, quadrant_Bij: Tensor, patch: int) -> Tensor:
+    """Of each 2x2 patches the one that ``quadrant_Bij`` (0 to 3) names, moved together: (B, C, H/2, W/2)."""
+    batch, channels, height, width = images_BCHW.shape
+    i, j = quadrant_Bij.shape[1:]
+    tiles = images_BCHW.view(batch, channels, i, 2, patch, j, 2, patch)
+    tiles_B4CiPjP = tiles.permute(0, 3, 6, 1, 2, 4, 5, 7).flatten(1, 2)
+    choice = quadrant_Bij.view(batch, 1, 1, i, 1, j, 1)
+    picked = tiles_B4CiPjP.take_along_dim(choice, dim=1)
+    return picked.reshape(batch, channels, height // 2, width // 2)
+
+
 def space_to_depth(images_BCHW: Tensor, patch: int) -> Tensor:
     """(B, C, H, W) -> (B, C*patch*patch, H/patch, W/patch)."""
     return F.pixel_unshuffle(images_BCHW, patch)

@@ -37,17 +37,21 @@ def masked_loss(
     Args:
         name: l2 (mean squared error, the paper's), l1, smooth-l1 or cosine.
         prediction_BThw, target_BThw: (B, T, h, w) on the target's own grid.
-        mask_Bhw: True where a cell is masked; visible cells have no influence, not even as NaN.
+        mask_Bhw: True where a cell is masked, or how often it counts; visible cells have no influence,
+            not even as NaN.
         channel_weights: T numbers that the channels' distances are multiplied by.
     """
     with torch.autocast(prediction_BThw.device.type, enabled=False):
         weights = None if channel_weights is None else target_BThw.new_tensor(channel_weights).float()
         cells = _per_cell(name, prediction_BThw.float(), target_BThw.float(), weights)
-        return torch.where(mask_Bhw, cells, 0).sum() / mask_Bhw.sum().clamp(min=1)
+        return torch.where(mask_Bhw > 0, cells * mask_Bhw, 0).sum() / mask_Bhw.sum().clamp(min=1)
 
 
 def trivial_prediction(target_BThw: Tensor, mask_Bhw: Tensor) -> Tensor:
-    """The trivial predictor: each channel's mean over the masked cells, spread to the target's shape."""
+    """The trivial predictor: each channel's mean over the masked cells, spread to the target's shape.
+
+    Where the mask says how often a cell counts, the mean heeds it.
+    """
     mask = mask_Bhw.unsqueeze(1)
-    mean_T = torch.where(mask, target_BThw, 0).sum(dim=(0, 2, 3)) / mask.sum().clamp(min=1)
+    mean_T = torch.where(mask > 0, target_BThw * mask, 0).sum(dim=(0, 2, 3)) / mask.sum().clamp(min=1)
     return mean_T.view(1, -1, 1, 1).expand_as(target_BThw)

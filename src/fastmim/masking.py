@@ -1,5 +1,6 @@
-"""Random block masks: which part of each image is hidden (paper: section 3.1, table 10)."""
+"""Random masks: which part of each image is hidden (paper: section 3.1, table 10)."""
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from fastmim.errors import UsageError
 from fastmim.grids import Size, grid_of
+
+LEAST_AREA, MOST_ASPECT = 16, 1 / 0.3  # of a rectangle of blocks, in BEiT
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Masking:
     place: Literal["image", "patch"] = "image"
     """Where it stands: in the image's pixels, or in the tokens that the patch embedding makes of them
     (paper: table 10a)."""
+    pattern: Literal["random", "blockwise"] = "random"
+    """Blocks drawn one by one, or in BEiT's rectangles until there are enough of them."""
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -46,6 +51,14 @@ def masked_count(blocks: int, ratio: float) -> int:
     return min(max(blocks - visible, 1), blocks - 1)
 
 
+def draw_blocks(
+    masking: Masking, generator: torch.Generator, batch: int, image_size: Size, block: int
+) -> Tensor:
+    """Boolean (batch, h, w), True = masked, by the pattern of ``masking``; see the two functions below."""
+    draw = random_block_mask if masking.pattern == "random" else blockwise_mask
+    return draw(generator, batch, image_size, block, masking.ratio)
+
+
 def random_block_mask(
     generator: torch.Generator, batch: int, image_size: Size, block: int, ratio: float
 ) -> Tensor:
@@ -53,13 +66,45 @@ def random_block_mask(
 
     The grid is rounded up where ``block`` does not divide the image; the last blocks stick out of it.
     """
-    h, w = grid_of(image_size, block)
-    try:
-        count = masked_count(h * w, ratio)
-    except UsageError as error:
-        size = f"{image_size[0]}x{image_size[1]}"
-        raise UsageError(f"mask.size = {block} on images of {size} pixels: {error}") from error
+    (h, w), count = _grid_and_count(image_size, block, ratio)
     order = torch.rand(batch, h * w, generator=generator).argsort(dim=1)
     mask = torch.zeros(batch, h * w, dtype=torch.bool)
     mask.scatter_(1, order[:, :count], True)
     return mask.view(batch, h, w)
+
+
+def blockwise_mask(
+    generator: torch.Generator, batch: int, image_size: Size, block: int, ratio: float
+) -> Tensor:
+    """Like `random_block_mask`, but in rectangles of random area and aspect (BEiT, Bao et al. 2021).
+
+    In every sample the same number of blocks: the last rectangle is cut to as many as are missing.
+    """
+    (h, w), count = _grid_and_count(image_size, block, ratio)
+    rows, columns = torch.arange(h).view(1, h, 1), torch.arange(w).view(1, 1, w)
+    mask = torch.zeros(batch, h, w, dtype=torch.bool)
+    while True:
+        missing = count - mask.sum(dim=(1, 2))
+        if not missing.any():
+            return mask
+        area, aspect, down, right = torch.rand(4, batch, generator=generator)
+        least = missing.clamp(max=LEAST_AREA)
+        area = least + area * (missing - least)
+        root = torch.exp((2 * aspect - 1) * math.log(MOST_ASPECT) / 2)
+        height = (area.sqrt() * root).round().clamp(1, h)
+        width = (area.sqrt() / root).round().clamp(1, w)
+        top, left = (down * (h - height + 1)).floor(), (right * (w - width + 1)).floor()
+        tall = (rows >= top.view(-1, 1, 1)) & (rows < (top + height).view(-1, 1, 1))
+        wide = (columns >= left.view(-1, 1, 1)) & (columns < (left + width).view(-1, 1, 1))
+        new = tall & wide & ~mask
+        order = new.flatten(1).cumsum(dim=1).view_as(new)
+        mask |= new & (order <= missing.view(-1, 1, 1))
+
+
+def _grid_and_count(image_size: Size, block: int, ratio: float) -> tuple[Size, int]:
+    h, w = grid_of(image_size, block)
+    try:
+        return (h, w), masked_count(h * w, ratio)
+    except UsageError as error:
+        size = f"{image_size[0]}x{image_size[1]}"
+        raise UsageError(f"mask.size = {block} on images of {size} pixels: {error}") from error

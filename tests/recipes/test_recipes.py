@@ -17,10 +17,12 @@ from fastmim.errors import UsageError
 from fastmim.pretraining import build_method
 from fastmim.recipes import ablations, catalogue, main_results, recipe, resolve, smoke
 from fastmim.recipes.backbones import narrow_kwargs
+from fastmim.recipes.methods import defaults_of
 from fastmim.recipes.tables import TABLES, paper_figures, rows_of
 
 ALL = list(catalogue())
 NAMES = [name for name in ALL if recipe(name).verb == "pretrain"]
+TABLED = [name for name in NAMES if name.startswith("table")]  # the others are the methods' own
 TUNED = [name for name in ALL if recipe(name).verb == "finetune"]
 # One of each backbone, and of each kind of run that sets more than size, epochs and target.
 KINDS = [
@@ -43,8 +45,28 @@ KINDS = [
     "table10b/vit-b-8px-0.85",
     "table10b/swin-b-64px-0.65",
     "table16/vit-l-8b768d",
+    "table10a/mae-patch-decoder-zeros",
+    "table15/mae-vit-b-400e-96px",
+    "mae/vit-b-8b512d",
+    "mae/vit-b-1b512d",
+    "simmim/vit-b",
+    "simmim/swin-b",
+    "maskfeat/vit-b",
+    "lomar/vit-b",
+    "ummae/swin-t",
+    "fastmim-drop/vit-b",
 ]
-SAMPLE = ["table1a/vit-b-200e-96px", "table1c/swin-b-2-2-16-2", "table3/fastmim-p-swin-l-400"]
+SAMPLE = [
+    "table1a/vit-b-200e-96px",
+    "table1c/swin-b-2-2-16-2",
+    "table3/fastmim-p-swin-l-400",
+    "lomar/vit-b",
+    "ummae/swin-t",
+    "fastmim-drop/vit-b",
+]
+
+
+METHODS_OF_TABLE3 = ("fastmim", "mae", "maskfeat", "lomar", "simmim_vit", "simmim_swin")
 
 
 def recipe_config(name):
@@ -82,7 +104,7 @@ def test_a_recipe_survives_yaml_and_lacks_data_and_out_only(name):
     assert merge(config, asdict(smoke(config))) == smoke(config)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TABLED)
 def test_a_recipe_says_where_it_stands_and_what_the_paper_says(name):
     found = recipe(name)
     table = next(table for table in TABLES if name.startswith(f"{table.name}/"))
@@ -111,6 +133,9 @@ def test_a_recipe_says_where_it_stands_and_what_the_paper_says(name):
         ("table8/in1k-128px", "table8_swin_b", (1, 4)),
         ("table10a/mim-patch-encoder-zeros", "table10a_masking", ("mim_patch_encoder", 0)),
         ("table10b/vit-b-8px-0.85", "table10b_mask", ("vit_b", 8, 3)),
+        ("table3/mae-vit-l", "table3", ("mae_vit_l", 5)),
+        ("table10a/mae-patch-decoder-learned", "table10a_masking", ("mae_patch_decoder", 1)),
+        ("table15/mae-vit-b-800e-96px", "table15_mae_resolution", (800, 96)),
         ("table16/vit-l-8b512d", "table16_decoder", ("vit_l", "8b512d")),
     ],
 )
@@ -129,20 +154,21 @@ def test_every_run_of_the_paper_has_a_recipe():
         "table1b": cells(paper["table1b_target"]) // 3,
         "table1c": cells(paper["table1c_depth"]),
         "table2": cells(paper["table2_loss"]),
-        "table3": sum(row.startswith("fastmim") for row in paper["table3"]),
+        "table3": sum(row.startswith(METHODS_OF_TABLE3) for row in paper["table3"]),
         "table4": sum(not row.startswith("fcmae") for row in paper["table4"]),
         "table7": cells(paper["table7_target_resolution"]),
         "table8": len({(line[0], line[2]) for line in paper["table8_swin_b"]}),
-        "table10a": sum(cells(row) for key, row in paper["table10a_masking"].items() if "mim" in key),
+        "table10a": cells(paper["table10a_masking"]),
         "table10b": cells(paper["table10b_mask"]),
+        "table15": cells(paper["table15_mae_resolution"]),
         "table16": cells(paper["table16_decoder"]),
     }
     assert here == wanted
-    assert sum(here.values()) == len(NAMES)
+    assert sum(here.values()) == len(TABLED)
 
 
 def test_every_row_is_used():
-    titles = {recipe(name).title for name in NAMES}
+    titles = {recipe(name).title for name in TABLED}
     rows = {
         name: row.__doc__.splitlines()[0]
         for module in (ablations, main_results)
@@ -175,11 +201,40 @@ def test_the_optimiser_is_that_of_table_11():
     for name in NAMES:
         config = recipe_config(name)
         optim = config.optim
+        if config.method in ("simmim", "maskfeat"):  # they have their own
+            continue
         assert (optim.base_lr, optim.weight_decay, optim.betas) == (1.5e-4, 0.05, (0.9, 0.95)), name
         assert (config.batch_size, config.schedule.warmup_epochs) == (2048, 10), name
         assert (config.schedule.name == "step") == ("swin-l" in name), name
         epochs = sum(stage.epochs for stage in config.course)
         assert epochs == (config.epochs or int(name.rpartition("-")[2])), name
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TABLED])
+def test_a_methods_recipe_has_its_own_defaults_and_names_its_paper(name):
+    found, config = recipe(name), recipe_config(name)
+    own = name.partition("/")[0]
+    assert "arXiv" in found.table or own == "fastmim-drop"
+    changed = set(differences(defaults_of(config.method), config))
+    free = {"model", "epochs", "batch_size", "schedule.warmup_epochs", "image_size"}
+    if own == "fastmim-drop":
+        free |= {"target.name", "decoder.depth", "decoder.width"}
+    assert changed <= free | {"model_kwargs"} | ({"decoder.depth"} if "1b" in name else set())
+    if "%" in found.paper:
+        tabled = name.replace(f"{own}/", f"table3/{own}-").removesuffix("-8b512d")
+        assert recipe_config(tabled) == config
+        assert recipe(tabled).paper.split(" ")[0] == found.paper.split(" ")[0]
+
+
+def test_dropping_with_hog_at_low_resolution_is_a_recipe():
+    config = recipe_config("fastmim-drop/vit-b")
+    assert (config.method, config.target.name, config.size, config.mask.ratio) == (
+        "mae",
+        "hog",
+        (128, 128),
+        0.75,
+    )
+    assert differences(config, recipe_config("table4/vit-b")) == {"method": ("mae", "fastmim")}
 
 
 def test_resolving_writes_out_what_follows_from_the_backbone():

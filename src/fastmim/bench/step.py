@@ -30,8 +30,8 @@ def bench_step(config: PretrainConfig, rounds: int, say: Callable[[str], None]) 
     what = f"{config.model} at {config.size[0]}x{config.size[1]}, batch {config.batch_size}"
     say(f"{what}: {precision_of(bench.fabric)}, {bench.kernels}")
     images = len(bench.images)
-    flops = flops_per_image(bench.method, bench.forward)  # type: ignore[arg-type]
-    apply(bench.method, bench.kernels)  # type: ignore[arg-type]
+    flops = flops_per_image(bench.method, bench.forward)
+    apply(bench.method, bench.kernels)
     model, bare = bench.method.encoder.model, bench.bare()
 
     def as_shipped() -> None:

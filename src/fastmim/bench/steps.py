@@ -34,7 +34,7 @@ class Bench:
         """Forward, loss, backward, AdamW."""
         with self.fabric.autocast():
             loss = self.method(self.images, self.mask).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         guarded_step(self.optimizer, scaled_lr(self.config.optim.base_lr, len(self.images)), None)
 
     def forward(self, count: int) -> Any:

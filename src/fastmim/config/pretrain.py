@@ -8,13 +8,16 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from fastmim.config.run import RunConfig
-from fastmim.config.settings import check_least
+from fastmim.config.settings import check_least, differences
 from fastmim.data.crops import CropConfig
 from fastmim.decoders import DecoderConfig
 from fastmim.encoders.adapter import EncoderConfig
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 from fastmim.masking import Masking
+from fastmim.methods.catalogue import MethodName, unused_settings
+from fastmim.methods.lomar import LoMaRConfig
+from fastmim.methods.ummae import UMMAEConfig
 from fastmim.targets import TargetConfig
 from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
@@ -43,6 +46,8 @@ class PretrainConfig(RunConfig):
     hf:NAME[:SPLIT], demo:photos or demo:digits. Labels are ignored."""
     model: str = "vit_base_patch16_224"
     """timm name of the backbone, or package.module:factory of your own; `fastmim backbones` lists them."""
+    method: MethodName = "fastmim"
+    """How the backbone learns. Each method brings the settings of its own paper, which flags win over."""
     image_size: int | tuple[int, int] | None = None
     """Side, or height and width, of the crops that the model sees, in pixels. Default: 128."""
     epochs: float | None = None
@@ -62,6 +67,8 @@ class PretrainConfig(RunConfig):
     mask: Masking = field(default_factory=Masking)
     target: TargetConfig = field(default_factory=TargetConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    lomar: LoMaRConfig = field(default_factory=LoMaRConfig)
+    ummae: UMMAEConfig = field(default_factory=UMMAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     crop: CropConfig = field(default_factory=CropConfig)
@@ -69,6 +76,7 @@ class PretrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, {"held_out": 1, "evaluations": 1, "bn_images": 1})
+        self._check_heeded()
         for name in ("image_size", "epochs", "steps"):
             if self.stages and getattr(self, name) is not None:
                 raise UsageError(
@@ -83,6 +91,17 @@ class PretrainConfig(RunConfig):
                 f"crop.mean has {len(self.crop.mean)} numbers, but in_chans = {self.in_chans}: give one a "
                 "channel, or crop.mean None and crop.std None to have them measured"
             )
+
+    def _check_heeded(self) -> None:
+        """Raise UsageError where a setting is given that the method does not heed."""
+        for path in unused_settings(self.method):
+            group, _, name = path.partition(".")
+            values = getattr(self, group)
+            for changed, (_, value) in differences(type(values)(), values).items():
+                if name in ("", changed):
+                    raise UsageError(
+                        f"{group}.{changed} = {value!r}: method = {self.method} does not use it; leave it out"
+                    )
 
     @property
     def course(self) -> tuple[Stage, ...]:

@@ -5,6 +5,7 @@ Nothing here knows an architecture. What a model can do is asked of the model (`
 it once.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,6 +21,7 @@ from fastmim.encoders.models import arguments_of, check_model_name, create, fit_
 from fastmim.encoders.probe import DoesNotRun, Features, last_features, probe
 from fastmim.encoders.resize import Carry, carry_tensors, resize
 from fastmim.encoders.sizes import working_sizes
+from fastmim.encoders.tokens import Choose, Dropping, dropped, find_dropping
 from fastmim.errors import UsageError
 from fastmim.grids import Size, tokens_to_map
 
@@ -70,7 +72,9 @@ class Encoder(nn.Module):
         self._take(features)
 
     def _take(self, features: Features) -> None:
-        self.__dict__.pop("embedding", None)
+        for known in ("embedding", "dropping"):
+            self.__dict__.pop(known, None)
+        self.features = features
         self.way, self.layout, self.prefix_tokens, self.stride, self.width, self.grid = features
 
     def forward(self, images_BCHW: Tensor, edit: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -92,6 +96,35 @@ class Encoder(nn.Module):
         if features.shape[2:] != grid:  # unpadded convolutions lose the border
             features = F.interpolate(features, grid, mode="bilinear", align_corners=False)
         return features
+
+    def some(
+        self,
+        images_BCHW: Tensor,
+        places_BK: Tensor,
+        choose: Choose,
+        edit: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Only some tokens go through the blocks: prefix tokens (B', P, D) and those chosen (B', K, D).
+
+        Args:
+            images_BCHW: normalised images.
+            places_BK: where on the grid, row by row, those tokens stand, (B', K).
+            choose: takes them out of all of an image's, with their positions: (B, N, D) -> (B', K, D).
+            edit: as in `forward`; may give a multiple of the batch.
+
+        Raises:
+            UsageError: this is no backbone of which tokens can be left out.
+        """
+        editing = contextlib.nullcontext() if edit is None else edited(self.model, self.embedding, edit)
+        dropping = self.dropping
+        with editing, dropped(self.model, dropping, choose, places_BK):
+            output = last_features(self.model, images_BCHW, self.way)
+        return output[:, : self.prefix_tokens], output[:, self.prefix_tokens :]
+
+    @cached_property
+    def dropping(self) -> Dropping:
+        """How the model leaves tokens out. Raises UsageError where it cannot."""
+        return find_dropping(self.model, self.model_name, self.image_size, self.in_chans, self.features)
 
     @cached_property
     def embedding(self) -> Embedding:

@@ -32,9 +32,11 @@ def find_embedding(model: nn.Module, name: str, image_size: Size, in_chans: int,
     """The first of the model's own parts to give a grid of tokens. Raises UsageError where none does."""
     found: list[Embedding] = []
     copy = weightless(model).eval()
-    for child_name, child in copy.named_children():
+    for child_name, child in _called(copy):
 
         def look(module: nn.Module, _: Any, output: Any, child_name: str = child_name) -> None:
+            if isinstance(output, tuple) and output:  # the tokens, and what their grid measures
+                output = output[0]
             if not found and isinstance(output, Tensor):
                 form = _form_of(module, output, image_size)
                 if form is not None:
@@ -49,6 +51,15 @@ def find_embedding(model: nn.Module, name: str, image_size: Size, in_chans: int,
             f"mask.place = patch: no part of {name} was found to embed patches; use mask.place = image"
         )
     return found[0]
+
+
+def _called(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The model's parts by name; of a list, which is never called itself, what it holds."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f"{name}.{number}", part) for number, part in child.named_children())
+        else:
+            yield name, child
 
 
 def _form_of(
@@ -76,7 +87,9 @@ def _form_of(
 def edited(model: nn.Module, embedding: Embedding, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within the block, the embedding's tokens go through ``edit``, as (B, d, h, w), before the rest."""
 
-    def change(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+    def change(module: nn.Module, _: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return change(module, _, output[0]), *output[1:]
         if embedding.layout == "tokens":
             return map_to_tokens(edit(tokens_to_map(output, embedding.grid)))
         if embedding.layout == "channels-last":

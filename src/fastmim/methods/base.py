@@ -1,14 +1,21 @@
 """What every pre-training method is: it draws its masks and turns images into a Reconstruction."""
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastmim.decoders import DecoderConfig
 from fastmim.encoders.adapter import Encoder
-from fastmim.grids import Size
+from fastmim.encoders.resize import Carry
+from fastmim.errors import UsageError
+from fastmim.grids import Size, mask_to_cells, tokens_to_cells
 from fastmim.losses import LossName, masked_loss, trivial_prediction
-from fastmim.targets import Target
+from fastmim.masking import Masking
+from fastmim.targets import Target, TargetConfig
+
+ENCODER = "encoder.model."  # what the names of the backbone's parameters begin with
 
 
 class Reconstruction(NamedTuple):
@@ -21,27 +28,128 @@ class Reconstruction(NamedTuple):
     target: Tensor
     """(B, T, H/cell, W/cell), from the unmasked images, float32."""
     mask: Tensor
-    """(B, H/cell, W/cell), True where a cell is masked and scored."""
+    """(B, H/cell, W/cell), True where a cell is masked and scored; or how often it is."""
 
 
-class Method(Protocol):
-    """A torch module: forward(images_BCHW, mask_Bhw) -> Reconstruction."""
+class Settings(Protocol):
+    """What a method is told; `config.PretrainConfig` has all of it."""
 
-    encoder: Encoder
-    target: Target
-    loss_name: LossName
+    @property
+    def mask(self) -> Masking: ...
+    @property
+    def target(self) -> TargetConfig: ...
+    @property
+    def decoder(self) -> DecoderConfig: ...
 
+
+class Method(nn.Module, ABC):
+    """Draws masks, and turns images and masks into a Reconstruction: `forward` is the method.
+
+    Args:
+        encoder: the backbone; it is not changed.
+        target: what is predicted.
+        loss_name: how prediction and target are compared.
+        block: side of a masked block, in pixels.
+    """
+
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Settings that all methods share and this one does not heed, by their dotted names."""
+    own: ClassVar[str | None] = None
+    """The group of settings that belongs to this method alone."""
+
+    def __init__(self, encoder: Encoder, target: Target, loss_name: LossName, block: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.target = target
+        self.loss_name = loss_name
+        self.block = block
+        self.channel_weights = target.channel_weights(encoder.in_chans)
+
+    @classmethod
+    @abstractmethod
+    def build(cls, encoder: Encoder, settings: Settings, own: Any = None) -> Self:
+        """The method as a run is told to have it; ``own`` is the group of settings that is this method's.
+
+        Raises:
+            UsageError: encoder or settings do not suit it.
+        """
+
+    @staticmethod
+    def encoder_size(image_size: Size) -> Size:
+        """(H, W) of what the encoder sees, for images of ``image_size``."""
+        return image_size
+
+    @property
+    def image_size(self) -> Size:
+        """(H, W) of the images, at the encoder's present size."""
+        return self.encoder.image_size
+
+    @abstractmethod
+    def forward(self, images_BCHW: Tensor, mask: Tensor) -> Reconstruction: ...
+
+    @abstractmethod
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
-        """A batch of masks for images of ``size`` = (H, W), on the CPU: boolean, True = masked."""
-        ...
+        """Masks for images of ``size`` = (H, W), on the CPU: boolean, (batch, h, w), True = masked.
 
-    def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
+        A method whose masks hold more than that has further axes after the first.
+        """
+
+    @abstractmethod
+    def masked_images(self, images_BCHW: Tensor, mask: Tensor) -> Tensor:
         """What the encoder gets to see, (B, C, H, W); for pictures."""
-        ...
 
-    def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction: ...
+    def check_size(self) -> None:
+        """Raise UsageError unless the method works at the encoder's present size."""
+        size = self.image_size
+        mask = self.draw_mask(torch.Generator().manual_seed(0), 64, size)
+        if not mask_to_cells(mask, self.block, self.target.cell, size).any():
+            raise UsageError(
+                f"mask.size = {self.block} pixels hides no whole target cell of {self.target.cell} pixels: "
+                "use a larger mask.size, a larger mask.ratio or a smaller target.cell"
+            )
 
-    def __call__(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction: ...
+    def compare(
+        self, images_BCHW: Tensor, predictions: Tensor, stride: int, mask_Bhw: Tensor
+    ) -> Reconstruction:
+        """What tokens ``stride`` pixels apart predict, against the target, where blocks are masked."""
+        prediction = tokens_to_cells(predictions, stride, self.target.cell)
+        target = self.target(images_BCHW)
+        mask = mask_to_cells(mask_Bhw, self.block, self.target.cell, size_of(images_BCHW))
+        loss = masked_loss(self.loss_name, prediction, target, mask, self.channel_weights)
+        return Reconstruction(loss, prediction, target, mask)
+
+    def set_image_size(self, image_size: Size) -> Carry:
+        """Go on at another size (paper: section 3.3, FastMIM-P).
+
+        Returns:
+            What brings other tensors with the names of this module's parameters to their new shapes.
+
+        Raises:
+            UsageError: the encoder cannot have that size.
+        """
+        stride = self.encoder.stride
+        carry_encoder = self.encoder.set_image_size(self.encoder_size(image_size))
+        if self.encoder.stride != stride:
+            raise UsageError(
+                f"{self.encoder.model_name} has a stride of {stride} pixels at first, and of "
+                f"{self.encoder.stride} at {image_size[0]}x{image_size[1]}: its size cannot change in a run"
+            )
+        self.check_size()
+
+        def carry(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            inside = {
+                name.removeprefix(ENCODER): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(ENCODER)
+            }
+            return tensors | {ENCODER + name: tensor for name, tensor in carry_encoder(inside).items()}
+
+        return carry
+
+
+def size_of(images_BCHW: Tensor) -> Size:
+    """(H, W)."""
+    return images_BCHW.shape[2], images_BCHW.shape[3]
 
 
 def trivial_loss(method: Method, reconstruction: Reconstruction) -> float:
@@ -50,6 +158,7 @@ def trivial_loss(method: Method, reconstruction: Reconstruction) -> float:
     It sees the answers it is scored on, so no constant can do better (under l2).
     """
     constant = trivial_prediction(reconstruction.target, reconstruction.mask)
-    weights = method.target.channel_weights(method.encoder.in_chans)
-    loss = masked_loss(method.loss_name, constant, reconstruction.target, reconstruction.mask, weights)
+    loss = masked_loss(
+        method.loss_name, constant, reconstruction.target, reconstruction.mask, method.channel_weights
+    )
     return float(loss)

@@ -37,7 +37,7 @@ class HeldOut:
     @torch.no_grad()
     def reconstruct(self, count: int) -> Reconstruction:
         """The method's result for the first ``count`` images; the loss is the mean over them."""
-        module: torch.nn.Module = self.method  # type: ignore[assignment]
+        module = self.method
         was_training = module.training
         module.eval()
         parts: list[Reconstruction] = []

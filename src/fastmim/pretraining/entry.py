@@ -48,7 +48,8 @@ def pretrain(
         overwrite: replace the run in ``out``.
         quiet: print nothing.
         settings: any field of `fastmim.config.PretrainConfig`; groups as mappings
-            (``mask={"ratio": 0.6}``) or dotted (``**{"mask.ratio": 0.6}``).
+            (``mask={"ratio": 0.6}``) or dotted (``**{"mask.ratio": 0.6}``). ``method`` begins with the
+            settings of its own paper.
 
     Returns:
         Where the run lies and how it ended. With several devices they are started as new processes, so
@@ -62,7 +63,8 @@ def pretrain(
     name = name_of(model) if isinstance(model, nn.Module) else model
     named = {"data": data, "out": out, "model": name}
     given = {name: os.fspath(value) for name, value in named.items() if value is not None} | settings
-    base = base_config(PretrainConfig, config, recipe, given.get("out") if resume else None)
+    resumed = given.get("out") if resume else None
+    base = base_config(PretrainConfig, config, recipe, resumed, settings.get("method"))
     return run_pretraining(merge(base, given), resume, overwrite, quiet, module)
 
 

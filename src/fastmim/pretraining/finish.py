@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmim.config import PretrainConfig
 from fastmim.data.skips import SKIPPED
-from fastmim.methods.input_masking import InputMasking
+from fastmim.methods.base import Method
 from fastmim.report.run import Outcome, write_report
 from fastmim.train.kernels import Kernels
 from fastmim.train.launch import hardware
@@ -23,13 +23,11 @@ from fastmim.transfer.weights import WEIGHTS, describe_encoder, save_encoder
 if TYPE_CHECKING:
     from fastmim.pretraining.run import Material
 
-METHOD = "fastmim"
-
 
 def summary(
     fabric: Fabric,
     config: PretrainConfig,
-    method: InputMasking,
+    method: Method,
     plan: Plan,
     leg: Leg,
     held_out: int,
@@ -37,7 +35,7 @@ def summary(
 ) -> Iterator[str]:
     """What will be done, in a few lines, at the start and at each change of size."""
     height, width = leg.image_size
-    h, w = (side // method.encoder.stride for side in leg.image_size)
+    h, w = (side // method.encoder.stride for side in method.encoder.image_size)
     batch = (
         f"batch {leg.batch_size} as {fabric.world_size} x {choices['micro_batch']} "
         f"on {fabric.device.type} in {choices['precision']}, {Kernels(**choices['kernels'])}"
@@ -48,7 +46,7 @@ def summary(
         return
     parameters = sum(p.numel() for p in method.encoder.parameters()) / 1e6
     yield (
-        f"{config.model}: {parameters:.1f} M parameters, stride {method.encoder.stride}, "
+        f"{config.method} of {config.model}: {parameters:.1f} M parameters, stride {method.encoder.stride}, "
         f"{h}x{w} tokens of width {method.encoder.width} at {height}x{width} pixels"
     )
     yield f"{config.data}: {plan.images} images to train on, {held_out} held out"
@@ -65,7 +63,7 @@ def leave(
     fabric: Fabric,
     run: Path,
     config: PretrainConfig,
-    method: InputMasking,
+    method: Method,
     material: "Material",
     outcome: Outcome,
     complete: bool,
@@ -73,7 +71,7 @@ def leave(
 ) -> None:
     """Write the encoder, the sheet and the page, and say how it went."""
     encoder = method.encoder
-    origin = describe_encoder(encoder, *config.crop.statistics, METHOD, config.target.name)
+    origin = describe_encoder(encoder, *config.crop.statistics, config.method, config.target.name)
     origin["trained_on"] = hardware(fabric)
     model = encoder.model
     if complete and config.bn_recalibrate and batch_norms(model):

@@ -24,7 +24,7 @@ from fastmim.data.feed import (
 from fastmim.data.images import ImageSource, fingerprint
 from fastmim.data.loader import Crops, loader_workers, to_images
 from fastmim.data.skips import SKIPPED, SkipList
-from fastmim.methods.input_masking import InputMasking
+from fastmim.methods.base import Method
 from fastmim.methods.learning import HeldOut
 from fastmim.pretraining.finish import leave, summary
 from fastmim.pretraining.start import (
@@ -141,7 +141,7 @@ def run_on(
                 plan,
                 leg,
                 progress,
-                extra={"choices": choices, "fastmim_version": __version__, **facts},
+                extra={"choices": choices, "fastmim_version": __version__, "method": config.method, **facts},
                 evaluate=partial(held_out.measure, display.say) if first else dict,
                 evaluate_at=evaluate_at,
                 say=display.say,
@@ -187,7 +187,7 @@ def prepare(
     fabric: Fabric,
     source: ImageSource,
     config: PretrainConfig,
-    method: InputMasking,
+    method: Method,
     optimizer: torch.optim.AdamW,
     leg: Leg,
     split: Split,
@@ -245,9 +245,7 @@ def prepare(
     return Material(leg, held_out, feeder, micro_batch, kernels)
 
 
-def grow(
-    method: InputMasking, optimizer: torch.optim.AdamW, config: PretrainConfig, leg: Leg
-) -> torch.optim.AdamW:
+def grow(method: Method, optimizer: torch.optim.AdamW, config: PretrainConfig, leg: Leg) -> torch.optim.AdamW:
     """Bring the network to the size of ``leg``; returns an optimiser that goes on where the old one stood."""
     carry = method.set_image_size(leg.image_size)
     larger = build_adamw(method, config.optim)

@@ -8,10 +8,12 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from fastmim.config import ALWAYS_FREE, PretrainConfig
+from fastmim.decoders import checkpoint_blocks
 from fastmim.encoders.adapter import build_encoder
 from fastmim.errors import UsageError
-from fastmim.methods.input_masking import InputMasking
-from fastmim.targets import build_target, compiled_target
+from fastmim.methods.base import Method
+from fastmim.methods.catalogue import METHODS
+from fastmim.targets import compiled_target
 from fastmim.train.device import fit_micro_batch
 from fastmim.train.kernels import Kernels, apply, checkpoint_activations
 from fastmim.train.optim import use_kernel
@@ -20,13 +22,20 @@ from fastmim.train.stages import Leg
 FREE_ON_RESUME = ALWAYS_FREE | {"bn_recalibrate", "bn_images"}
 
 
-def build_method(config: PretrainConfig, module: nn.Module | None = None) -> InputMasking:
+def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Method:
     """The backbone at the first stage's size, and the method around it, with weights drawn from the seed."""
     torch.manual_seed(config.seed)
+    kind = METHODS[config.method]
     model = config.model if module is None else module
-    encoder = build_encoder(model, config.size, config.in_chans, config.model_kwargs, config.encoder)
-    target = build_target(config.target, encoder.stride)
-    return InputMasking(encoder, target, config.mask, config.decoder, config.target.loss)
+    size = kind.encoder_size(config.size)
+    try:
+        encoder = build_encoder(model, size, config.in_chans, config.model_kwargs, config.encoder)
+    except UsageError as error:
+        if size == config.size:
+            raise
+        whole, part = (f"{height}x{width}" for height, width in (config.size, size))
+        raise UsageError(f"method = {config.method} encodes {part} of {whole} pixels: {error}") from error
+    return kind.build(encoder, config, getattr(config, kind.own) if kind.own else None)
 
 
 def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
@@ -42,20 +51,20 @@ def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
 
 
 def use_kernels(
-    config: PretrainConfig, method: InputMasking, optimizer: torch.optim.AdamW, kernels: Kernels
+    config: PretrainConfig, method: Method, optimizer: torch.optim.AdamW, kernels: Kernels
 ) -> None:
     """Have the steps computed so."""
     apply(method, kernels)
     use_kernel(optimizer, kernels.optimizer)
     if config.activation_checkpointing:
         checkpoint_activations(method.encoder.model, config.model)
-        method.decoder.set_grad_checkpointing()
+        checkpoint_blocks(method)
     if kernels.compile == "target":
         method.target = compiled_target(method.target)
 
 
 def fitting_micro_batch(
-    fabric: Fabric, method: InputMasking, leg: Leg, images: torch.Tensor, mask: torch.Tensor
+    fabric: Fabric, method: Method, leg: Leg, images: torch.Tensor, mask: torch.Tensor
 ) -> int:
     """As many images as fit, judged by what two of them make autograd keep."""
     count = min(2, len(images))

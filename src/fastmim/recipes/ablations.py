@@ -1,4 +1,4 @@
-"""The paper's ablations: tables 1, 2, 7, 10 and 16. A row is a function, its columns are the arguments.
+"""The paper's ablations: tables 1, 2, 7, 10, 15 and 16. A row is a function, its columns are the arguments.
 
     fastmim pretrain --recipe table1a/vit-b-800e-96px --data imagenet/train --out runs/96px --devices 8
 
@@ -15,6 +15,7 @@ from fastmim.decoders import DecoderConfig
 from fastmim.encoders.adapter import EncoderConfig
 from fastmim.masking import Masking
 from fastmim.recipes.backbones import pyramid, swin_b, swin_l, vit_b, vit_l
+from fastmim.recipes.methods import VIT_B, at_length, mae
 from fastmim.targets import TargetConfig
 
 Predicted = Literal["pixel", "hog"]
@@ -125,6 +126,14 @@ def table7_pvt_v2_b5(predicted: Predicted, size: int) -> PretrainConfig:
     return _predicting(predicted, pyramid("pvt_v2_b5", 800, size))
 
 
+def table10a_mae_patch_decoder(token: Token) -> PretrainConfig:
+    """Table 10a, ViT-B on raw pixels: patches are dropped, mask tokens enter at MAE's decoder.
+
+    The table gives neither image size nor decoder: 128 and MAE's own stand here.
+    """
+    return replace(at_length(mae(), VIT_B, 800, 128), target=RAW_PIXELS, mask=Masking(token=token))
+
+
 def table10a_mim_patch_encoder(token: Token) -> PretrainConfig:
     """Table 10a, ViT-B on raw pixels: masked tokens of the patch embedding are replaced.
 
@@ -149,6 +158,14 @@ def table10b_vit_b(block: int, ratio: float) -> PretrainConfig:
 def table10b_swin_b(block: int, ratio: float) -> PretrainConfig:
     """Table 10b, Swin-B: side of a masked block in pixels, and share of the image that is masked."""
     return replace(swin_b(400), mask=Masking(ratio, block))
+
+
+def table15_mae_vit_b(epochs: int, size: int) -> PretrainConfig:
+    """Table 15, MAE, ViT-B, for so many epochs at so many pixels.
+
+    The table gives no decoder: MAE's own stands here.
+    """
+    return at_length(mae(), VIT_B, epochs, size)
 
 
 def table16_vit_b(decoder: DecoderConfig) -> PretrainConfig:

@@ -21,6 +21,7 @@ _CMT: dict[str, Any] = {"stem_width": 8, "embed_dims": [16, 32, 64, 128]}
 NARROW: dict[str, dict[str, Any]] = {
     "vit_base_patch16_224": _VIT,
     "vit_large_patch16_224": _VIT,
+    "swin_tiny_patch4_window7_224": _SWIN,
     "swin_base_patch4_window7_224": _SWIN,
     "swin_large_patch4_window7_224": _SWIN,
     "twins_svt_large": {"embed_dims": [16, 32, 64, 128], "num_heads": [1, 2, 4, 8]},

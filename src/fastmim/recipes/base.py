@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from fastmim.config import FinetuneConfig, PretrainConfig, RunConfig, build, merge, read_yaml
 from fastmim.errors import UsageError
 from fastmim.recipes.catalogue import recipe
+from fastmim.recipes.methods import defaults_of
 from fastmim.train.rundir import CONFIG
 
 C = TypeVar("C", bound=RunConfig)
@@ -14,21 +15,54 @@ VERBS: dict[type[RunConfig], str] = {PretrainConfig: "pretrain", FinetuneConfig:
 
 
 def base_config(
-    cls: type[C], config: str | os.PathLike[str] | None, recipe_name: str | None, resumed: str | None
+    cls: type[C],
+    config: str | os.PathLike[str] | None,
+    recipe_name: str | None,
+    resumed: str | None,
+    method: str | None = None,
 ) -> C:
-    """A stored run, a recipe, a file, or the defaults. Raises UsageError."""
+    """A stored run, a recipe, or the defaults, which are those of the method's paper, and a file over it.
+
+    Args:
+        method: the one that is asked for by name, beside recipe and file.
+
+    Raises:
+        UsageError: something is not there, or recipe, file and method do not go together.
+    """
     base = cls()
     if recipe_name:
         found = recipe(recipe_name)
         if not isinstance(found.config, cls):
             raise UsageError(f"recipe: {recipe_name} is one for `fastmim {found.verb}`")
         base = found.config
+    settings = read_yaml(Path(config).expanduser()) if config else {}
+    if isinstance(base, PretrainConfig):
+        asked = {
+            f"recipe {recipe_name}": base.method if recipe_name else None,
+            str(config): settings.get("method"),
+            "method": method,
+        }
+        named = _one_method(asked)
+        if not recipe_name:
+            base = cast(C, defaults_of(named))
     if resumed and (stored := Path(resumed).expanduser() / CONFIG).is_file():
         _check_kind(cls, stored)
         base = build(cls, read_yaml(stored), f"{stored}: ")
     if config:
-        base = merge(base, read_yaml(Path(config).expanduser()), f"{os.fspath(config)}: ")
+        base = merge(base, settings, f"{os.fspath(config)}: ")
     return base
+
+
+def _one_method(asked: dict[str, str | None]) -> str | None:
+    """The method that is asked for. Raises UsageError where there are two: they have different settings."""
+    given = [(where, name) for where, name in asked.items() if name]
+    for where, name in given[1:]:
+        if name != given[0][1]:
+            raise UsageError(
+                f"method = {name}{'' if where == 'method' else f' in {where}'}: {given[0][0]} is for "
+                f"{given[0][1]}; leave one of them out"
+            )
+    return given[0][1] if given else None
 
 
 def _check_kind(cls: type[RunConfig], stored: Path) -> None:

@@ -6,13 +6,15 @@ from functools import cache
 from fastmim.errors import UsageError
 from fastmim.recipes.definition import Recipe
 from fastmim.recipes.finetuning import finetuning_recipes
+from fastmim.recipes.methods import method_recipes
 from fastmim.recipes.tables import TABLES, paper_figures, recipes_of
 
 
 @cache
 def catalogue() -> dict[str, Recipe]:
-    """Every recipe by name, table by table as in the paper; fine-tuning after its pre-training."""
-    pretraining = {recipe.name: recipe for table in TABLES for recipe in recipes_of(table)}
+    """Every recipe by name: the paper's tables, then the methods'; fine-tuning after its pre-training."""
+    recipes = [recipe for table in TABLES for recipe in recipes_of(table)]
+    pretraining = {recipe.name: recipe for recipe in (*recipes, *method_recipes(paper_figures()))}
     found = {recipe.name: recipe for recipe in finetuning_recipes(pretraining, paper_figures())}
     return dict(sorted((pretraining | found).items(), key=lambda item: _place(item[0], list(pretraining))))
 

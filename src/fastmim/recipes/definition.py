@@ -9,6 +9,7 @@ from fastmim.config.finetune import SCRATCH
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder, build_encoder
 from fastmim.encoders.models import without_memory
+from fastmim.methods.catalogue import METHODS
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.targets import build_target
 
@@ -71,9 +72,8 @@ class Recipe:
 
 def resolve(config: PretrainConfig) -> PretrainConfig:
     """``config`` with what a run would derive from the backbone written out; no weights are drawn."""
-    build = partial(
-        build_encoder, config.model, config.size, config.in_chans, config.model_kwargs, config.encoder
-    )
+    size = METHODS[config.method].encoder_size(config.size)
+    build = partial(build_encoder, config.model, size, config.in_chans, config.model_kwargs, config.encoder)
     encoder = cast(Encoder, without_memory(build))
     cell = build_target(config.target, encoder.stride).cell
     mean, std = config.crop.mean or IMAGENET_MEAN, config.crop.std or IMAGENET_STD

@@ -27,7 +27,7 @@ class Samples:
     masked: Tensor  # (B, C, H, W), as the encoder saw them
     target: Tensor  # (B, T, h, w)
     prediction: Tensor  # (B, T, h, w)
-    mask: Tensor  # (B, h, w), True = masked
+    mask: Tensor  # (B, h, w), True = masked and scored
     kind: Target
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -51,12 +51,12 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
         held_out.method.masked_images(images, mask).detach().cpu(),
         result.target.cpu(),
         result.prediction.detach().cpu(),
-        result.mask.cpu(),
+        (result.mask > 0).cpu(),
         held_out.method.target,
         *config.crop.statistics,
     )
     which = "training" if outcome.on_training_images else "held-out"
-    sheet = draw_samples(samples, f"{config.model}, step {outcome.steps}: {which} images")
+    sheet = draw_samples(samples, f"{config.method} of {config.model}, step {outcome.steps}: {which} images")
     losses = draw_losses(read_metrics(run), outcome.trivial_loss)
     page = render_page(
         f"fastmim pre-training: {config.model}",
@@ -67,7 +67,8 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
             ("steps", f"{outcome.steps} of {outcome.total_steps}"),
             ("batch", f"{config.batch_size} images"),
             ("peak learning rate", f"{scaled_lr(config.optim.base_lr, config.batch_size):.3g}"),
-            ("mask", f"{config.mask.ratio:.0%} in blocks of {config.mask.size} pixels"),
+            ("method", config.method),
+            ("mask", f"{(result.mask > 0).float().mean():.0%} in blocks of {config.mask.size} pixels"),
             ("target", config.target.name),
         ],
         losses,

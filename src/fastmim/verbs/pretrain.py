@@ -27,9 +27,9 @@ def run(arguments: list[str]) -> int:
         overwrite: bool = False
         """Replace the run in --out."""
 
-    given = peek(arguments, "config", "recipe", "out", "stages")
+    given = peek(arguments, "config", "recipe", "out", "stages", "method")
     resumed = given["out"] if "--resume" in arguments else None
-    base = base_config(PretrainConfig, given["config"], given["recipe"], resumed)
+    base = base_config(PretrainConfig, given["config"], given["recipe"], resumed, given["method"])
     if "--smoke" in arguments:
         if not given["recipe"]:
             raise UsageError("--smoke tries a recipe: give --recipe NAME; `fastmim recipes` lists them")

@@ -1,0 +1,82 @@
+"""MAE (He et al. 2021, arXiv 2111.06377): masked patches are dropped, mask tokens enter at the decoder."""
+
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fastmim.decoders import DecoderConfig, FillingDecoder
+from fastmim.encoders.adapter import Encoder
+from fastmim.errors import UsageError
+from fastmim.grids import Size, channels_per_token, mask_to_pixels, take_tokens, visible_places
+from fastmim.losses import LossName
+from fastmim.masking import Masking, draw_blocks, masked_count
+from fastmim.methods.base import Method, Reconstruction, Settings, size_of
+from fastmim.targets import Target, build_target
+
+
+class MAE(Method):
+    """Drop, encode what is left, fill in, decode, compare (He et al. 2021, figure 1 and section 3).
+
+    Masks must leave as many patches as those that `draw_mask` draws. With HOG as target and small images this
+    is FastMIM's target for MAE's encoder (recipe ``fastmim-drop``).
+
+    Args:
+        encoder: a plain vision transformer; it is not changed (`encoders.tokens` asks it for what is needed).
+        target: what is predicted, for dropped patches only.
+        masking: share of the patches that is dropped; its token is the decoder's.
+        decoder: transformer blocks over all places.
+        loss_name: how prediction and target are compared.
+    """
+
+    unused = ("mask.place",)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        target: Target,
+        masking: Masking,
+        decoder: DecoderConfig,
+        loss_name: LossName = "l2",
+    ) -> None:
+        super().__init__(encoder, target, loss_name, encoder.stride)
+        check_patches(masking, encoder)
+        self.masking = masking
+        channels = target.channels(encoder.in_chans)
+        self.embed = nn.Linear(encoder.width, decoder.width)
+        self.decoder = FillingDecoder(
+            decoder, channels_per_token(channels, encoder.stride, target.cell), masking.token == "learned"
+        )
+        self.check_size()
+
+    @classmethod
+    def build(cls, encoder: Encoder, settings: Settings, own: Any = None) -> Self:
+        target = build_target(settings.target, encoder.stride)
+        return cls(encoder, target, settings.mask, settings.decoder, settings.target.loss)
+
+    def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
+        _, h, w = mask_Bhw.shape
+        places_BK = visible_places(mask_Bhw, h * w - masked_count(h * w, self.masking.ratio))
+        prefix_BPD, visible_BKD = self.encoder.some(
+            images_BCHW, places_BK, partial(take_tokens, places_BK=places_BK)
+        )
+        predictions = self.decoder(self.embed(visible_BKD), places_BK, (h, w), self.embed(prefix_BPD))
+        return self.compare(images_BCHW, predictions, self.encoder.stride, mask_Bhw)
+
+    def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
+        return draw_blocks(self.masking, generator, batch, size, self.block)
+
+    def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
+        dropped_B1HW = mask_to_pixels(mask_Bhw, self.block, size_of(images_BCHW)).unsqueeze(1)
+        return images_BCHW.masked_fill(dropped_B1HW, 0)
+
+
+def check_patches(masking: Masking, encoder: Encoder) -> None:
+    """Raise UsageError unless what is masked is a patch of the encoder's, and it can leave patches out."""
+    encoder.dropping  # noqa: B018
+    if masking.size not in (None, encoder.stride):
+        raise UsageError(
+            f"mask.size = {masking.size}: this method masks patches of {encoder.model_name}, "
+            f"{encoder.stride} pixels; leave it out"
+        )

@@ -1,0 +1,164 @@
+"""UM-MAE (Li et al. 2022, arXiv 2205.10063): MAE for pyramids, by uniform sampling and secondary masking."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fastmim.decoders import DecoderConfig, FillingDecoder
+from fastmim.encoders.adapter import Encoder
+from fastmim.errors import UsageError
+from fastmim.grids import (
+    Size,
+    channels_per_token,
+    depth_to_space,
+    grid_of,
+    map_to_tokens,
+    mask_to_pixels,
+    pairs,
+    pick_of_pairs,
+    spread_mask,
+    tokens_to_map,
+)
+from fastmim.losses import LossName
+from fastmim.masking import Masking, masked_count
+from fastmim.methods.base import Method, Reconstruction, Settings, size_of
+from fastmim.targets import Target, build_target
+
+PAIR = 2  # patches along each side of the squares of which one patch is kept
+
+
+@dataclass(frozen=True)
+class UMMAEConfig:
+    """Secondary masking, which no other method has."""
+
+    secondary_ratio: float = 0.25
+    """Share of the sampled patches that a mask token takes the place of."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.secondary_ratio < 1:
+            raise UsageError(f"ummae.secondary_ratio = {self.secondary_ratio} must be at least 0 and below 1")
+
+
+class UMMAE(Method):
+    """Sample, mask, encode a compact image, fill in, decode, compare (Li et al. 2022).
+
+    Of every 2x2 patches one is kept. The kept ones are moved together into an image of half the height and
+    width, which the unchanged backbone takes as any other: windows and strides stay whole. Where one feature
+    stands for several patches, a linear layer spreads it to them.
+
+    A patch that the backbone sees as the mask token only is scored like those that were not sampled. Its
+    feature goes to the first of the four places: the mask does not say which of them was sampled.
+
+    Args:
+        encoder: any backbone, at half the image's size, whose patch embedding's stride divides the patches.
+        target: what is predicted, for patches that are not seen.
+        masking: its size is the side of a patch; its token enters at the encoder and at the decoder.
+        decoder: transformer blocks over all places.
+        loss_name: how prediction and target are compared.
+        config: how many of the sampled patches are masked.
+    """
+
+    unused = ("mask.place", "mask.pattern", "mask.ratio")  # the sampling leaves a quarter
+    own = "ummae"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        target: Target,
+        masking: Masking,
+        decoder: DecoderConfig,
+        loss_name: LossName = "l2",
+        config: UMMAEConfig = UMMAEConfig(),
+    ) -> None:
+        super().__init__(encoder, target, loss_name, masking.size or encoder.stride)
+        embedding = encoder.embedding
+        if encoder.stride % self.block or self.block % embedding.stride:
+            raise UsageError(
+                f"mask.size = {self.block}: patches must be a multiple of the {embedding.stride} pixels "
+                f"between the tokens of {encoder.model_name}'s patch embedding, and divide its stride of "
+                f"{encoder.stride}"
+            )
+        self.secondary_ratio = config.secondary_ratio
+        self.patches_per_feature = encoder.stride // self.block  # along a side
+        learned = masking.token == "learned"
+        self.spread = nn.Linear(encoder.width, decoder.width * self.patches_per_feature**2)
+        channels = target.channels(encoder.in_chans)
+        self.decoder = FillingDecoder(decoder, channels_per_token(channels, self.block, target.cell), learned)
+        token = torch.zeros(1, embedding.width, 1, 1)
+        if learned:
+            self.mask_token = nn.Parameter(token.normal_(std=0.02))
+        else:
+            self.register_buffer("mask_token", token)
+        self.check_size()
+
+    @classmethod
+    def build(cls, encoder: Encoder, settings: Settings, own: Any = None) -> Self:
+        target = build_target(settings.target, settings.mask.size or encoder.stride)
+        return cls(encoder, target, settings.mask, settings.decoder, settings.target.loss, own)
+
+    @staticmethod
+    def encoder_size(image_size: Size) -> Size:
+        if image_size[0] % PAIR or image_size[1] % PAIR:
+            raise UsageError(
+                f"image_size = {image_size[0]}x{image_size[1]} must be even: half of it is encoded"
+            )
+        return image_size[0] // PAIR, image_size[1] // PAIR
+
+    @property
+    def image_size(self) -> Size:
+        height, width = self.encoder.image_size
+        return PAIR * height, PAIR * width
+
+    def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
+        _, h, w = mask_Bhw.shape
+        quadrant_Bij, secondary_Bij = self._sampled(mask_Bhw)
+        compact = pick_of_pairs(images_BCHW, quadrant_Bij, self.block)
+        features_BDhw = self.encoder(compact, edit=partial(self._masked_tokens, secondary_Bij))
+        spread = self.spread(map_to_tokens(features_BDhw))
+        patches_Bdij = depth_to_space(
+            tokens_to_map(spread, (features_BDhw.shape[2], features_BDhw.shape[3])), self.patches_per_feature
+        )
+        predictions = self.decoder(map_to_tokens(patches_Bdij), _places(quadrant_Bij, w), (h, w))
+        return self.compare(images_BCHW, predictions, self.block, mask_Bhw)
+
+    def _sampled(self, mask_Bhw: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each 2x2 patches, which was kept (0 to 3, row by row), and whether it was masked: (B, i, j)."""
+        masked_Bij4 = pairs(mask_Bhw)
+        return masked_Bij4.byte().argmin(dim=-1), masked_Bij4.all(dim=-1)
+
+    def _masked_tokens(self, secondary_Bij: Tensor, tokens_BDhw: Tensor) -> Tensor:
+        mask_B1hw = spread_mask(
+            secondary_Bij, self.block // self.encoder.embedding.stride, size_of(tokens_BDhw)
+        ).unsqueeze(1)
+        return torch.where(mask_B1hw, self.mask_token.to(tokens_BDhw.dtype), tokens_BDhw)
+
+    def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
+        h, w = grid_of(size, self.block)
+        if h % PAIR or w % PAIR:
+            raise UsageError(
+                f"image_size = {size[0]}x{size[1]} must be a multiple of {PAIR * self.block} pixels"
+            )
+        grid = (h // PAIR, w // PAIR)
+        squares = grid[0] * grid[1]
+        quadrant_Bij = torch.randint(PAIR**2, (batch, *grid), generator=generator)
+        order = torch.rand(batch, squares, generator=generator).argsort(dim=1).argsort(dim=1)
+        count = masked_count(squares, self.secondary_ratio) if self.secondary_ratio else 0
+        mask = torch.ones(batch, h * w, dtype=torch.bool)
+        mask.scatter_(1, _places(quadrant_Bij, w), order < count)
+        return mask.view(batch, h, w)
+
+    def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
+        """What is sampled and not masked, before it is moved together."""
+        hidden_B1HW = mask_to_pixels(mask_Bhw, self.block, size_of(images_BCHW)).unsqueeze(1)
+        return images_BCHW.masked_fill(hidden_B1HW, 0)
+
+
+def _places(quadrant_Bij: Tensor, columns: int) -> Tensor:
+    """Where the kept patches stand in the whole grid, row by row: (B, i*j)."""
+    _, i, j = quadrant_Bij.shape
+    rows = PAIR * torch.arange(i, device=quadrant_Bij.device).view(1, -1, 1) + quadrant_Bij // PAIR
+    place = PAIR * torch.arange(j, device=quadrant_Bij.device).view(1, 1, -1) + quadrant_Bij % PAIR
+    return (rows * columns + place).flatten(1)

@@ -1,0 +1,235 @@
+"""The methods as their own papers have them.
+
+    fastmim pretrain --method simmim --data imagenet/train --out runs/simmim
+    fastmim pretrain --recipe simmim/swin-b --data imagenet/train --out runs/simmim --devices 8
+
+`defaults_of` is what `--method` alone brings; a recipe adds backbone, batch and length, which are as in
+FastMIM's table 11, and what a paper leaves open is as there, too.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from inspect import getdoc
+from typing import Any
+
+from fastmim.config import PretrainConfig
+from fastmim.data.crops import CropConfig
+from fastmim.decoders import DecoderConfig
+from fastmim.masking import Masking
+from fastmim.methods.catalogue import MethodName
+from fastmim.recipes.definition import Recipe
+from fastmim.targets import TargetConfig
+from fastmim.train.optim import OptimConfig
+from fastmim.train.schedules import ScheduleConfig
+
+LINEAR = DecoderConfig(depth=0)
+VIT_B = "vit_base_patch16_224"
+VIT_L = "vit_large_patch16_224"
+SWIN_T = "swin_tiny_patch4_window7_224"
+SWIN_B = "swin_base_patch4_window7_224"
+SWIN_L = "swin_large_patch4_window7_224"
+
+
+def simmim() -> PretrainConfig:
+    """SimMIM, Xie et al. 2022: 60 % in squares of 32 pixels, raw pixels under l1, a linear head."""
+    return PretrainConfig(
+        method="simmim",
+        image_size=224,
+        mask=Masking(0.6, 32, place="patch"),
+        target=TargetConfig("pixels", loss="l1"),
+        decoder=LINEAR,
+        optim=OptimConfig(base_lr=1e-4, betas=(0.9, 0.999), clip_norm=5.0),
+        crop=CropConfig(scale=(0.67, 1.0)),
+    )
+
+
+def maskfeat() -> PretrainConfig:
+    """MaskFeat, Wei et al. 2022: 40 % in rectangles, HOG at 224 pixels, a linear head."""
+    return PretrainConfig(
+        method="maskfeat",
+        image_size=224,
+        mask=Masking(0.4, place="patch", pattern="blockwise"),
+        target=TargetConfig("hog"),
+        decoder=LINEAR,
+        optim=OptimConfig(base_lr=2e-4, betas=(0.9, 0.999), clip_norm=0.02),
+        crop=CropConfig(scale=(0.5, 1.0)),
+    )
+
+
+def mae() -> PretrainConfig:
+    """MAE, He et al. 2021: 75 % of the patches are dropped, normalised pixels, a decoder of 8 blocks."""
+    return PretrainConfig(
+        method="mae",
+        image_size=224,
+        mask=Masking(0.75),
+        target=TargetConfig("pixels-norm"),
+        decoder=DecoderConfig(depth=8, width=512),
+    )
+
+
+def lomar() -> PretrainConfig:
+    """LoMaR, Chen et al. 2022: 80 % of four windows of 7x7 patches, normalised pixels, a linear head."""
+    return replace(mae(), method="lomar", mask=Masking(0.8), decoder=LINEAR)
+
+
+def ummae() -> PretrainConfig:
+    """UM-MAE, Li et al. 2022: one of every 2x2 patches is sampled, a quarter of these masked; Swin at 256."""
+    return replace(mae(), method="ummae", model=SWIN_T, image_size=256, mask=Masking(size=16))
+
+
+DEFAULTS: dict[MethodName, Callable[[], PretrainConfig]] = {
+    "fastmim": PretrainConfig,
+    "simmim": simmim,
+    "maskfeat": maskfeat,
+    "mae": mae,
+    "lomar": lomar,
+    "ummae": ummae,
+}
+
+
+def defaults_of(method: str | None) -> PretrainConfig:
+    """What a run begins with that is told its method alone; FastMIM's where there is no such method."""
+    return next((make() for name, make in DEFAULTS.items() if name == method), PretrainConfig())
+
+
+def at_length(config: PretrainConfig, model: str, epochs: float, size: int | None = None) -> PretrainConfig:
+    """The same for a backbone, for so many epochs, with table 11's batch and warm-up."""
+    return replace(
+        config,
+        model=model,
+        image_size=size or config.image_size,
+        epochs=epochs,
+        batch_size=2048,
+        schedule=ScheduleConfig(name="cosine", warmup_epochs=10),
+    )
+
+
+def mae_vit_b_8b512d() -> PretrainConfig:
+    """MAE, ViT-B, the decoder of 8 blocks."""
+    return at_length(mae(), VIT_B, 1600)
+
+
+def mae_vit_b_1b512d() -> PretrainConfig:
+    """MAE, ViT-B, the decoder of a single block."""
+    return replace(at_length(mae(), VIT_B, 800), decoder=DecoderConfig(depth=1, width=512))
+
+
+def mae_vit_l_8b512d() -> PretrainConfig:
+    """MAE, ViT-L, the decoder of 8 blocks."""
+    return at_length(mae(), VIT_L, 1600)
+
+
+def simmim_vit_b() -> PretrainConfig:
+    """SimMIM, ViT-B at 224 pixels."""
+    return at_length(simmim(), VIT_B, 800)
+
+
+def simmim_swin_b() -> PretrainConfig:
+    """SimMIM, Swin-B at 192 pixels, window 6."""
+    return at_length(simmim(), SWIN_B, 800, 192)
+
+
+def simmim_swin_l() -> PretrainConfig:
+    """SimMIM, Swin-L at 192 pixels, window 12."""
+    return replace(at_length(simmim(), SWIN_L, 800, 192), model_kwargs={"window_size": 12})
+
+
+def maskfeat_vit_b() -> PretrainConfig:
+    """MaskFeat, ViT-B at 224 pixels."""
+    return at_length(maskfeat(), VIT_B, 800)
+
+
+def lomar_vit_b() -> PretrainConfig:
+    """LoMaR, ViT-B at 224 pixels, with the backbone's own positions in place of relative ones."""
+    return at_length(lomar(), VIT_B, 800)
+
+
+def ummae_swin_t() -> PretrainConfig:
+    """UM-MAE, Swin-T at 256 pixels.
+
+    The decoder is MAE's.
+    """
+    return at_length(ummae(), SWIN_T, 200)
+
+
+def fastmim_drop_vit_b() -> PretrainConfig:
+    """FastMIM's target and size with MAE's dropping, ViT-B: HOG at 128 pixels, three quarters dropped.
+
+    No paper has this combination. Decoder, batch and schedule are FastMIM's for ViT-B.
+    """
+    config = replace(mae(), image_size=128, target=TargetConfig("hog"), decoder=DecoderConfig(1, 256))
+    return at_length(config, VIT_B, 800)
+
+
+def fastmim_drop_vit_l() -> PretrainConfig:
+    """FastMIM's target and size with MAE's dropping, ViT-L: HOG at 128 pixels, three quarters dropped.
+
+    No paper has this combination. Decoder, batch and schedule are FastMIM's for ViT-L.
+    """
+    return replace(fastmim_drop_vit_b(), model=VIT_L, decoder=DecoderConfig(8, 512))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where recipes of a method come from."""
+
+    name: str
+    """Of the recipes, before the slash."""
+    about: str
+    rows: dict[str, Callable[[], PretrainConfig]]
+    figures: dict[str, str]
+    """Rows of FastMIM's table 3 that have the same run."""
+
+
+SOURCES = (
+    Source(
+        "mae",
+        "MAE, He et al. 2021, arXiv 2111.06377",
+        {
+            "vit-b-8b512d": mae_vit_b_8b512d,
+            "vit-b-1b512d": mae_vit_b_1b512d,
+            "vit-l-8b512d": mae_vit_l_8b512d,
+        },
+        {"vit-b-8b512d": "mae_vit_b", "vit-l-8b512d": "mae_vit_l"},
+    ),
+    Source(
+        "simmim",
+        "SimMIM, Xie et al. 2022, arXiv 2111.09886",
+        {"vit-b": simmim_vit_b, "swin-b": simmim_swin_b, "swin-l": simmim_swin_l},
+        {"vit-b": "simmim_vit_b", "swin-b": "simmim_swin_b", "swin-l": "simmim_swin_l"},
+    ),
+    Source(
+        "maskfeat",
+        "MaskFeat, Wei et al. 2022, arXiv 2112.09133",
+        {"vit-b": maskfeat_vit_b},
+        {"vit-b": "maskfeat_vit_b"},
+    ),
+    Source(
+        "lomar",
+        "LoMaR, Chen et al. 2022, arXiv 2206.00790",
+        {"vit-b": lomar_vit_b},
+        {"vit-b": "lomar_vit_b"},
+    ),
+    Source("ummae", "UM-MAE, Li et al. 2022, arXiv 2205.10063", {"swin-t": ummae_swin_t}, {}),
+    Source(
+        "fastmim-drop",
+        "FastMIM's HOG at low resolution with MAE's dropping; in no paper",
+        {"vit-b": fastmim_drop_vit_b, "vit-l": fastmim_drop_vit_l},
+        {},
+    ),
+)
+
+
+def method_recipes(figures: dict[str, Any]) -> Iterator[Recipe]:
+    """The recipes above, with FastMIM's table 3 (of paper.yaml) as the figure where it has the run."""
+    for source in SOURCES:
+        for row, make in source.rows.items():
+            config = make()
+            title, _, notes = (getdoc(make) or "").partition("\n")
+            figure = "no figure"
+            if row in source.figures:
+                *_, top1 = figures["table3"][source.figures[row]]
+                figure = f"{top1} % top-1 (FastMIM's table 3)"
+            yield Recipe(
+                f"{source.name}/{row}", source.about, title, notes.strip(), config, figure, config.model
+            )

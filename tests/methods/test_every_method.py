@@ -1,0 +1,88 @@
+"""What holds for each method, whatever it is."""
+
+import pytest
+import torch
+
+from fastmim.config import merge
+from fastmim.methods.base import trivial_loss
+from fastmim.methods.catalogue import METHODS
+from fastmim.methods.learning import HeldOut
+from fastmim.pretraining import build_method
+from fastmim.recipes.methods import defaults_of
+
+SIZE = (128, 128)
+
+
+def small(name, target="hog"):
+    torch.manual_seed(0)
+    settings = {
+        "model": "vit_tiny_patch16_224",
+        "model_kwargs": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+        "image_size": SIZE,
+        "decoder.width": 32,
+        "decoder.depth": min(defaults_of(name).decoder.depth, 1),
+        "target.name": target,
+        "target.loss": "l2",
+    }
+    return build_method(merge(defaults_of(name), settings))
+
+
+def batch(network, count):
+    """Smooth waves: something to be learned."""
+    generator = torch.Generator().manual_seed(1)
+    waves = torch.randn(count, 3, 9, 9, generator=generator)
+    images = torch.nn.functional.interpolate(waves, SIZE, mode="bicubic")
+    return images, network.draw_mask(torch.Generator().manual_seed(2), count, SIZE)
+
+
+def no_autocast():
+    return torch.autocast("cpu", enabled=False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_learns_what_it_has_seen(name):
+    network = small(name, "pixels")
+    images, mask = batch(network, 4)
+    held_out = HeldOut(network, images, mask, 4, no_autocast)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        network(images, mask).loss.backward()
+        optimizer.step()
+    assert held_out.loss() < 0.8 * held_out.trivial
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_masks_are_boolean_and_follow_the_generator_alone(name):
+    network = small(name)
+    one, again, other = (
+        network.draw_mask(torch.Generator().manual_seed(seed), 3, SIZE) for seed in (1, 1, 2)
+    )
+    assert one.dtype == torch.bool
+    assert len(one) == 3
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    for height, width in ((128, 192), (192, 128)):
+        mask = network.draw_mask(torch.Generator(), 2, (height, width))
+        assert mask.shape[-2] * width == mask.shape[-1] * height
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_held_out_loss_does_not_depend_on_the_micro_batch(name):
+    network = small(name)
+    images, mask = batch(network, 5)
+    found = [HeldOut(network, images, mask, size, no_autocast) for size in (1, 2, 5)]
+    assert [h.loss() for h in found] == pytest.approx([found[0].loss()] * 3, rel=1e-5)
+    result = found[1].reconstruct(5)
+    assert found[1].trivial == pytest.approx(trivial_loss(network, result))
+    assert len(result.prediction) == len(result.mask) == len(network.masked_images(images, mask)) == 5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_gives_a_finite_loss_and_gradients(name):
+    network = small(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = network(*batch(network, 2))
+    assert result.loss.dtype == torch.float32
+    result.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
