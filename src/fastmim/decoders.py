@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from fastmim.errors import UsageError
-from fastmim.grids import Size, map_to_tokens, put_tokens, tokens_to_map
+from fastmim.grids import Size, map_to_tokens, put_tokens, take_tokens, tokens_to_map
 
 HEAD_WIDTH = 32
 
@@ -67,10 +67,24 @@ class Decoder(nn.Module):
         self.predict = nn.Linear(width, out_channels)
         self.apply(_initialise)
 
-    def forward(self, features_BDhw: Tensor) -> Tensor:
+    @property
+    def choosing_pays(self) -> bool:
+        """Whether predicting some tokens only takes less time than finding them: where each emits much."""
+        return self.predict.out_features >= self.predict.in_features
+
+    def forward(self, features_BDhw: Tensor, wanted_BK: Tensor | None = None) -> Tensor:
+        """Args:
+        features_BDhw: the encoder's.
+        wanted_BK: tokens to predict, by their place row by row; the others become 0. None: all.
+        """
         grid = (features_BDhw.shape[2], features_BDhw.shape[3])
-        tokens_BND = self.embed(map_to_tokens(features_BDhw))
-        predictions: Tensor = self.predict(self.norm(self.blocks(tokens_BND)))
+        tokens_BNd = self.blocks(self.embed(map_to_tokens(features_BDhw)))
+        if wanted_BK is not None:
+            tokens_BNd = take_tokens(tokens_BNd, wanted_BK)
+        predictions: Tensor = self.predict(self.norm(tokens_BNd))
+        if wanted_BK is not None:
+            nothing = predictions.new_zeros(predictions.shape[2])
+            predictions = put_tokens(predictions, wanted_BK, nothing, grid[0] * grid[1])
         return tokens_to_map(predictions, grid)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fastmim.decoders import DecoderConfig
+from fastmim.decoders import Decoder, DecoderConfig
 from fastmim.encoders.adapter import build_encoder
 from fastmim.errors import UsageError
 from fastmim.grids import mask_to_pixels
@@ -104,3 +104,32 @@ def test_the_held_out_loss_does_not_depend_on_the_micro_batch():
     ]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
     assert network.training
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_in_training_only_what_the_loss_needs_is_predicted(size):
+    network = method("pixels", Masking(size=size))
+    seen = []
+    network.decoder.predict.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    some, whole = network.train()(*batch(network)), network.eval()(*batch(network))
+    hidden = (network.draw_mask(torch.Generator(), 1, SIZE)).sum() * (size // network.encoder.stride) ** 2
+    assert seen == [hidden, 24]
+    torch.testing.assert_close(some.loss, whole.loss)
+    scored = some.mask.unsqueeze(1).expand_as(some.prediction)
+    torch.testing.assert_close(some.prediction[scored], whole.prediction[scored])
+    assert not some.prediction[~scored].any()
+
+
+@pytest.mark.parametrize(("target", "size"), [("pixels", 8), ("pixels", 48)])
+def test_all_is_predicted_where_tokens_are_partly_hidden(target, size):
+    network = method(target, Masking(size=size)).train()
+    seen = []
+    network.decoder.predict.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    network(*batch(network))
+    assert seen == [24]
+
+
+def test_choosing_pays_where_a_token_emits_much():
+    wide = DecoderConfig(1, 256)
+    assert not Decoder(wide, 32, 108).choosing_pays
+    assert Decoder(wide, 32, 768).choosing_pays

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from fastmim.decoders import Decoder, DecoderConfig
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
-from fastmim.grids import Size, channels_per_token, mask_to_pixels
+from fastmim.grids import Size, channels_per_token, grid_of, mask_to_pixels, spread_mask, visible_places
 from fastmim.losses import LossName
-from fastmim.masking import Masking, draw_blocks
+from fastmim.masking import Masking, draw_blocks, masked_count
 from fastmim.methods.base import Method, Reconstruction, Settings, size_of
 from fastmim.targets import Target, build_target
 
@@ -71,8 +71,22 @@ class InputMasking(Method):
             features_BDhw = self.encoder(self._masked(images_BCHW, mask_Bhw, self.block))
         else:
             features_BDhw = self.encoder(images_BCHW, edit=partial(self._masked_tokens, mask_Bhw))
-        predictions = self.decoder(features_BDhw)
+        predictions = self.decoder(features_BDhw, self._wanted(mask_Bhw, size_of(images_BCHW)))
         return self.compare(images_BCHW, predictions, self.encoder.stride, mask_Bhw)
+
+    def _wanted(self, mask_Bhw: Tensor, size: Size) -> Tensor | None:
+        """The tokens (B, K) that the loss looks at; None: all, also where it would not pay to choose.
+
+        Masks must hide as many blocks as those that `draw_mask` draws: counting them would wait for the
+        device.
+        """
+        stride = self.encoder.stride
+        whole = self.block % stride == 0 and not any(side % self.block for side in size)
+        if not (self.training and whole and self.decoder.choosing_pays):
+            return None
+        tokens = self.block // stride
+        count = masked_count(mask_Bhw[0].numel(), self.masking.ratio) * tokens**2
+        return visible_places(~spread_mask(mask_Bhw, tokens, grid_of(size, stride)), count)
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
         return draw_blocks(self.masking, generator, batch, size, self.block)
