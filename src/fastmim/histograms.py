@@ -53,6 +53,13 @@ def _sum_columns(values: Tensor, cell: int) -> Tensor:
     return total
 
 
+def _up_to(values: Tensor, limit: float, weights: Tensor) -> Tensor:
+    """``weights`` where ``values`` are at most ``limit``, else 0."""
+    if torch.compiler.is_compiling():
+        return torch.where(values <= limit, weights, 0)
+    return weights * torch.le(values, limit, out=torch.empty_like(values))
+
+
 def _histograms(images: Tensor, bins: int, cell: int, normalize: bool) -> Tensor:
     """Sums of gradient magnitude per orientation bin: (B, C, H, W) -> (B, C*bins, H/cell, W/cell).
 
@@ -70,8 +77,8 @@ def _histograms(images: Tensor, bins: int, cell: int, normalize: bool) -> Tensor
     at_least = [_sum_rows(magnitude, cell)]
     for border in range(1, bins):
         phi = math.pi * border / bins
-        beyond = cotangent.clone().le_(math.cos(phi) / math.sin(phi))
-        at_least.append(_sum_rows(magnitude * beyond, cell))
+        beyond = _up_to(cotangent, math.cos(phi) / math.sin(phi), magnitude)
+        at_least.append(_sum_rows(beyond, cell))
     cumulative = _sum_columns(torch.stack(at_least, dim=2), cell)
     within = cumulative[:, :, :-1] - cumulative[:, :, 1:]
     histograms = torch.cat([within, cumulative[:, :, -1:]], dim=2).clamp(min=0)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fastmim.bench.growth import Cost
 from fastmim.bench.measure import Figure
+from fastmim.bench.methods import LEAST_SHARE, MethodCost
 from fastmim.errors import UsageError
 from fastmim.train.checkpoint import write_atomically
 
@@ -30,6 +31,7 @@ class Results:
     """By part: what was chosen, and on what it was measured."""
     growth: dict[str, list[Cost]] = field(default_factory=dict)
     """By what grows."""
+    methods: list[MethodCost] = field(default_factory=list)
 
     def write(self, file: Path) -> None:
         text = json.dumps(asdict(self), indent=1)
@@ -42,7 +44,8 @@ def read_results(file: Path) -> Results:
         raw = json.loads(file.read_text())
         figures = {part: [Figure(**line) for line in lines] for part, lines in raw["figures"].items()}
         growth = {what: [Cost(**cost) for cost in costs] for what, costs in raw["growth"].items()}
-        return Results(raw["machine"], raw["command"], raw["date"], figures, raw["notes"], growth)
+        methods = [MethodCost(**cost) for cost in raw["methods"]]
+        return Results(raw["machine"], raw["command"], raw["date"], figures, raw["notes"], growth, methods)
     except OSError as error:
         raise UsageError(f"json: {file} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -59,6 +62,40 @@ def as_table(title: str, lines: Sequence[Figure]) -> Table:
     for line in lines:
         what = f"{line.name}, {line.unit}" + (f"\n  against {line.against}" if line.against else "")
         table.add_row(what, *_numbers(line), _target(line))
+    return table
+
+
+METHOD_COLUMNS = ("recipe", "pixels", "images/s", "time", "multiply-adds", "paper's hours", "peak", "MiB")
+
+
+def methods_rows(methods: Sequence[MethodCost]) -> list[tuple[str, ...]]:
+    """A row a method: time, multiply-adds and the paper's hours are in FastMIM's on the same backbone."""
+    fastmim: dict[str, MethodCost] = {}
+    rows: list[tuple[str, ...]] = []
+    for cost in methods:
+        reference = fastmim.setdefault(cost.model, cost)
+        rows.append(
+            (
+                cost.recipe,
+                str(cost.size),
+                f"{cost.images_per_second:.1f}",
+                f"{cost.times_fastmim:.2f}",
+                f"{cost.multiply_adds:.2f}",
+                f"{cost.paper:.2f}" if cost.paper is not None else "",
+                f"{cost.share:.0%}" + ("" if cost.diligent(reference) else " LOW"),
+                f"{cost.memory_mib:.0f}",
+            )
+        )
+    return rows
+
+
+def methods_table(methods: Sequence[MethodCost]) -> Table:
+    """For a terminal."""
+    table = Table(title="methods: in FastMIM's on the same backbone", title_justify="left")
+    for place, heading in enumerate(METHOD_COLUMNS):
+        table.add_column(heading, justify="right" if place else "left", overflow="fold")
+    for row in methods_rows(methods):
+        table.add_row(*row)
     return table
 
 
@@ -104,7 +141,7 @@ def as_markdown(results: Results, plot: str) -> str:
         parts.append(f"## {part.capitalize() if part != 'hog' else 'HOG'}")
         if results.notes.get(part):
             parts.append("\n".join(f"- {note}" for note in results.notes[part]))
-        rows = [("what", "ours", "baseline", "ratio or share", "target")]
+        rows: list[Sequence[str]] = [("what", "ours", "baseline", "ratio or share", "target")]
         for line in lines:
             what = f"{line.name}, {line.unit}"
             if line.against:
@@ -113,6 +150,15 @@ def as_markdown(results: Results, plot: str) -> str:
                 what += f"; share of {line.limit}"
             rows.append((what, *_numbers(line), _target(line)))
         parts.append(_markdown_table(rows))
+    if results.methods:
+        parts.append("## Methods")
+        parts.append("\n".join(f"- {note}" for note in results.notes.get("methods", [])[:1]))
+        parts.append(
+            "Time, multiply-adds and the paper's GPU hours an epoch (its table 3; 8 V100, not this machine) "
+            "are in FastMIM's on the same backbone. LOW: a share of the peak below "
+            f"{LEAST_SHARE:.0%} of FastMIM's."
+        )
+        parts.append(_markdown_table([METHOD_COLUMNS, *methods_rows(results.methods)]))
     if results.growth:
         parts.append("## How cost grows")
         if results.notes.get("growth"):

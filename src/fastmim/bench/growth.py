@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fastmim.bench.flops import flops_per_image
 from fastmim.bench.measure import Figure, timed
 from fastmim.bench.steps import prepare
 from fastmim.config import PretrainConfig
@@ -33,13 +34,14 @@ class Cost:
     """Blocks; None: all, or not asked."""
     images_per_second: float
     memory_mib: float
+    flops_per_image: float = 0.0
 
 
 def measure_cost(config: PretrainConfig) -> Cost:
     """Time and memory of the step of ``config``, in a new process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
-        seconds, memory = pool.submit(_cost_here, config).result()
+        seconds, memory, flops = pool.submit(_cost_here, config).result()
     depth = config.encoder.depth
     return Cost(
         config.batch_size,
@@ -47,17 +49,19 @@ def measure_cost(config: PretrainConfig) -> Cost:
         depth if isinstance(depth, int) else None,
         config.batch_size / seconds,
         memory / 2**20,
+        flops,
     )
 
 
-def _cost_here(config: PretrainConfig) -> tuple[float, int]:
+def _cost_here(config: PretrainConfig) -> tuple[float, int, float]:
     on_gpu = torch.cuda.is_available() and config.accelerator in ("auto", "cuda")
     before = 0 if on_gpu else peak_bytes(torch.device("cpu"))
     bench = prepare(config)
     bench.step()  # the optimiser's state is made in the first
     gc.collect()
     seconds = [timed(bench.step, bench.fabric.device) for _ in range(STEPS)]
-    return statistics.median(seconds), peak_bytes(bench.fabric.device) - before
+    memory = peak_bytes(bench.fabric.device) - before
+    return statistics.median(seconds), memory, flops_per_image(bench.method, bench.forward)
 
 
 def bench_memory(config: PretrainConfig, say: Callable[[str], None]) -> list[Figure]:

@@ -17,7 +17,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from fastmim.errors import RunError, StoppedError, UsageError
-from fastmim.train.device import Precision, choose_precision, device_name
+from fastmim.train.device import Precision, choose_precision, device_name, keep_freed_memory
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ def build_fabric(accelerator: str, devices: int, num_nodes: int, precision: Prec
         accelerator = (
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
+    if accelerator == "cpu":
+        keep_freed_memory()
     if precision == "auto":
         precision = choose_precision(torch.device(accelerator))
     strategy = "auto"

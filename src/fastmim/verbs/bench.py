@@ -1,8 +1,11 @@
 """`fastmim bench`."""
 
 import shlex
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -10,22 +13,24 @@ from typing import Annotated, Literal, get_args
 import tyro
 from rich.console import Console
 
-from fastmim.bench.document import Results, as_table, read_results, write_page
+from fastmim.bench.document import Results, as_table, methods_table, read_results, write_page
 from fastmim.bench.growth import bench_growth, bench_memory, blocks_of
 from fastmim.bench.hog import bench_hog
 from fastmim.bench.loader import bench_loader
 from fastmim.bench.measure import machine
+from fastmim.bench.methods import bench_methods
 from fastmim.bench.step import bench_step
 from fastmim.config import PretrainConfig
-from fastmim.errors import UsageError
+from fastmim.errors import RunError, UsageError
 from fastmim.flags import parse
 from fastmim.pretraining import build_method
 from fastmim.train.device import Precision
 from fastmim.train.kernels import KernelConfig
 from fastmim.train.launch import build_fabric
 
-Part = Literal["step", "hog", "loader", "memory", "growth", "all", "document"]
+Part = Literal["step", "hog", "loader", "memory", "growth", "methods", "all", "document"]
 PARTS: tuple[str, ...] = get_args(Part)[:-2]
+NOT_IN_ALL = "methods"  # takes as long as all the rest
 STEP_MODELS = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
 HOG_ROUNDS = 5  # for each round of steps: it is short
 LOADER_ROUNDS = 2
@@ -37,7 +42,8 @@ class BenchCommand:
 
     step: the training step beside the device's peak and the bare backbone; hog: beside its plain form;
     loader: beside torchvision's pipeline; memory: beside the same step at 224; growth: time and memory
-    against batch, resolution and depth; all: all of these; document: a page from the JSON of an earlier run.
+    against batch, resolution and depth; all: all of these; methods: a step of each method beside FastMIM's
+    (paper: figure 2 and table 3); document: a page from the JSON of an earlier run.
     """
 
     part: Annotated[Part, tyro.conf.Positional, tyro.conf.arg(metavar="PART")]
@@ -55,6 +61,8 @@ class BenchCommand:
     """Images a step."""
     growth_batch: int = 32
     """Images a step while resolution or depth grows."""
+    methods_batch: int = 16
+    """Images a step of each method."""
     data: str | None = None
     """JPEGs of loader: a folder or tar. Default: made of the embedded photos, and said so."""
     rounds: int = 3
@@ -66,7 +74,7 @@ class BenchCommand:
     kernels: KernelConfig = field(default_factory=KernelConfig)
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "batch_size", "growth_batch", "rounds"):
+        for name in ("image_size", "batch_size", "growth_batch", "methods_batch", "rounds"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)} must be at least 1")
 
@@ -90,20 +98,48 @@ def run(arguments: list[str]) -> int:
     device = build_fabric(command.accelerator, 1, 1, command.precision).device
     line = shlex.join(["fastmim", "bench", *arguments])
     results = Results(machine(device), line, date.today().isoformat())
-    console = Console(highlight=False)
-    for part in PARTS if command.part == "all" else (command.part,):
-        notes = results.notes.setdefault(part, [])
-
-        def say(line: str, notes: list[str] = notes) -> None:
-            notes.append(line)
-            console.print(line, soft_wrap=True)
-
-        _run_part(part, command, results, say)
-        if part in results.figures:
-            console.print(as_table(part, results.figures[part]))
-        results.write(Path(command.json))
-    console.print(f"{command.json}: the figures", soft_wrap=True)
+    if command.part == "all":
+        for part in PARTS:
+            if part != NOT_IN_ALL:
+                _take_in(_apart(part, arguments), results)
+                results.write(Path(command.json))
+    else:
+        _show_part(command.part, command, results)
+    results.write(Path(command.json))
+    print(f"{command.json}: the figures")
     return 0
+
+
+def _apart(part: str, arguments: list[str]) -> Results:
+    """A part in a process of its own: what one left in memory would change the speed of the next."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "part.json"
+        words = [part, *(word for word in arguments if word != "all"), "--json", str(file)]
+        child = subprocess.run([sys.executable, "-m", "fastmim", "bench", *words])
+        if child.returncode:
+            raise RunError(f"bench {part} ended with exit code {child.returncode}")
+        return read_results(file)
+
+
+def _take_in(part: Results, results: Results) -> None:
+    results.figures |= part.figures
+    results.notes |= part.notes
+    results.growth |= part.growth
+
+
+def _show_part(part: str, command: BenchCommand, results: Results) -> None:
+    console = Console(highlight=False)
+    notes = results.notes.setdefault(part, [])
+
+    def say(line: str) -> None:
+        notes.append(line)
+        console.print(line, soft_wrap=True)
+
+    _run_part(part, command, results, say)
+    if results.methods:
+        console.print(methods_table(results.methods))
+    if part in results.figures:
+        console.print(as_table(part, results.figures[part]))
 
 
 def _run_part(part: str, command: BenchCommand, results: Results, say: Callable[[str], None]) -> None:
@@ -120,6 +156,21 @@ def _run_part(part: str, command: BenchCommand, results: Results, say: Callable[
         results.figures[part] = bench_loader(command.data, LOADER_ROUNDS * command.rounds, say)
     elif part == "memory":
         results.figures[part] = bench_memory(command.config(command.model, command.batch_size), say)
+    elif part == "methods":
+        batch = command.methods_batch
+        say(f"batch {batch}, the recipes' own sizes; each in a process of its own")
+
+        def told(stored: PretrainConfig) -> PretrainConfig:
+            return replace(
+                stored,
+                batch_size=batch,
+                accelerator=command.accelerator,
+                precision=command.precision,
+                kernels=command.kernels,
+            )
+
+        device = build_fabric(command.accelerator, 1, 1, command.precision).device
+        results.methods = bench_methods(told, device, say)
     elif part == "growth":
         blocks = blocks_of(build_method(command.config(command.model, 2)).encoder.model)
         if blocks is None:

@@ -1,0 +1,225 @@
+"""Every method for the same time on CIFAR-10, then fine-tuned on a tenth of the labels: see docs/results.md.
+
+    python docs/studies/methods.py --data cifar10 --out runs/methods --minutes 5
+
+``--data`` holds train/ and test/ with a folder a class. A run's length in steps comes from a short trial of
+its own speed. Runs use one CPU core each; finished ones are kept in --out and not done again, so the same
+command goes on after a stop. The loss is that on held-out images as a share of the trivial predictor's.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import fastmim
+
+TRIAL_STEPS = 60
+SEEDS = 3
+VIT = {
+    "model": "vit_tiny_patch16_224",
+    "model_kwargs": {"patch_size": 4, "embed_dim": 128, "depth": 4, "num_heads": 4},
+}
+SWIN = {  # stride 8 at the end: three stages
+    "model": "swin_tiny_patch4_window7_224",
+    "model_kwargs": {
+        "patch_size": 2,
+        "window_size": 4,
+        "embed_dim": 48,
+        "depths": [2, 2, 2],
+        "num_heads": [2, 4, 8],
+    },
+}
+CONVNEXT = {
+    "model": "convnextv2_atto",
+    "model_kwargs": {"patch_size": 2, "depths": [2, 2, 2], "dims": [48, 96, 192]},
+}
+COMMON: dict[str, Any] = {
+    "image_size": 32,
+    "batch_size": 128,
+    "optim": {"base_lr": 2e-3},
+    "crop": {"scale": (0.35, 1.0)},
+    "held_out": 256,
+    "workers": 0,
+    "precision": "bf16-mixed",
+    "deterministic": False,
+    "evaluations": 4,
+    "log_every_steps": 20,
+    "quiet": True,
+}
+HOG = {"target": {"name": "hog", "cell": 4}}
+SMALL_DECODER = {"decoder": {"depth": 1, "width": 128}}
+LINEAR = {"decoder": {"depth": 0}}
+FINETUNE: dict[str, Any] = {
+    "image_size": 32,
+    "batch_size": 64,
+    "workers": 0,
+    "precision": "bf16-mixed",
+    "deterministic": False,
+    "evaluations": 1,
+    "log_every_steps": 50,
+    "layer_decay": 0.75,
+    "drop_path": 0.0,
+    "head_std": 0.02,
+    "optim": {"base_lr": 4e-3},
+    "crop": {"scale": (0.35, 1.0)},
+    "augment": {"mixup": 0, "cutmix": 0, "rand_magnitude": 5, "erase": 0},
+    "quiet": True,
+}
+
+
+class Arm(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    seeds: int
+    settings: dict[str, Any]
+
+
+ARMS = (
+    Arm("fastmim, ViT", SEEDS, {**VIT, "mask": {"size": 4}, **HOG, **SMALL_DECODER}),
+    Arm("mae, ViT", SEEDS, {**VIT, "method": "mae", "target": {"name": "pixels-norm"}, **SMALL_DECODER}),
+    Arm(
+        "simmim, ViT",
+        SEEDS,
+        {**VIT, "method": "simmim", "mask": {"ratio": 0.6, "size": 8, "place": "patch"}, **LINEAR},
+    ),
+    Arm("fastmim-drop, ViT", SEEDS, {**VIT, "method": "mae", **HOG, **SMALL_DECODER}),
+    Arm("maskfeat, ViT", 1, {**VIT, "method": "maskfeat", **HOG, **LINEAR}),
+    Arm("lomar, ViT", 1, {**VIT, "method": "lomar", "lomar": {"window": 4}, **LINEAR}),
+    Arm("fastmim, Swin", 1, {**SWIN, "mask": {"size": 8}, **HOG, **SMALL_DECODER}),
+    Arm("greenmim, Swin", 1, {**SWIN, "method": "greenmim", **SMALL_DECODER}),
+    Arm("ummae, Swin", 1, {**SWIN, "method": "ummae", "mask": {"size": 4}, **SMALL_DECODER}),
+    Arm("fastmim, ConvNeXt V2", 1, {**CONVNEXT, "mask": {"size": 8}, **HOG, **SMALL_DECODER}),
+    Arm("fcmae, ConvNeXt V2", 1, {**CONVNEXT, "method": "fcmae", **SMALL_DECODER}),
+)
+SCRATCH = Arm("scratch, ViT", SEEDS, VIT)
+
+
+class Job(NamedTuple):
+    arm: Arm
+    seed: int
+    data: str
+    out: Path
+    minutes: float
+    epochs: float
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def pretrained(job: Job, run: Path) -> dict[str, Any]:
+    """Pre-train for the minutes given; what the run says of itself."""
+    settings = COMMON | job.arm.settings | {"data": f"{job.data}/train", "seed": job.seed}
+    plan = run.with_suffix(".steps")
+    if not plan.is_file():
+        trial = fastmim.pretrain(out=run.with_suffix(".trial"), steps=TRIAL_STEPS, overwrite=True, **settings)
+        speeds = [line["images_per_second"] for line in metrics(trial.run)[1:]]
+        steps = round(60 * job.minutes * statistics.median(speeds) / settings["batch_size"])
+        plan.write_text(str(steps))
+    done = fastmim.pretrain(out=run, steps=int(plan.read_text()), resume=True, **settings)
+    lines = metrics(done.run)
+    return {
+        "share": done.held_out_loss / done.trivial_loss,
+        "images_per_second": statistics.median(line["images_per_second"] for line in lines),
+        "memory_mb": lines[-1]["peak_memory_mb"],
+        "minutes": lines[-1]["seconds"] / 60,
+        "steps": done.steps,
+    }
+
+
+def carry_out(job: Job) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    run = job.out / f"{job.arm.name.replace(', ', '-').replace(' ', '')}-{job.seed}"
+    found = run.with_suffix(".json")
+    if found.is_file():
+        kept: dict[str, Any] = json.loads(found.read_text())
+        return kept
+    result: dict[str, Any] = {"arm": job.arm.name, "seed": job.seed}
+    start: dict[str, Any] = {
+        "encoder": "scratch",
+        **{k: job.arm.settings[k] for k in ("model", "model_kwargs")},
+    }
+    if job.arm is not SCRATCH and job.arm.name != SCRATCH.name:
+        result |= pretrained(job, run)
+        start = {"encoder": run}
+    else:
+        start["layer_decay"] = 1.0
+    tuned = fastmim.finetune(
+        data=job.data,
+        out=run.with_suffix(".classes"),
+        labels=0.1,
+        epochs=job.epochs,
+        seed=job.seed,
+        resume=True,
+        **FINETUNE | start,
+    )
+    result["top1"] = tuned.top1
+    found.write_text(json.dumps(result))
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown; intervals are those of Student's t over the seeds, 95 %."""
+    yield "| | seeds | steps | images/s | memory, MB | loss, % of trivial | top-1, % |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for arm in dict.fromkeys(result["arm"] for result in results):
+        rows = [result for result in results if result["arm"] == arm]
+        cells = [arm, str(len(rows))]
+        for name, scale, digits in (
+            ("steps", 1, 0),
+            ("images_per_second", 1, 0),
+            ("memory_mb", 1, 0),
+            ("share", 100, 1),
+        ):
+            values = [scale * row[name] for row in rows if name in row]
+            cells.append(f"{statistics.mean(values):.{digits}f}" if values else "")
+        yield "| " + " | ".join([*cells, with_interval([row["top1"] for row in rows])]) + " |"
+
+
+def with_interval(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.2f}"
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.2f} ± {half:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--epochs", type=float, default=15.0, help="of fine-tuning")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--arms", nargs="*", help="parts of their names; default: all")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    arms = [a for a in (*ARMS, SCRATCH) if not arguments.arms or any(p in a.name for p in arguments.arms)]
+    jobs = [
+        Job(arm, seed, arguments.data, arguments.out, arguments.minutes, arguments.epochs)
+        for seed in range(SEEDS)
+        for arm in arms
+        if seed < arm.seeds
+    ]
+    with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
+        results = []
+        for result in pool.imap_unordered(carry_out, jobs):
+            print(json.dumps(result), flush=True)
+            results.append(result)
+    order = [arm.name for arm in arms]
+    results.sort(key=lambda result: (order.index(result["arm"]), result["seed"]))
+    print("\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What a step of each method costs, beside FastMIM's on the same backbone (paper: figure 2, table 3)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fastmim.bench.growth import measure_cost
+from fastmim.bench.measure import matmul_peak
+from fastmim.config import PretrainConfig
+from fastmim.recipes import recipe
+from fastmim.recipes.tables import paper_figures
+from fastmim.train.device import choose_precision
+
+# Recipe of each row, FastMIM's of each backbone first; and its name in the paper's table 3, if it is there.
+ROWS: tuple[tuple[str, str | None], ...] = (
+    ("table3/fastmim-vit-b-800", "fastmim_vit_b_800"),
+    ("fastmim-drop/vit-b", None),
+    ("mae/vit-b-8b512d", "mae_vit_b"),
+    ("mae/vit-b-1b512d", None),
+    ("simmim/vit-b", "simmim_vit_b"),
+    ("maskfeat/vit-b", "maskfeat_vit_b"),
+    ("lomar/vit-b", "lomar_vit_b"),
+    ("table3/fastmim-vit-l-800", "fastmim_vit_l_800"),
+    ("fastmim-drop/vit-l", None),
+    ("mae/vit-l-8b512d", "mae_vit_l"),
+    ("table3/fastmim-swin-b-400", "fastmim_swin_b_400"),
+    ("simmim/swin-b", "simmim_swin_b"),
+    ("table3/fastmim-swin-l-400", "fastmim_swin_l_400"),
+    ("simmim/swin-l", "simmim_swin_l"),
+)
+HOURS = 2  # place in a row of table 3: GPU hours an epoch
+LEAST_SHARE = 0.8  # of FastMIM's share of the peak: a peer must not be slow by neglect
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """A step of one method."""
+
+    recipe: str
+    method: str
+    model: str
+    size: int
+    images_per_second: float
+    times_fastmim: float
+    """Seconds an image, in FastMIM's on the same backbone."""
+    multiply_adds: float
+    """Of an image, in FastMIM's."""
+    share: float
+    """Of the device's peak."""
+    memory_mib: float
+    paper: float | None
+    """GPU hours an epoch, in FastMIM's, as the paper has them."""
+
+    def diligent(self, fastmim: "MethodCost") -> bool:
+        """Whether it uses the device nearly as well as FastMIM does."""
+        return self.share >= LEAST_SHARE * fastmim.share
+
+
+def bench_methods(
+    told: Callable[[PretrainConfig], PretrainConfig], device: torch.device, say: Callable[[str], None]
+) -> list[MethodCost]:
+    """A step of each row, all of the same batch, each in a process of its own.
+
+    Args:
+        told: gives a recipe the batch, precision and kernels of this benchmark.
+        say: told each row's result.
+    """
+    hours = paper_figures()["table3"]
+    found: list[MethodCost] = []
+    first: dict[str, tuple[float, float, Any]] = {}
+    precision = told(PretrainConfig()).precision
+    fast = precision == "bf16-mixed" or (precision == "auto" and choose_precision(device) == "bf16-mixed")
+    for name, row in ROWS:
+        stored = recipe(name).config
+        assert isinstance(stored, PretrainConfig)
+        config = told(replace(stored, epochs=None, steps=1))
+        peak = matmul_peak(device, torch.bfloat16 if fast else torch.float32)
+        cost = measure_cost(config)
+        speed, flops = cost.images_per_second, cost.flops_per_image
+        of_paper = hours[row][HOURS] if row else None
+        reference_speed, reference_flops, reference_hours = first.setdefault(
+            config.model, (speed, flops, of_paper)
+        )
+        found.append(
+            MethodCost(
+                name,
+                config.method,
+                config.model,
+                config.size[0],
+                speed,
+                reference_speed / speed,
+                flops / reference_flops,
+                speed * flops / peak,
+                cost.memory_mib,
+                of_paper / reference_hours if of_paper else None,
+            )
+        )
+        say(f"{name}: {speed:.1f} images/s, {found[-1].share:.0%} of the peak, {cost.memory_mib:.0f} MiB")
+    return found
