@@ -3,7 +3,7 @@
 # cifar10/test (one folder a class). Hours on two CPU cores; finished fine-tuning runs are kept and not done again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-export OMP_NUM_THREADS=1 TIMM_FUSED_ATTN=0 # PyTorch's fused attention is slow backward on a CPU in bfloat16
+export OMP_NUM_THREADS=1
 
 for model in vit swin; do
   steps=$([ $model = vit ] && echo 5600 || echo 5000)

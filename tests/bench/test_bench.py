@@ -1,10 +1,12 @@
 import json
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from fastmim.bench import growth, hog, measure, step
+from fastmim.bench import document, growth, hog, measure, methods, step
 from fastmim.bench.document import Results, as_markdown, read_results, write_page
 from fastmim.bench.flops import flops_per_image
 from fastmim.bench.growth import Cost
@@ -15,6 +17,7 @@ from fastmim.cli import main
 from fastmim.config import PretrainConfig
 from fastmim.errors import UsageError
 from fastmim.histograms import hog as ours
+from fastmim.verbs import bench
 
 CPU = torch.device("cpu")
 SMALL = PretrainConfig(
@@ -143,7 +146,7 @@ def test_a_page_is_written_from_the_json(tmp_path, capsys):
     text = page.read_text()
     for expected in ("processor some", "30.00x", "at least 20 times: met", "40.0%", "at least 50%: MISSED"):
         assert expected in text
-    assert "| 16 | 11.0 | 90.9 | 180 | 11.2 |" in text
+    assert "| 16 | 11.0 | 90.9 | 180 |" in text
     assert (page.parent / "performance.png").read_bytes()[:4] == b"\x89PNG"
     assert "performance.png: written" in capsys.readouterr().out
 
@@ -185,3 +188,65 @@ def test_wrong_usage_is_one_line(arguments, message, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def cost_of(config, speeds):
+    speed, flops, memory = speeds(config)
+    return Cost(config.batch_size, config.size[0], None, speed, memory, flops)
+
+
+def test_methods_are_set_beside_fastmim_on_the_same_backbone(monkeypatch):
+    told = []
+
+    def measured(config):
+        told.append(config)
+        slow = 4.0 if config.method == "simmim" else 1.0
+        return cost_of(config, lambda c: (100 / slow, 1e9 * slow, 500.0))
+
+    monkeypatch.setattr(methods, "measure_cost", measured)
+    monkeypatch.setattr(methods, "matmul_peak", lambda *_: 4e11)
+    said = []
+    found = methods.bench_methods(lambda config: replace(config, batch_size=2), CPU, said.append)
+    assert [cost.recipe for cost in found] == [name for name, _ in methods.ROWS]
+    assert all(config.batch_size == 2 and config.course[0].steps == 1 for config in told)
+    by_name = {cost.recipe: cost for cost in found}
+    simmim, fastmim = by_name["simmim/vit-b"], by_name["table3/fastmim-vit-b-800"]
+    assert (simmim.times_fastmim, simmim.multiply_adds) == (4.0, 4.0)
+    assert simmim.paper == pytest.approx(4.1 / 0.8)
+    assert (fastmim.times_fastmim, fastmim.paper) == (1.0, 1.0)
+    assert by_name["fastmim-drop/vit-b"].paper is None
+    assert simmim.share == fastmim.share == pytest.approx(0.25)
+    assert len(said) == len(found)
+
+
+def test_a_method_that_wastes_the_device_is_marked():
+    good = methods.MethodCost("a", "fastmim", "vit", 128, 10.0, 1.0, 1.0, 0.6, 100.0, 1.0)
+    idle, other = replace(good, recipe="b", share=0.4), replace(good, model="swin", share=0.1)
+    rows = document.methods_rows([good, idle, other])
+    assert [row[6] for row in rows] == ["60%", "40% LOW", "10%"]
+    page = as_markdown(replace(results(), methods=[good]), "x.png")
+    assert "| a | 128 | 10.0 | 1.00 | 1.00 | 1.00 | 60% | 100 |" in page
+
+
+def test_all_is_its_parts_each_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
+    run = []
+
+    def child(words):
+        part = words[words.index("bench") + 1]
+        run.append(words)
+        replace(results(), figures={part: results().figures["hog"]}, notes={part: []}, growth={}).write(
+            Path(words[-1])
+        )
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(bench.subprocess, "run", child)
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "all", "--rounds", "1"]) == 0
+    assert [words[words.index("bench") + 1] for words in run] == ["step", "hog", "loader", "memory", "growth"]
+    assert all(words[-4:-1] == ["--rounds", "1", "--json"] for words in run)
+    found = read_results(tmp_path / "bench.json")
+    assert list(found.figures) == ["step", "hog", "loader", "memory", "growth"]
+    assert found.command == "fastmim bench all --rounds 1"
+    monkeypatch.setattr(bench.subprocess, "run", lambda words: subprocess.CompletedProcess(words, 2))
+    assert main(["bench", "all"]) == 1
+    assert "bench step ended with exit code 2" in capsys.readouterr().err

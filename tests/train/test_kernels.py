@@ -8,6 +8,7 @@ from torch import nn
 
 from fastmim.cache import remembered
 from fastmim.errors import UsageError
+from fastmim.train import device, launch
 from fastmim.train import kernels as k
 from fastmim.train.kernels import KernelConfig, Kernels, apply, checkpoint_activations, settle_kernels
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, use_kernel
@@ -184,3 +185,24 @@ def test_of_two_that_find_out_at_once_both_take_the_first_answer(tmp_path, monke
 
     assert remembered("kind", {}, slow) == {"by": "the quicker"}
     assert [file.suffix for file in (tmp_path / "kind").iterdir()] == [".json"]
+
+
+def test_a_run_on_a_cpu_keeps_the_memory_it_frees(monkeypatch):
+    asked = []
+    monkeypatch.setattr(launch, "keep_freed_memory", lambda: asked.append(True))
+    launch.build_fabric("cpu", 1, 1, "32-true")
+    assert asked == [True]
+
+
+def test_keeping_memory_is_glibcs_affair(monkeypatch):
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: object())  # a library without mallopt
+    device.keep_freed_memory()
+
+
+def test_bfloat16_is_taken_where_it_is_faster_and_remembered(monkeypatch):
+    monkeypatch.setattr(device, "_bfloat16_gain", lambda: 1.1)
+    assert device.choose_precision(torch.device("cpu")) == "32-true"
+    monkeypatch.setattr(device, "_bfloat16_gain", lambda: 3.0)
+    assert device.choose_precision(torch.device("cpu")) == "32-true"
+    monkeypatch.setenv("FASTMIM_CACHE", "off")
+    assert device.choose_precision(torch.device("cpu")) == "bf16-mixed"

@@ -15,6 +15,10 @@ from fastmim.bench.methods import LEAST_SHARE, MethodCost
 from fastmim.errors import UsageError
 from fastmim.train.checkpoint import write_atomically
 
+GROWTH_NOTE = (
+    "One of them at a time. Memory is what the process holds beyond what it held before the model was built: "
+    "weights, gradients, the optimiser's state and activations."
+)
 UNITS = {"batch": "images a step", "size": "pixels a side", "depth": "blocks"}
 
 
@@ -161,17 +165,15 @@ def as_markdown(results: Results, plot: str) -> str:
         parts.append(_markdown_table([METHOD_COLUMNS, *methods_rows(results.methods)]))
     if results.growth:
         parts.append("## How cost grows")
-        if results.notes.get("growth"):
-            parts.append("\n".join(f"- {note}" for note in results.notes["growth"]))
+        parts.append(GROWTH_NOTE)
         for what, costs in results.growth.items():
-            rows = [(f"{what}, {UNITS[what]}", "images/s", "ms/image", "memory, MiB", "MiB/image")]
+            rows = [(f"{what}, {UNITS[what]}", "images/s", "ms/image", "memory, MiB")]
             rows += [
                 (
                     str(getattr(cost, what)),
                     f"{cost.images_per_second:.1f}",
                     f"{1000 / cost.images_per_second:.1f}",
                     f"{cost.memory_mib:.0f}",
-                    f"{cost.memory_mib / cost.batch:.1f}",
                 )
                 for cost in costs
             ]

@@ -12,7 +12,7 @@ import torch
 
 from fastmim.bench.flops import flops_per_image
 from fastmim.bench.measure import Figure, timed
-from fastmim.bench.steps import prepare
+from fastmim.bench.steps import FIRST_STEPS, prepare
 from fastmim.config import PretrainConfig
 from fastmim.train.device import peak_bytes
 
@@ -57,7 +57,8 @@ def _cost_here(config: PretrainConfig) -> tuple[float, int, float]:
     on_gpu = torch.cuda.is_available() and config.accelerator in ("auto", "cuda")
     before = 0 if on_gpu else peak_bytes(torch.device("cpu"))
     bench = prepare(config)
-    bench.step()  # the optimiser's state is made in the first
+    for _ in range(FIRST_STEPS):
+        bench.step()
     gc.collect()
     seconds = [timed(bench.step, bench.fabric.device) for _ in range(STEPS)]
     memory = peak_bytes(bench.fabric.device) - before

@@ -6,7 +6,7 @@ import torch
 
 from fastmim.bench.flops import flops_per_image
 from fastmim.bench.measure import Figure, matmul_peak, medians, side_by_side
-from fastmim.bench.steps import prepare
+from fastmim.bench.steps import FIRST_STEPS, prepare
 from fastmim.config import PretrainConfig
 from fastmim.train.kernels import Kernels, apply, use_attention
 from fastmim.train.launch import precision_of
@@ -48,7 +48,7 @@ def bench_step(config: PretrainConfig, rounds: int, say: Callable[[str], None]) 
         contestants["as shipped"] = as_shipped
     dtype = torch.bfloat16 if precision_of(bench.fabric) == "bf16-mixed" else torch.float32
     before = matmul_peak(device, dtype)
-    seconds = medians(side_by_side(contestants, device, rounds, warm_up=1))
+    seconds = medians(side_by_side(contestants, device, rounds, FIRST_STEPS))
     peak = max(before, matmul_peak(device, dtype))
     share = flops * images / seconds["step"] / peak
     plain_vit = bench.method.encoder.layout == "tokens"

@@ -17,6 +17,8 @@ from fastmim.train.kernels import Kernels, settle_kernels
 from fastmim.train.launch import build_fabric
 from fastmim.train.optim import build_adamw, guarded_step, scaled_lr
 
+FIRST_STEPS = 3  # do not count: a process takes the memory that it then keeps
+
 
 @dataclass(frozen=True)
 class Bench:
