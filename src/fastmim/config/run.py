@@ -51,7 +51,7 @@ class RunConfig:
     kernels: KernelConfig = field(default_factory=KernelConfig)
     activation_checkpointing: bool = False
     """Keep of each block only its input, and compute the rest anew in the backward pass: far less memory,
-    about a third more time."""
+    up to a third more time."""
     deterministic: bool = True
     """Only deterministic kernels, so that a resumed run ends bit for bit as one that never stopped."""
     log_every_steps: int = 10
