@@ -202,7 +202,7 @@ def write_growth_plot(growth: Mapping[str, Sequence[Cost]], file: Path) -> None:
         ):
             panel = axes[row][column]
             panel.plot(at, values, marker="o")
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.08 * max(values))
             panel.set_xticks(at)
             panel.set_xlabel(f"{what}: {UNITS[what]}")
             panel.grid(alpha=0.3)
