@@ -228,8 +228,8 @@ def table9_pvt_v2_b2(distilled: bool) -> PretrainConfig:
     """Table 9, PVTv2-B2, alone or with a fine-tuned PVTv2-B5 as its teacher.
 
     The table gives no epochs: ViT-B's 400 stand here, since 800 give more without a teacher in table 4. The
-    paper names neither the teacher's weights nor the layers: here it is table 4's PVTv2-B5, fine-tuned, and all
-    four stages.
+    paper names neither the teacher's weights nor the layers: here it is table 4's PVTv2-B5, fine-tuned, and
+    all four stages.
     """
     return _taught_by("table4/pvt-v2-b5", pyramid("pvt_v2_b2", 400), distilled)
 
