@@ -79,6 +79,8 @@ class PretrainConfig(RunConfig):
         super().__post_init__()
         check_least(self, {"held_out": 1, "evaluations": 1, "bn_images": 1})
         self._check_heeded()
+        if not self.distill.teacher and self.distill != DistillConfig():
+            raise UsageError("distill.teacher is missing: the other settings of distill need it")
         if self.distill.teacher and not METHODS[self.method].sees_all:
             able = ", ".join(name for name, method in METHODS.items() if method.sees_all)
             raise UsageError(

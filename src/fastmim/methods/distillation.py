@@ -74,8 +74,6 @@ class DistillConfig:
             raise UsageError(f"distill.weight = {self.weight} must be above 0 and finite")
         if self.size is not None and min(self.teacher_size((0, 0))) < 2:
             raise UsageError(f"distill.size = {self.size} must be at least 2 pixels")
-        if not self.teacher and self != DistillConfig():
-            raise UsageError("distill.teacher is missing: the other settings of distill need it")
 
     def teacher_size(self, image_size: Size) -> Size:
         """(H, W) of what the teacher sees, for images of ``image_size``."""
@@ -102,9 +100,10 @@ def pairs_of(config: DistillConfig, student: int, teacher: int) -> tuple[Pair, .
     """
     if not config.layers:
         parts = min(PARTS, student, teacher)
-        ends = [math.ceil(part / parts * student) - 1 for part in range(1, parts + 1)]
-        others = [math.ceil(part / parts * teacher) - 1 for part in range(1, parts + 1)]
-        return tuple(Pair(*pair) for pair in zip(ends, others, strict=True))
+        ends = (
+            [-(-part * count // parts) - 1 for part in range(1, parts + 1)] for count in (student, teacher)
+        )
+        return tuple(Pair(*pair) for pair in zip(*ends, strict=True))
     pairs = tuple(Pair(*map(int, text.split(":"))) for text in config.layers)
     for pair in pairs:
         for who, number, count in (("student", pair.student, student), ("teacher", pair.teacher, teacher)):
