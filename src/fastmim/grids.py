@@ -4,6 +4,7 @@ Letters: B batch, C channels, H W pixels, h w cells or tokens, D width, T target
 A mask is boolean and True means masked, on every grid.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -121,3 +122,30 @@ def tokens_to_cells(predictions: Tensor, stride: int, cell: int) -> Tensor:
     if stride % cell == 0:
         return depth_to_space(predictions, stride // cell)
     return F.avg_pool2d(predictions, cell // stride)
+
+
+def shrink_map(features_BDhw: Tensor, grid: Size) -> Tensor:
+    """The mean over the area of each place of a coarser ``grid``: (B, D, h, w) -> (B, D, *grid).
+
+    As `F.adaptive_avg_pool2d` where sides divide; places that are shared count by their share. Two
+    products, so that the gradient is the same bits each time on every device.
+    """
+    for axis, places in ((2, grid[0]), (3, grid[1])):
+        if features_BDhw.shape[axis] != places:
+            shares = _area_shares(features_BDhw.shape[axis], places).to(features_BDhw)
+            features_BDhw = torch.movedim(torch.movedim(features_BDhw, axis, -1) @ shares, -1, axis)
+    return features_BDhw
+
+
+def _area_shares(before: int, after: int) -> Tensor:
+    """(before, after): which share of each new place each old one is. Columns add up to 1."""
+    edges_old = torch.arange(before + 1, dtype=torch.float64) / before
+    edges_new = torch.arange(after + 1, dtype=torch.float64) / after
+    upper = torch.minimum(edges_old[1:, None], edges_new[1:])
+    lower = torch.maximum(edges_old[:-1, None], edges_new[:-1])
+    return (upper - lower).clamp(min=0) * after
+
+
+def coarser(one: Size, other: Size) -> Size:
+    """The grid that has along each side as many places as the coarser of two."""
+    return min(one[0], other[0]), min(one[1], other[1])

@@ -15,7 +15,8 @@ from fastmim.encoders.adapter import EncoderConfig
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 from fastmim.masking import Masking
-from fastmim.methods.catalogue import MethodName, unused_settings
+from fastmim.methods.catalogue import METHODS, MethodName, unused_settings
+from fastmim.methods.distillation import DistillConfig
 from fastmim.methods.lomar import LoMaRConfig
 from fastmim.methods.ummae import UMMAEConfig
 from fastmim.targets import TargetConfig
@@ -69,6 +70,7 @@ class PretrainConfig(RunConfig):
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     lomar: LoMaRConfig = field(default_factory=LoMaRConfig)
     ummae: UMMAEConfig = field(default_factory=UMMAEConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     crop: CropConfig = field(default_factory=CropConfig)
@@ -77,6 +79,14 @@ class PretrainConfig(RunConfig):
         super().__post_init__()
         check_least(self, {"held_out": 1, "evaluations": 1, "bn_images": 1})
         self._check_heeded()
+        if not self.distill.teacher and self.distill != DistillConfig():
+            raise UsageError("distill.teacher is missing: the other settings of distill need it")
+        if self.distill.teacher and not METHODS[self.method].sees_all:
+            able = ", ".join(name for name, method in METHODS.items() if method.sees_all)
+            raise UsageError(
+                f"distill.teacher = {self.distill.teacher}: method = {self.method} does not encode every "
+                f"place of an image, so a teacher's features have nothing to stand beside; these do: {able}"
+            )
         for name in ("image_size", "epochs", "steps"):
             if self.stages and getattr(self, name) is not None:
                 raise UsageError(

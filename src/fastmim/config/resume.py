@@ -40,6 +40,8 @@ def check_resumed(
             )
     if state["data_digest"] != facts["data_digest"]:
         raise UsageError(f"data: {config.data} no longer holds the images that the run in {run} began with")
+    if state.get("teacher_digest") != facts.get("teacher_digest"):
+        raise UsageError(f"distill.teacher: these are not the weights that the run in {run} began with")
     if state["world_size"] != facts["world_size"]:
         raise UsageError(
             f"the run in {run} began with {state['world_size']} processes, not {facts['world_size']}"

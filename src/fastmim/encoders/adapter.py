@@ -6,7 +6,7 @@ it once.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -17,6 +17,15 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from fastmim.encoders.embedding import Embedding, edited, find_embedding
+from fastmim.encoders.layers import (
+    Keep,
+    Layer,
+    check_same_features,
+    features_and_layers,
+    find_layers,
+    has_layers,
+    layers_alone,
+)
 from fastmim.encoders.models import arguments_of, check_model_name, create, fit_kwargs, without_memory
 from fastmim.encoders.probe import DoesNotRun, Features, last_features, probe
 from fastmim.encoders.resize import Carry, carry_tensors, resize
@@ -68,11 +77,12 @@ class Encoder(nn.Module):
         self.full_kwargs = model_kwargs if full_kwargs is None else full_kwargs
         self.image_size = image_size
         self.in_chans = in_chans
+        self._keep: Keep | None = None
         features, self.unused = probe(model, model_name, image_size, in_chans)
         self._take(features)
 
     def _take(self, features: Features) -> None:
-        for known in ("embedding", "dropping"):
+        for known in ("embedding", "dropping", "layers"):
             self.__dict__.pop(known, None)
         self.features = features
         self.way, self.layout, self.prefix_tokens, self.stride, self.width, self.grid = features
@@ -84,11 +94,19 @@ class Encoder(nn.Module):
             images_BCHW: normalised images.
             edit: changes the patch embedding's tokens, (B, d, h', w') -> the same shape.
         """
-        if edit is None:
-            output = last_features(self.model, images_BCHW, self.way)
-        else:
-            with edited(self.model, self.embedding, edit):
+        keep = self._keep if has_layers(self.model) else None
+        editing = contextlib.nullcontext() if edit is None else edited(self.model, self.embedding, edit)
+        with editing:
+            if keep is None:
                 output = last_features(self.model, images_BCHW, self.way)
+            else:
+                output, keep.maps = features_and_layers(self.model, images_BCHW, self.way, keep.wanted)
+        features = self._as_map(output, images_BCHW)
+        if keep is None and self._keep is not None:
+            self._keep.maps = [features] * len(self._keep.wanted)
+        return features
+
+    def _as_map(self, output: Tensor, images_BCHW: Tensor) -> Tensor:
         grid = (images_BCHW.shape[2] // self.stride, images_BCHW.shape[3] // self.stride)
         if self.layout == "tokens":
             return tokens_to_map(output[:, self.prefix_tokens :], grid)
@@ -96,6 +114,42 @@ class Encoder(nn.Module):
         if features.shape[2:] != grid:  # unpadded convolutions lose the border
             features = F.interpolate(features, grid, mode="bilinear", align_corners=False)
         return features
+
+    @contextlib.contextmanager
+    def keeping(self, wanted: Sequence[int]) -> Iterator[Keep]:
+        """Within the block, `forward` leaves the maps of the layers ``wanted`` in what this gives.
+
+        Args:
+            wanted: numbers from 0, see `layers`.
+        """
+        self._keep = Keep(wanted)
+        try:
+            yield self._keep
+        finally:
+            self._keep = None
+
+    def maps(self, images_BCHW: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+        """The maps (B, D, h, w) of the layers ``wanted``, without the features."""
+        if has_layers(self.model):
+            return layers_alone(self.model, images_BCHW, wanted)
+        return [self(images_BCHW)] * len(wanted)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The form of each layer's map: of blocks or of stages; of a model that tells none, its features.
+
+        Raises:
+            UsageError: the model does not give them.
+        """
+        if not has_layers(self.model):
+            grid = (self.image_size[0] // self.stride, self.image_size[1] // self.stride)
+            return (Layer(self.width, grid),)
+        return find_layers(self.model, self.model_name, self.image_size, self.in_chans)
+
+    def check_keeping(self) -> None:
+        """Raise UsageError unless `forward` gives the same features within `keeping`."""
+        if has_layers(self.model):
+            check_same_features(self.model, self.model_name, self.image_size, self.in_chans, self.way)
 
     def some(
         self,

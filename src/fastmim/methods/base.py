@@ -56,6 +56,8 @@ class Method(nn.Module, ABC):
     """Settings that all methods share and this one does not heed, by their dotted names."""
     own: ClassVar[str | None] = None
     """The group of settings that belongs to this method alone."""
+    sees_all: ClassVar[bool] = False
+    """Whether its encoder sees every place of the image where it is, masked or not."""
 
     def __init__(self, encoder: Encoder, target: Target, loss_name: LossName, block: int) -> None:
         super().__init__()

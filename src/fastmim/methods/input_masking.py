@@ -31,6 +31,8 @@ class InputMasking(Method):
         loss_name: how prediction and target are compared.
     """
 
+    sees_all = True
+
     def __init__(
         self,
         encoder: Encoder,

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastmim.config import PretrainConfig
 from fastmim.data.skips import SKIPPED
 from fastmim.methods.base import Method
+from fastmim.pretraining.teaching import Teaching
 from fastmim.report.run import Outcome, write_report
 from fastmim.train.kernels import Kernels
 from fastmim.train.launch import hardware
@@ -28,6 +29,7 @@ def summary(
     fabric: Fabric,
     config: PretrainConfig,
     method: Method,
+    teaching: Teaching | None,
     plan: Plan,
     leg: Leg,
     held_out: int,
@@ -49,6 +51,14 @@ def summary(
         f"{config.method} of {config.model}: {parameters:.1f} M parameters, stride {method.encoder.stride}, "
         f"{h}x{w} tokens of width {method.encoder.width} at {height}x{width} pixels"
     )
+    if teaching is not None:
+        teacher = teaching.teacher.encoder
+        parameters = sum(p.numel() for p in teacher.parameters()) / 1e6
+        height, width = teacher.image_size
+        yield (
+            f"teacher {config.distill.teacher}: {teacher.model_name}, {parameters:.1f} M parameters, at "
+            f"{height}x{width} pixels; layers {' '.join(map(str, teaching.pairs))}"
+        )
     yield f"{config.data}: {plan.images} images to train on, {held_out} held out"
     yield f"{batch}; peak lr {lr:.3g}, {plan.total_steps} steps"
     if len(plan.legs) > 1:
@@ -64,6 +74,7 @@ def leave(
     run: Path,
     config: PretrainConfig,
     method: Method,
+    teaching: Teaching | None,
     material: "Material",
     outcome: Outcome,
     complete: bool,
@@ -73,6 +84,9 @@ def leave(
     encoder = method.encoder
     origin = describe_encoder(encoder, *config.crop.statistics, config.method, config.target.name)
     origin["trained_on"] = hardware(fabric)
+    if teaching is not None:
+        teacher = teaching.teacher
+        origin["teacher"] = {"model": teacher.encoder.model_name, "digest": teacher.digest}
     model = encoder.model
     if complete and config.bn_recalibrate and batch_norms(model):
         model, count, shift = recalibrated(encoder, _unmasked(material), config.bn_images)

@@ -1,7 +1,8 @@
 """One run, from the first step to the report: read `run_on` from top to bottom."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,19 +26,23 @@ from fastmim.data.images import ImageSource, fingerprint
 from fastmim.data.loader import Crops, loader_workers, to_images
 from fastmim.data.skips import SKIPPED, SkipList
 from fastmim.methods.base import Method
+from fastmim.methods.distillation import Distilled
 from fastmim.methods.learning import HeldOut
 from fastmim.pretraining.finish import leave, summary
+from fastmim.pretraining.lessons import lessons_of, measure_both, taught
 from fastmim.pretraining.start import (
     FREE_ON_RESUME,
     build_method,
     fitting_micro_batch,
+    kernel_config,
     use_kernels,
 )
+from fastmim.pretraining.teaching import Teaching, load_teaching
 from fastmim.report.run import Outcome
 from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.kernels import Kernels, settle_kernels
 from fastmim.train.launch import precision_of, quiet_warnings
-from fastmim.train.loop import Loop, LoopConfig, Progress
+from fastmim.train.loop import Feed, Loop, LoopConfig, Progress
 from fastmim.train.optim import build_adamw, carry_state
 from fastmim.train.rundir import CONFIG, REPORT, SAMPLES
 from fastmim.train.runlog import METRICS
@@ -46,6 +51,8 @@ from fastmim.train.schedules import build_schedule
 from fastmim.train.session import opened
 from fastmim.train.stages import Leg, build_plan
 from fastmim.transfer.weights import ORIGIN, WEIGHTS
+
+Evaluate = Callable[[], dict[str, float]]
 
 RUN_FILES = (CONFIG, METRICS, LAST, WEIGHTS, ORIGIN, REPORT, SAMPLES, SKIPPED)
 
@@ -98,10 +105,17 @@ def run_on(
     )
     for earlier in plan.legs[1 : leg.number + 1]:
         method.set_image_size(earlier.image_size)
-    optimizer = build_adamw(method, config.optim)
+    teaching = load_teaching(config, method, leg.image_size)
+    learner: Method | Distilled = method
+    if teaching is not None:
+        learner = teaching.learner(method, config.distill)
+        config = replace(config, distill=replace(config.distill, layers=tuple(map(str, teaching.pairs))))
+    optimizer = build_adamw(learner, config.optim)
 
     # What is known already.
-    facts = {"data_digest": fingerprint(source), "world_size": fabric.world_size}
+    facts: dict[str, Any] = {"data_digest": fingerprint(source), "world_size": fabric.world_size}
+    if teaching is not None:
+        facts["teacher_digest"] = teaching.teacher.digest
     if state is not None:
         check_resumed(run, config, FREE_ON_RESUME, state, facts)
     skips = SkipList(run / SKIPPED, len(source), config.max_unreadable)
@@ -113,21 +127,30 @@ def run_on(
 
         while True:
             choices = state["choices"] if state else {"micro_batch": leg.micro_batch}
-            material = prepare(fabric, source, config, method, optimizer, leg, split, skips, choices)
+            material = prepare(
+                fabric, source, config, method, learner, optimizer, teaching, leg, split, skips, choices
+            )
             held_out = material.held_out
-            with quiet_warnings():
-                wrapped = fabric.setup_module(method)
+            feed: Feed = material.feeder
+            evaluate: Evaluate = partial(held_out.measure, display.say)
             choices = {
                 "precision": precision_of(fabric),
                 "micro_batch": material.micro_batch,
                 "kernels": asdict(material.kernels),
             }
+            if teaching is not None and isinstance(learner, Distilled):
+                drawn = {**facts, "precision": choices["precision"], "split": len(split.held_out)}
+                lessons = lessons_of(fabric, config, teaching, leg, drawn, display.say)
+                feed = taught(feed, lessons, fabric.global_rank)
+                evaluate = partial(measure_both, held_out, learner, lessons, display.say)
+            with quiet_warnings():
+                wrapped = fabric.setup_module(learner)
             loop = Loop(
                 fabric,
                 wrapped,
                 optimizer,
                 build_schedule(config.schedule, config.optim.base_lr, plan, leg),
-                material.feeder,
+                feed,
                 run,
                 log,
                 LoopConfig(
@@ -142,11 +165,11 @@ def run_on(
                 leg,
                 progress,
                 extra={"choices": choices, "fastmim_version": __version__, "method": config.method, **facts},
-                evaluate=partial(held_out.measure, display.say) if first else dict,
+                evaluate=evaluate if first else dict,
                 evaluate_at=evaluate_at,
                 say=display.say,
             )
-            for line in summary(fabric, config, method, plan, leg, len(split.held_out), choices):
+            for line in summary(fabric, config, method, teaching, plan, leg, len(split.held_out), choices):
                 display.say(line)
             if state is not None:
                 loop.restore(state)
@@ -159,7 +182,8 @@ def run_on(
             if not complete or leg is plan.legs[-1]:
                 break
             leg = plan.legs[leg.number + 1]
-            optimizer = grow(method, optimizer, config, leg)
+            optimizer = grow(learner, optimizer, config, leg)
+            teaching = load_teaching(config, method, leg.image_size)
 
         outcome = Outcome(
             loop.progress.step,
@@ -171,7 +195,7 @@ def run_on(
             split.shared,
         )
         if first:
-            leave(fabric, run, config, method, material, outcome, complete, display)
+            leave(fabric, run, config, method, teaching, material, outcome, complete, display)
     return RunResult(
         run,
         complete,
@@ -188,7 +212,9 @@ def prepare(
     source: ImageSource,
     config: PretrainConfig,
     method: Method,
+    learner: Method | Distilled,
     optimizer: torch.optim.AdamW,
+    teaching: Teaching | None,
     leg: Leg,
     split: Split,
     skips: SkipList,
@@ -203,7 +229,8 @@ def prepare(
     size, chans = leg.image_size, config.in_chans
     mean = torch.tensor(config.crop.mean, device=fabric.device)
     std = torch.tensor(config.crop.std, device=fabric.device)
-    method.to(fabric.device)
+    learner.to(fabric.device)
+    teacher = teaching.teacher.to(fabric.device) if teaching is not None else None
 
     crops = Crops(source, split.held_out, config.crop, size, chans)
     images = to_images(held_out_crops(crops, config.held_out, config.seed, skips), mean, std)
@@ -215,7 +242,7 @@ def prepare(
     else:
         kernels = settle_kernels(
             fabric,
-            config.kernels,
+            kernel_config(config),
             method,
             lambda count: method(images[:count], mask[:count]),
             len(images),
@@ -223,7 +250,7 @@ def prepare(
             {"model": config.model, "arguments": repr(method.encoder.model_kwargs), "size": list(size)},
         )
     use_kernels(config, method, optimizer, kernels)
-    micro_batch = choices["micro_batch"] or fitting_micro_batch(fabric, method, leg, images, mask)
+    micro_batch = choices["micro_batch"] or fitting_micro_batch(fabric, learner, teacher, leg, images, mask)
     micro_batch = min(micro_batch, leg.batch_size // world)
 
     stream = Stream(split.training, config.seed)
@@ -245,9 +272,11 @@ def prepare(
     return Material(leg, held_out, feeder, micro_batch, kernels)
 
 
-def grow(method: Method, optimizer: torch.optim.AdamW, config: PretrainConfig, leg: Leg) -> torch.optim.AdamW:
+def grow(
+    learner: Method | Distilled, optimizer: torch.optim.AdamW, config: PretrainConfig, leg: Leg
+) -> torch.optim.AdamW:
     """Bring the network to the size of ``leg``; returns an optimiser that goes on where the old one stood."""
-    carry = method.set_image_size(leg.image_size)
-    larger = build_adamw(method, config.optim)
+    carry = learner.set_image_size(leg.image_size)
+    larger = build_adamw(learner, config.optim)
     carry_state(optimizer, larger, carry)
     return larger

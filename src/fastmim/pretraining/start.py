@@ -1,25 +1,33 @@
 """What is settled before the first step: the network, the channels' statistics, and what is the same."""
 
 import copy
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from fastmim.config import ALWAYS_FREE, PretrainConfig
+from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.decoders import checkpoint_blocks
 from fastmim.encoders.adapter import build_encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method
 from fastmim.methods.catalogue import METHODS
+from fastmim.methods.distillation import Distilled
+from fastmim.methods.teacher import Teacher
+from fastmim.pretraining.lessons import make_folder
+from fastmim.pretraining.teaching import load_teaching
 from fastmim.targets import compiled_target
 from fastmim.train.device import fit_micro_batch
-from fastmim.train.kernels import Kernels, apply, checkpoint_activations
+from fastmim.train.kernels import KernelConfig, Kernels, apply, checkpoint_activations
 from fastmim.train.optim import use_kernel
 from fastmim.train.stages import Leg
 
-FREE_ON_RESUME = ALWAYS_FREE | {"bn_recalibrate", "bn_images"}
+# Of a teacher, the weights decide, not where they lie.
+FREE_ON_RESUME = ALWAYS_FREE | {"bn_recalibrate", "bn_images", "distill.teacher", "distill.cache"}
 
 
 def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Method:
@@ -39,15 +47,28 @@ def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Met
 
 
 def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
-    """Raise UsageError unless the model works, at the size of every stage."""
+    """Raise UsageError unless the model works, at the size of every stage, and so does its teacher."""
     method = build_method(config, module if module is None or not config.stages else copy.deepcopy(module))
     if config.activation_checkpointing:
         checkpoint_activations(copy.deepcopy(method.encoder.model), config.model)
+    if config.distill.teacher:
+        _check_teacher(config, method)
+        if config.distill.cache is not None:
+            make_folder(Path(config.distill.cache).expanduser())
     for stage in config.course[1:]:
         try:
             method.set_image_size(stage.size)
+            if config.distill.teacher and config.distill.size is None:
+                _check_teacher(config, method)
         except UsageError as error:
             raise UsageError(f"stages: {stage}: {error}") from error
+
+
+def kernel_config(config: PretrainConfig) -> KernelConfig:
+    """What is open about kernels. Beside a teacher, hooks read features: no compiling unasked."""
+    if config.distill.teacher and config.kernels.compile == "auto":
+        return replace(config.kernels, compile="none")
+    return config.kernels
 
 
 def use_kernels(
@@ -63,10 +84,27 @@ def use_kernels(
         method.target = compiled_target(method.target)
 
 
+def _check_teacher(config: PretrainConfig, method: Method) -> None:
+    if config.crop.mean is None:  # not measured yet, and of no account here
+        chans = config.in_chans
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if chans == 3 else ((0.0,) * chans, (1.0,) * chans)
+        config = replace(config, crop=replace(config.crop, mean=mean, std=std))
+    teaching = load_teaching(config, method, method.image_size)
+    assert teaching is not None
+    with torch.random.fork_rng(devices=[]):
+        teaching.learner(method, config.distill)
+
+
 def fitting_micro_batch(
-    fabric: Fabric, method: Method, leg: Leg, images: torch.Tensor, mask: torch.Tensor
+    fabric: Fabric,
+    learner: Method | Distilled,
+    teacher: Teacher | None,
+    leg: Leg,
+    images: torch.Tensor,
+    mask: torch.Tensor,
 ) -> int:
     """As many images as fit, judged by what two of them make autograd keep."""
     count = min(2, len(images))
-    forward = partial(method, images[:count], mask[:count])
-    return fit_micro_batch(fabric, method, forward, count, leg.batch_size)
+    lessons = teacher.blank(count) if teacher is not None else []
+    forward = partial(learner, images[:count], mask[:count], *lessons)
+    return fit_micro_batch(fabric, learner, forward, count, leg.batch_size)

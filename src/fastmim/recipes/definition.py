@@ -10,6 +10,7 @@ from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder, build_encoder
 from fastmim.encoders.models import without_memory
 from fastmim.methods.catalogue import METHODS
+from fastmim.methods.distillation import NEW, DistillConfig
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.targets import build_target
 
@@ -87,6 +88,7 @@ def smoke(config: PretrainConfig) -> PretrainConfig:
         data=config.data or "demo:photos",
         model_kwargs={**config.model_kwargs, **narrow_kwargs(config.model)},
         decoder=replace(config.decoder, width=32),
+        distill=_smoke_teacher(config),
         steps=None if config.stages else 2,
         stages=tuple(
             replace(stage, epochs=None, steps=1, batch_size=None, micro_batch=None) for stage in config.stages
@@ -97,6 +99,14 @@ def smoke(config: PretrainConfig) -> PretrainConfig:
         accelerator="cpu",
         log_every_steps=1,
     )
+
+
+def _smoke_teacher(config: PretrainConfig) -> DistillConfig:
+    """In place of a teacher, one of the student's kind that knows nothing."""
+    if not config.distill.teacher:
+        return config.distill
+    kwargs = narrow_kwargs(config.model)
+    return replace(config.distill, teacher=NEW, model=config.model, model_kwargs=kwargs)
 
 
 def smoke_finetuning(config: FinetuneConfig, model: str) -> FinetuneConfig:

@@ -136,6 +136,12 @@ def _table8(row: str, entry: Any) -> Iterator[Cell]:
     yield Cell((), "", f"top-1 {figures}; {entry[0][1]} days")
 
 
+def _table9(row: str, entry: Any) -> Iterator[Cell]:
+    for column in ("fastmim", "fastmim_kd"):  # the baseline is supervised
+        label = column.replace("_", "-")
+        yield Cell((column == "fastmim_kd",), label, f"{entry[column]} % top-1")
+
+
 def _table10a(row: str, entry: Any) -> Iterator[Cell]:
     for token, top1 in zip(("zeros", "learned"), entry, strict=True):
         yield Cell((token,), token, f"{top1} % top-1")
@@ -169,6 +175,7 @@ TABLES = (
     Table("table4", f"backbones; {TOP1} at 224", "table4", _table4, main_results),
     Table("table7", f"target and resolution; {TOP1} at 224", "table7_target_resolution", _table7, ablations),
     Table("table8", f"larger images and data; {TOP1} at 224 or 384", "table8_swin_b", _table8, main_results),
+    Table("table9", f"distillation; {TOP1} at 224", "table9_distillation", _table9, main_results),
     Table("table10a", f"place and kind of mask; {TOP1} at 224", "table10a_masking", _table10a, ablations),
     Table("table10b", f"size and ratio of mask; {TOP1} at 224", "table10b_mask", _table10b, ablations),
     Table("table15", f"MAE, resolution; {TOP1} at 224", "table15_mae_resolution", _table1a, ablations),

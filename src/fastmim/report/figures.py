@@ -160,13 +160,14 @@ def draw_losses(metrics: list[dict[str, Any]], trivial: float) -> bytes:
     figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots()
     known = [line for line in metrics if line.get("loss") is not None]
-    axes.plot(
-        [line["epoch"] for line in known],
-        [line["loss"] for line in known],
-        color=FAINT,
-        lw=1.2,
-        label="training",
-    )
+    if not any("held_out_distillation_loss" in line for line in metrics):  # else it holds that, too
+        axes.plot(
+            [line["epoch"] for line in known],
+            [line["loss"] for line in known],
+            color=FAINT,
+            lw=1.2,
+            label="training",
+        )
     measured = [line for line in metrics if line.get("held_out_loss") is not None]
     axes.plot(
         [line["epoch"] for line in measured],

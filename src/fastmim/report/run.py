@@ -68,6 +68,7 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
             ("batch", f"{config.batch_size} images"),
             ("peak learning rate", f"{scaled_lr(config.optim.base_lr, config.batch_size):.3g}"),
             ("method", config.method),
+            *([("teacher", config.distill.teacher)] if config.distill.teacher else []),
             ("mask", f"{(result.mask > 0).float().mean():.0%} in blocks of {config.mask.size} pixels"),
             ("target", config.target.name),
         ],

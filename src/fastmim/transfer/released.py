@@ -144,7 +144,7 @@ def _read(
     if layout not in TABLES:
         raise UsageError(f"layout = {layout!r} must be one of {', '.join(TABLES)}")
     check_model_name(model)
-    released = _unpickle(Path(file).expanduser())
+    released = read_torch_file(Path(file).expanduser())
     architecture, state, left_out = _renamed(file, layout, released)
     if (layout, architecture) == ("fastmim", "ViT") and "num_heads" not in model_kwargs:
         raise UsageError(
@@ -180,8 +180,12 @@ def _read(
     return {**origin, "released": Path(file).name}, whole, Imported(left_out, fresh)
 
 
-def _unpickle(path: Path) -> State:
-    """The tensors of a checkpoint, alone or under "model". Nothing in the file is executed."""
+def read_torch_file(path: Path) -> State:
+    """The tensors of a checkpoint, alone or under "model" or "state_dict". Nothing in the file is executed.
+
+    Raises:
+        UsageError: it cannot be read, or holds more than tensors.
+    """
     if not path.is_file():
         raise UsageError(f"{path} is no file")
     try:
@@ -195,7 +199,7 @@ def _unpickle(path: Path) -> State:
             f"{path} holds a {blocked[1]}, which could run code as it is read; if you trust it, save the "
             "'model' of torch.load(..., weights_only=False) to another file, and read that"
         ) from error
-    state = content.get("model", content) if isinstance(content, dict) else None
+    state = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UsageError(f"{path} holds no weights: tensors by name are expected, alone or under 'model'")
     return state
@@ -220,7 +224,9 @@ def _renamed(file: str | Path, layout: str, released: State) -> tuple[str, State
             return architecture, state, left_out
     nearest = min(unknown, key=lambda architecture: len(unknown[architecture]))
     known = f"a {layout} release ({', '.join(TABLES[layout])})"
-    raise UsageError(f"{file} is not {known}: for {nearest}, unknown are {_some(unknown[nearest]) or 'none'}")
+    raise UsageError(
+        f"{file} is not {known}: for {nearest}, unknown are {some_of(unknown[nearest]) or 'none'}"
+    )
 
 
 def _evident(released: State, state: State) -> dict[str, Any]:
@@ -254,12 +260,12 @@ def _for_each_block(state: State, wanted: Iterable[str]) -> State:
 
 
 def _complain(what: str, complaints: dict[str, list[str]]) -> None:
-    found = [f"{complaint} {_some(keys)}" for complaint, keys in complaints.items() if keys]
+    found = [f"{complaint} {some_of(keys)}" for complaint, keys in complaints.items() if keys]
     if found:
         raise UsageError(f"{what}: {'; '.join(found)}")
 
 
-def _some(keys: Sequence[str]) -> str:
+def some_of(keys: Sequence[str]) -> str:
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 

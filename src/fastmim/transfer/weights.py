@@ -202,8 +202,13 @@ def load_with(
     return Loaded(model, name, kwargs, origin, size, fresh, left_out)
 
 
-def timm_weights(name: str, changes: dict[str, Any], image_size: int | Size | None = None) -> Loaded:
+def timm_weights(
+    name: str, changes: dict[str, Any], image_size: int | Size | None = None, setting: str = "encoder"
+) -> Loaded:
     """A backbone with the weights that timm has for it, as `load_with` gives ours.
+
+    Args:
+        setting: what asks for them, for messages.
 
     Raises:
         UsageError: timm has none, or they cannot be downloaded.
@@ -212,7 +217,7 @@ def timm_weights(name: str, changes: dict[str, Any], image_size: int | Size | No
     settings = timm.models.get_pretrained_cfg(name)
     if settings is None or not settings.has_weights:
         raise UsageError(
-            f"encoder = timm:{name}: timm has no weights of it; `timm.list_pretrained()` says of which"
+            f"{setting} = timm:{name}: timm has no weights of it; `timm.list_pretrained()` says of which"
         )
     chans, *sides = settings.input_size
     old = (sides[0], sides[1])
@@ -220,7 +225,9 @@ def timm_weights(name: str, changes: dict[str, Any], image_size: int | Size | No
     try:
         model = timm.create_model(name, pretrained=True, **kwargs)
     except Exception as error:  # of the network, the cache or the hub's client
-        raise UsageError(f"encoder = timm:{name}: its weights cannot be had: {first_line(error)}") from error
+        raise UsageError(
+            f"{setting} = timm:{name}: its weights cannot be had: {first_line(error)}"
+        ) from error
     origin = {
         "model": name,
         "kwargs": kwargs,
