@@ -4,6 +4,7 @@ Letters: B batch, C channels, H W pixels, h w cells or tokens, D width, T target
 A mask is boolean and True means masked, on every grid.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -69,6 +70,37 @@ def put_tokens(tokens_BKD: Tensor, places_BK: Tensor, filler_D: Tensor, count: i
     batch, _, width = tokens_BKD.shape
     filled = filler_D.to(tokens_BKD.dtype).expand(batch, count, width)
     return filled.scatter(1, places_BK.unsqueeze(-1).expand(-1, -1, width), tokens_BKD)
+
+
+def take_blocks(images_BCHW: Tensor, places_BV: Tensor, side: int) -> Tensor:
+    """Of each image the blocks at places (B, V), ``side`` pixels wide and high, side by side.
+
+    Returns:
+        (B, C, side, V * side): a strip, whose blocks stand in the order of the places.
+    """
+    batch, channels, height, width = images_BCHW.shape
+    h, w, count = height // side, width // side, places_BV.shape[1]
+    tiles = images_BCHW.reshape(batch, channels, h, side, w, side).permute(0, 2, 4, 1, 3, 5)
+    blocks = tiles.reshape(batch * h * w, channels, side, side)[_rows(places_BV, h * w)]
+    strip = blocks.view(batch, count, channels, side, side).permute(0, 2, 3, 1, 4)
+    return strip.reshape(batch, channels, side, count * side)
+
+
+def put_blocks(strip_BCsL: Tensor, places_BV: Tensor, grid: Size) -> Tensor:
+    """A strip's blocks at their places among ``grid`` = (h, w), zeros elsewhere. Undoes `take_blocks`."""
+    (batch, channels, side, _), (h, w) = strip_BCsL.shape, grid
+    tiles = strip_BCsL.reshape(batch, channels, side, places_BV.shape[1], side).permute(0, 3, 1, 2, 4)
+    blocks = tiles.reshape(-1, channels, side, side)
+    empty = blocks.new_zeros(batch * h * w, channels, side, side)
+    whole = empty.index_put((_rows(places_BV, h * w),), blocks)
+    image = whole.view(batch, h, w, channels, side, side).permute(0, 3, 1, 4, 2, 5)
+    return image.reshape(batch, channels, h * side, w * side)
+
+
+def _rows(places_BV: Tensor, count: int) -> Tensor:
+    """Places of each image among ``count`` -> places among those of all images."""
+    first = count * torch.arange(len(places_BV), device=places_BV.device)
+    return (places_BV + first.unsqueeze(1)).flatten()
 
 
 def pairs(mask_Bhw: Tensor) -> Tensor:
