@@ -146,7 +146,7 @@ def test_what_is_masked_is_not_seen_and_what_is_visible_not_scored():
     assert not torch.equal(network(images, mask).prediction, result.prediction)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), MODELS)
+@pytest.mark.parametrize(("name", "kwargs"), [*MODELS, ("pvt_v2_b0", {"depths": [1, 1, 1, 1]})])
 @pytest.mark.parametrize(
     "settings", [{}, {"mask.token": "zeros"}, {"target.name": "hog"}, {"decoder.depth": 2}]
 )
