@@ -38,6 +38,21 @@ def test_recomputed_activations_end_with_the_same_weights(photos, tmp_path):
     assert same(weights(kept), weights(again))
 
 
+def test_a_distilled_run_recomputes_too(photos, tmp_path):
+    settings = TINY | {"steps": 2, "image_size": 64, "distill": {"teacher": "none", "model": "test_convnext"}}
+    kept = fastmim.pretrain(data=photos, out=tmp_path / "kept", **settings).run
+    again = fastmim.pretrain(
+        data=photos, out=tmp_path / "again", activation_checkpointing=True, **settings
+    ).run
+    assert same(weights(kept), weights(again))
+
+
+def test_a_method_that_cannot_recompute_says_so(photos, tmp_path):
+    small = {"method": "fcmae", "model": "test_convnext", "model_kwargs": {}, "image_size": 64}
+    with pytest.raises(UsageError, match="activation_checkpointing: method = fcmae"):
+        fastmim.pretrain(data=photos, out=tmp_path / "run", activation_checkpointing=True, **(TINY | small))
+
+
 def test_a_model_that_cannot_recompute_is_refused_before_anything_is_written(photos, tmp_path):
     with pytest.raises(UsageError, match="activation_checkpointing"):
         fastmim.pretrain(

@@ -82,6 +82,7 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
         "export.read_encoder",
         "export.import_released",
         "bench._run_part",
+        "bench._apart",
         "bench.read_results",
     ):
         monkeypatch.setattr(f"fastmim.verbs.{place}", note)

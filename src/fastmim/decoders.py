@@ -1,6 +1,7 @@
 """The small decoders: tokens -> width d -> b transformer blocks -> LayerNorm -> linear prediction.
 
-Two kinds: one gets a feature for every place, the other puts mask tokens where none was encoded.
+One gets a feature for every place; the others put mask tokens where none was encoded, and go from place to
+place by attention or by convolutions.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models._manipulate import checkpoint_seq
+from timm.models.convnext import ConvNeXtBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -101,10 +103,7 @@ class FillingDecoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, out_channels: int, learned: bool) -> None:
         super().__init__()
-        if not config.depth:
-            raise UsageError(
-                "decoder.depth = 0: a decoder that fills in what was not encoded needs at least 1 block"
-            )
+        _check_fills(config)
         self.blocks = _blocks(config.depth, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.predict = nn.Linear(config.width, out_channels)
@@ -136,12 +135,43 @@ class FillingDecoder(nn.Module):
         return tokens_to_map(predictions[:, -count:], grid)
 
 
+class ConvFillingDecoder(nn.Module):
+    """Like `FillingDecoder`, with ConvNeXt V2 blocks, which need no positions (FCMAE, Woo et al. 2023)."""
+
+    def __init__(self, config: DecoderConfig, out_channels: int, learned: bool) -> None:
+        super().__init__()
+        _check_fills(config)
+        width = config.width
+        self.blocks = nn.Sequential(
+            *(ConvNeXtBlock(width, use_grn=True, ls_init_value=None) for _ in range(config.depth))
+        )
+        self.predict = nn.Linear(width, out_channels)
+        self.apply(_initialise)
+        token = torch.zeros(width)
+        if learned:
+            self.mask_token = nn.Parameter(token.normal_(std=0.02))
+        else:
+            self.register_buffer("mask_token", token)
+
+    def forward(self, tokens_BKd: Tensor, places_BK: Tensor, grid: Size) -> Tensor:
+        tokens = put_tokens(tokens_BKd, places_BK, self.mask_token, grid[0] * grid[1])
+        features_Bdhw = self.blocks(tokens_to_map(tokens, grid))
+        return tokens_to_map(self.predict(map_to_tokens(features_Bdhw)), grid)
+
+
+def _check_fills(config: DecoderConfig) -> None:
+    if not config.depth:
+        raise UsageError(
+            "decoder.depth = 0: a decoder that fills in what was not encoded needs at least 1 block"
+        )
+
+
 def _blocks(depth: int, width: int) -> Blocks:
     return Blocks(*(Block(width, width // HEAD_WIDTH, qkv_bias=True) for _ in range(depth)))
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)  # first predictions near zero, as HOG itself is
         if module.bias is not None:
             nn.init.zeros_(module.bias)

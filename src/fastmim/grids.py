@@ -72,6 +72,37 @@ def put_tokens(tokens_BKD: Tensor, places_BK: Tensor, filler_D: Tensor, count: i
     return filled.scatter(1, places_BK.unsqueeze(-1).expand(-1, -1, width), tokens_BKD)
 
 
+def take_blocks(images_BCHW: Tensor, places_BV: Tensor, side: int) -> Tensor:
+    """Of each image the blocks at places (B, V), ``side`` pixels wide and high, side by side.
+
+    Returns:
+        (B, C, side, V * side): a strip, whose blocks stand in the order of the places.
+    """
+    batch, channels, height, width = images_BCHW.shape
+    h, w, count = height // side, width // side, places_BV.shape[1]
+    tiles = images_BCHW.reshape(batch, channels, h, side, w, side).permute(0, 2, 4, 1, 3, 5)
+    blocks = tiles.reshape(batch * h * w, channels, side, side)[_rows(places_BV, h * w)]
+    strip = blocks.view(batch, count, channels, side, side).permute(0, 2, 3, 1, 4)
+    return strip.reshape(batch, channels, side, count * side)
+
+
+def put_blocks(strip_BCsL: Tensor, places_BV: Tensor, grid: Size) -> Tensor:
+    """A strip's blocks at their places among ``grid`` = (h, w), zeros elsewhere. Undoes `take_blocks`."""
+    (batch, channels, side, _), (h, w) = strip_BCsL.shape, grid
+    tiles = strip_BCsL.reshape(batch, channels, side, places_BV.shape[1], side).permute(0, 3, 1, 2, 4)
+    blocks = tiles.reshape(-1, channels, side, side)
+    empty = blocks.new_zeros(batch * h * w, channels, side, side)
+    whole = empty.index_put((_rows(places_BV, h * w),), blocks)
+    image = whole.view(batch, h, w, channels, side, side).permute(0, 3, 1, 4, 2, 5)
+    return image.reshape(batch, channels, h * side, w * side)
+
+
+def _rows(places_BV: Tensor, count: int) -> Tensor:
+    """Places of each image among ``count`` -> places among those of all images."""
+    first = count * torch.arange(len(places_BV), device=places_BV.device)
+    return (places_BV + first.unsqueeze(1)).flatten()
+
+
 def pairs(mask_Bhw: Tensor) -> Tensor:
     """Mask (B, h, w) -> (B, h/2, w/2, 4): the four entries of each 2x2, row by row."""
     batch, h, w = mask_Bhw.shape

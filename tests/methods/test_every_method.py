@@ -11,13 +11,20 @@ from fastmim.pretraining import build_method
 from fastmim.recipes.methods import defaults_of
 
 SIZE = (128, 128)
+VIT = ("vit_tiny_patch16_224", {"embed_dim": 32, "depth": 2, "num_heads": 2})
+SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4]}
+MODELS = {  # of methods that do not take a plain ViT
+    "greenmim": ("swin_tiny_patch4_window7_224", SWIN),
+    "fcmae": ("convnextv2_atto", {"depths": [1, 1, 1, 1], "dims": [16, 16, 32, 64]}),
+}
 
 
 def small(name, target="hog"):
     torch.manual_seed(0)
+    model, kwargs = MODELS.get(name, VIT)
     settings = {
-        "model": "vit_tiny_patch16_224",
-        "model_kwargs": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+        "model": model,
+        "model_kwargs": kwargs,
         "image_size": SIZE,
         "decoder.width": 32,
         "decoder.depth": min(defaults_of(name).decoder.depth, 1),

@@ -77,6 +77,12 @@ def test_the_stand_in_sees_what_waits(watched):
         {"precision": "bf16-mixed", "micro_batch": 4},
         {"target": {"name": "hog+pixels-norm"}, "mask": {"place": "patch"}, "optim": {"clip_norm": 1.0}},
         {"model": "test_convnext", "model_kwargs": {}, "image_size": 64},
+        {"method": "simmim", "image_size": 64},
+        {"method": "mae"},
+        {"method": "lomar", "lomar": {"window": 2}, "image_size": 64},
+        {"method": "ummae", "image_size": 64},
+        {"method": "fcmae", "model": "test_convnext", "model_kwargs": {}, "image_size": 64},
+        {"distill": {"teacher": "none", "model": "test_convnext"}, "image_size": 64},
     ],
 )
 def test_a_step_of_pre_training_waits_for_nothing(photos, tmp_path, waits, settings):

@@ -30,6 +30,7 @@ from fastmim.encoders.models import arguments_of, check_model_name, create, fit_
 from fastmim.encoders.probe import DoesNotRun, Features, last_features, probe
 from fastmim.encoders.resize import Carry, carry_tensors, resize
 from fastmim.encoders.sizes import working_sizes
+from fastmim.encoders.strips import check_strips, strip_features
 from fastmim.encoders.tokens import Choose, Dropping, dropped, find_dropping
 from fastmim.errors import UsageError
 from fastmim.grids import Size, tokens_to_map
@@ -174,6 +175,20 @@ class Encoder(nn.Module):
         with editing, dropped(self.model, dropping, choose, places_BK):
             output = last_features(self.model, images_BCHW, self.way)
         return output[:, : self.prefix_tokens], output[:, self.prefix_tokens :]
+
+    def visible(self, images_BCHW: Tensor, places_BV: Tensor) -> Tensor:
+        """Only some blocks, as large as the stride, are computed: their features (B, V, D).
+
+        Args:
+            images_BCHW: normalised images.
+            places_BV: where on the grid, row by row, those blocks stand. With window attention they must be
+                the same in all images.
+        """
+        return strip_features(self.model, images_BCHW, places_BV, self.grid, self.features)
+
+    def check_visible(self) -> None:
+        """Raise UsageError unless `visible` works at the present size."""
+        check_strips(self.model, self.model_name, self.image_size, self.in_chans, self.features)
 
     @cached_property
     def dropping(self) -> Dropping:

@@ -54,6 +54,8 @@ class Method(nn.Module, ABC):
 
     unused: ClassVar[tuple[str, ...]] = ()
     """Settings that all methods share and this one does not heed, by their dotted names."""
+    recomputes: ClassVar[bool] = True
+    """Whether activations may be computed anew in the backward pass, when `forward` is over."""
     own: ClassVar[str | None] = None
     """The group of settings that belongs to this method alone."""
     sees_all: ClassVar[bool] = False

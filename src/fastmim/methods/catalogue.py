@@ -3,12 +3,14 @@
 from typing import Literal
 
 from fastmim.methods.base import Method
+from fastmim.methods.fcmae import FCMAE
+from fastmim.methods.greenmim import GreenMIM
 from fastmim.methods.input_masking import InputMasking
 from fastmim.methods.lomar import LoMaR
 from fastmim.methods.mae import MAE
 from fastmim.methods.ummae import UMMAE
 
-MethodName = Literal["fastmim", "simmim", "maskfeat", "mae", "lomar", "ummae"]
+MethodName = Literal["fastmim", "simmim", "maskfeat", "mae", "lomar", "ummae", "greenmim", "fcmae"]
 METHODS: dict[MethodName, type[Method]] = {
     "fastmim": InputMasking,
     "simmim": InputMasking,
@@ -16,6 +18,8 @@ METHODS: dict[MethodName, type[Method]] = {
     "mae": MAE,
     "lomar": LoMaR,
     "ummae": UMMAE,
+    "greenmim": GreenMIM,
+    "fcmae": FCMAE,
 }
 
 

@@ -49,6 +49,8 @@ def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Met
 def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
     """Raise UsageError unless the model works, at the size of every stage, and so does its teacher."""
     method = build_method(config, module if module is None or not config.stages else copy.deepcopy(module))
+    if config.activation_checkpointing and not method.recomputes:
+        raise UsageError(f"activation_checkpointing: method = {config.method} cannot; leave it out")
     if config.activation_checkpointing:
         checkpoint_activations(copy.deepcopy(method.encoder.model), config.model)
     if config.distill.teacher:

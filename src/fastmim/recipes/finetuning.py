@@ -78,7 +78,7 @@ def finetuning_recipes(pretraining: dict[str, Recipe], figures: dict[str, Any]) 
                 if row == f"{data}-{size}px":
                     paper = f"{top1} % top-1 at {tuned}"
                     yield _finetune(recipe, f"{name}/finetune-{tuned}", 100, tuned, paper)
-        if table == "table4":
+        if table == "table4" and key in figures["table4_supervised"]:
             yield _scratch(recipe, name, figures["table4_supervised"][key], figures["table4"][key][-1])
 
 

@@ -12,6 +12,9 @@ from fastmim.config import PretrainConfig
 from fastmim.methods.distillation import DistillConfig
 from fastmim.recipes.backbones import in_stages, pyramid, swin_b, swin_l, vit_b, vit_l
 from fastmim.recipes.methods import (
+    fcmae_convnextv2_b,
+    greenmim_swin_b,
+    greenmim_swin_l,
     lomar_vit_b,
     mae_vit_b_8b512d,
     mae_vit_l_8b512d,
@@ -117,6 +120,16 @@ def table3_simmim_swin_l() -> PretrainConfig:
     return simmim_swin_l()
 
 
+def table3_greenmim_swin_b() -> PretrainConfig:
+    """Table 3, GreenMIM, Swin-B."""
+    return greenmim_swin_b()
+
+
+def table3_greenmim_swin_l() -> PretrainConfig:
+    """Table 3, GreenMIM, Swin-L."""
+    return greenmim_swin_l()
+
+
 def table4_vit_b() -> PretrainConfig:
     """Table 4, ViT-B."""
     return vit_b(800)
@@ -171,6 +184,22 @@ def table4_convnextv2_b() -> PretrainConfig:
     The row's text is damaged: its top-1 is the likelier of two readings.
     """
     return pyramid("convnextv2_base", 800)
+
+
+def table4_fcmae_convnextv2_b_100() -> PretrainConfig:
+    """Table 4, FCMAE, ConvNeXt V2-B: 100 epochs of fine-tuning.
+
+    The pre-training is that of the row below, at 224 pixels.
+    """
+    return fcmae_convnextv2_b()
+
+
+def table4_fcmae_convnextv2_b_300() -> PretrainConfig:
+    """Table 4, FCMAE, ConvNeXt V2-B: 300 epochs of fine-tuning.
+
+    The pre-training is that of the row above, at 224 pixels.
+    """
+    return fcmae_convnextv2_b()
 
 
 def table4_cmt_s() -> PretrainConfig:

@@ -28,6 +28,7 @@ VIT_L = "vit_large_patch16_224"
 SWIN_T = "swin_tiny_patch4_window7_224"
 SWIN_B = "swin_base_patch4_window7_224"
 SWIN_L = "swin_large_patch4_window7_224"
+CONVNEXT_V2_B = "convnextv2_base"
 
 
 def simmim() -> PretrainConfig:
@@ -77,6 +78,17 @@ def ummae() -> PretrainConfig:
     return replace(mae(), method="ummae", model=SWIN_T, image_size=256, mask=Masking(size=16))
 
 
+def greenmim() -> PretrainConfig:
+    """GreenMIM, Huang et al. 2022: 75 % in blocks of 32 pixels, the same in a batch, a decoder of 1 block."""
+    return replace(mae(), method="greenmim", model=SWIN_B, decoder=DecoderConfig(depth=1, width=512))
+
+
+def fcmae() -> PretrainConfig:
+    """FCMAE, Woo et al. 2023: 60 % in blocks of 32 pixels, a decoder of one ConvNeXt block; ConvNeXt V2."""
+    decoder = DecoderConfig(depth=1, width=512)
+    return replace(mae(), method="fcmae", model=CONVNEXT_V2_B, mask=Masking(0.6), decoder=decoder)
+
+
 DEFAULTS: dict[MethodName, Callable[[], PretrainConfig]] = {
     "fastmim": PretrainConfig,
     "simmim": simmim,
@@ -84,6 +96,8 @@ DEFAULTS: dict[MethodName, Callable[[], PretrainConfig]] = {
     "mae": mae,
     "lomar": lomar,
     "ummae": ummae,
+    "greenmim": greenmim,
+    "fcmae": fcmae,
 }
 
 
@@ -152,6 +166,21 @@ def ummae_swin_t() -> PretrainConfig:
     return at_length(ummae(), SWIN_T, 200)
 
 
+def greenmim_swin_b() -> PretrainConfig:
+    """GreenMIM, Swin-B at 224 pixels, window 7."""
+    return at_length(greenmim(), SWIN_B, 800)
+
+
+def greenmim_swin_l() -> PretrainConfig:
+    """GreenMIM, Swin-L at 224 pixels, window 14."""
+    return replace(at_length(greenmim(), SWIN_L, 800), model_kwargs={"window_size": 14})
+
+
+def fcmae_convnextv2_b() -> PretrainConfig:
+    """FCMAE, ConvNeXt V2-B at 224 pixels."""
+    return at_length(fcmae(), CONVNEXT_V2_B, 800)
+
+
 def fastmim_drop_vit_b() -> PretrainConfig:
     """FastMIM's target and size with MAE's dropping, ViT-B: HOG at 128 pixels, three quarters dropped.
 
@@ -211,6 +240,13 @@ SOURCES = (
         {"vit-b": "lomar_vit_b"},
     ),
     Source("ummae", "UM-MAE, Li et al. 2022, arXiv 2205.10063", {"swin-t": ummae_swin_t}, {}),
+    Source(
+        "greenmim",
+        "GreenMIM, Huang et al. 2022, arXiv 2205.13515",
+        {"swin-b": greenmim_swin_b, "swin-l": greenmim_swin_l},
+        {"swin-b": "greenmim_swin_b", "swin-l": "greenmim_swin_l"},
+    ),
+    Source("fcmae", "FCMAE, Woo et al. 2023, arXiv 2301.00808", {"convnextv2-b": fcmae_convnextv2_b}, {}),
     Source(
         "fastmim-drop",
         "FastMIM's HOG at low resolution with MAE's dropping; in no paper",

@@ -5,6 +5,7 @@ from itertools import groupby
 from fastmim.errors import UsageError
 from fastmim.recipes import recipes_under
 
+COLUMNS = 80  # of a terminal
 USAGE = """usage: fastmim recipes [NAME]
 
 List the runs of the paper's tables, or those whose names begin with NAME. The
@@ -25,8 +26,9 @@ def run(arguments: list[str]) -> int:
     print("The figures are the paper's; none of them was measured with this code.")
     for table, rows in groupby(found, lambda recipe: recipe.table):
         recipes = list(rows)
-        width = max(len(recipe.name) for recipe in recipes) + 2
+        width = max(len(recipe.name) for recipe in recipes) + 1
+        width = min(width, COLUMNS - 3 - max(len(recipe.paper) for recipe in recipes))
         print(f"\n{table}")
         for recipe in recipes:
-            print(f"  {recipe.name:<{width}}{recipe.paper}")
+            print(f"  {recipe.name:<{width}} {recipe.paper}")
     return 0

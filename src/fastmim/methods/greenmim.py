@@ -1,0 +1,23 @@
+"""GreenMIM (Huang et al. 2022, arXiv 2205.13515): a pyramid computes visible windows only."""
+
+import torch
+from torch import Tensor
+
+from fastmim.decoders import FillingDecoder
+from fastmim.grids import Size
+from fastmim.masking import draw_blocks
+from fastmim.methods.visible_blocks import VisibleBlocks
+
+
+class GreenMIM(VisibleBlocks):
+    """MAE for Swin: one mask a batch, its uneven windows attend in groups of one size (`encoders.windows`).
+
+    Every process draws a mask of its own, so that a step on several devices has as many.
+    """
+
+    filling = FillingDecoder
+
+    def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
+        """The same mask for each image: windows are grouped once for all of them (paper: section 3.1)."""
+        mask_1hw = draw_blocks(self.masking, generator, 1, size, self.block)
+        return mask_1hw.repeat(batch, 1, 1)

@@ -1,0 +1,84 @@
+"""What GreenMIM and FCMAE have in common: of an image only the visible blocks go through a pyramid."""
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from fastmim.decoders import ConvFillingDecoder, DecoderConfig, FillingDecoder
+from fastmim.encoders.adapter import Encoder
+from fastmim.errors import UsageError
+from fastmim.grids import Size, channels_per_token, mask_to_pixels, spread_mask, visible_places
+from fastmim.losses import LossName
+from fastmim.masking import Masking, draw_blocks, masked_count
+from fastmim.methods.base import Method, Reconstruction, Settings, size_of
+from fastmim.targets import Target, build_target
+
+
+class VisibleBlocks(Method):
+    """Leave blocks out, encode the others, fill in, decode, compare.
+
+    Args:
+        encoder: a pyramid; it is not changed (`encoders.strips` asks it for what is needed).
+        target: what is predicted, for blocks that are left out only.
+        masking: share and side of the blocks; its token is the decoder's.
+        decoder: blocks over all places.
+        loss_name: how prediction and target are compared.
+    """
+
+    unused = ("mask.place",)
+    recomputes = False  # stand-ins tell the encoder where its blocks are, for the time of a forward pass
+    filling: ClassVar[type[FillingDecoder | ConvFillingDecoder]]
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        target: Target,
+        masking: Masking,
+        decoder: DecoderConfig,
+        loss_name: LossName = "l2",
+    ) -> None:
+        super().__init__(encoder, target, loss_name, masking.size or encoder.stride)
+        if self.block % encoder.stride:
+            raise UsageError(
+                f"mask.size = {self.block}: {encoder.model_name} has a stride of {encoder.stride} pixels; "
+                "with this method mask.size must be a multiple of that"
+            )
+        self.masking = masking
+        channels = target.channels(encoder.in_chans)
+        self.embed = nn.Linear(encoder.width, decoder.width)
+        self.decoder = self.filling(
+            decoder, channels_per_token(channels, encoder.stride, target.cell), masking.token == "learned"
+        )
+        self.check_size()
+
+    @classmethod
+    def build(cls, encoder: Encoder, settings: Settings, own: Any = None) -> Self:
+        target = build_target(settings.target, encoder.stride)
+        return cls(encoder, target, settings.mask, settings.decoder, settings.target.loss)
+
+    def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
+        stride, (_, h, w) = self.encoder.stride, mask_Bhw.shape
+        finer = self.block // stride
+        grid = (h * finer, w * finer)
+        visible = (h * w - masked_count(h * w, self.masking.ratio)) * finer**2
+        places_BV = visible_places(spread_mask(mask_Bhw, finer, grid), visible)
+        features_BVD = self.encoder.visible(images_BCHW, places_BV)
+        predictions = self.decoder(self.embed(features_BVD), places_BV, grid)
+        return self.compare(images_BCHW, predictions, stride, mask_Bhw)
+
+    def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
+        return draw_blocks(self.masking, generator, batch, size, self.block)
+
+    def check_size(self) -> None:
+        if any(side % self.block for side in self.image_size):
+            raise UsageError(
+                f"image_size = {self.image_size[0]}x{self.image_size[1]} must be a multiple of the masked "
+                f"blocks of {self.block} pixels with this method"
+            )
+        super().check_size()
+        self.encoder.check_visible()
+
+    def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
+        hidden_B1HW = mask_to_pixels(mask_Bhw, self.block, size_of(images_BCHW)).unsqueeze(1)
+        return images_BCHW.masked_fill(hidden_B1HW, 0)
