@@ -11,8 +11,8 @@ from fastmim.data.bands import Pixels, UnreadableImage
 
 CV_CHANNELS = 4  # the most that each way of cv2.resize takes
 # Pixels a side for one of the result, up to which each way is nearest to Pillow's antialiased bicubic on
-# photos: cubic 45 dB or more; linear 42 or more, in a fifth of the time of area, which keeps 43 beyond.
-MOST_CUBIC, MOST_LINEAR = 1.15, 1.35
+# photos: cubic 45 dB or more; linear 40 or more, in a fifth of the time of area, which keeps 43 beyond.
+MOST_CUBIC, MOST_LINEAR = 1.15, 1.5
 MOST_SAMPLED = 2.0  # the same for boxes between pixels: rounding them would cost more than aliasing does
 
 
