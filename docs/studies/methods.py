@@ -36,9 +36,9 @@ SWIN = {  # stride 8 at the end: three stages
         "num_heads": [2, 4, 8],
     },
 }
-CONVNEXT = {
+CONVNEXT = {  # stride 8 at the end: four stages, the first at every pixel
     "model": "convnextv2_atto",
-    "model_kwargs": {"patch_size": 2, "depths": [2, 2, 2], "dims": [48, 96, 192]},
+    "model_kwargs": {"patch_size": 1, "depths": [1, 1, 2, 1], "dims": [24, 48, 96, 192]},
 }
 COMMON: dict[str, Any] = {
     "image_size": 32,
@@ -155,7 +155,7 @@ def carry_out(job: Job) -> dict[str, Any]:
     tuned = fastmim.finetune(
         data=job.data,
         out=run.with_suffix(".classes"),
-        labels=0.1,
+        labels="0.1",
         epochs=job.epochs,
         seed=job.seed,
         resume=True,
