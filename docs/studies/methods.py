@@ -1,10 +1,12 @@
-"""Every method for the same time on CIFAR-10, then fine-tuned on a tenth of the labels: see docs/results.md.
+"""The methods side by side on CIFAR-10, then fine-tuned on a tenth of the labels: see docs/results.md.
 
     python docs/studies/methods.py --data cifar10 --out runs/methods --minutes 5
 
-``--data`` holds train/ and test/ with a folder a class. A run's length in steps comes from a short trial of
-its own speed. Runs use one CPU core each; finished ones are kept in --out and not done again, so the same
-command goes on after a stop. The loss is that on held-out images as a share of the trivial predictor's.
+``--data`` holds train/ and test/ with a folder a class. Three tables: every method for the same time (a run's
+length in steps comes from a short trial of its own speed); for the same number of epochs at two resolutions;
+with and without a teacher. Runs use one CPU core each; finished ones are kept in --out and not done again, so
+the same command goes on after a stop. The loss is that on held-out images as a share of the trivial
+predictor's.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import fastmim
 
 TRIAL_STEPS = 60
 SEEDS = 3
-VIT = {
+VIT: dict[str, Any] = {
     "model": "vit_tiny_patch16_224",
     "model_kwargs": {"patch_size": 4, "embed_dim": 128, "depth": 4, "num_heads": 4},
 }
@@ -75,22 +77,31 @@ FINETUNE: dict[str, Any] = {
 
 
 class Arm(NamedTuple):
-    """One line of the table."""
+    """One line of a table."""
 
     name: str
     seeds: int
     settings: dict[str, Any]
+    minutes: float = 1.0
+    """What --minutes is multiplied by."""
+    like: str | None = None
+    """The arm whose steps, and so epochs, this one has, too; then minutes do not count."""
+    teacher: str | None = None
+    """The arm whose fine-tuned network teaches this one."""
 
 
-ARMS = (
-    Arm("fastmim, ViT", SEEDS, {**VIT, "mask": {"size": 4}, **HOG, **SMALL_DECODER}),
-    Arm("mae, ViT", SEEDS, {**VIT, "method": "mae", "target": {"name": "pixels-norm"}, **SMALL_DECODER}),
+FASTMIM = {**VIT, "mask": {"size": 4}, **HOG, **SMALL_DECODER}
+MAE = {**VIT, "method": "mae", "target": {"name": "pixels-norm"}, **SMALL_DECODER}
+DROP = {**VIT, "method": "mae", **HOG, **SMALL_DECODER}
+EQUAL_TIME = (
+    Arm("fastmim, ViT", SEEDS, FASTMIM),
+    Arm("mae, ViT", SEEDS, MAE),
     Arm(
         "simmim, ViT",
         SEEDS,
         {**VIT, "method": "simmim", "mask": {"ratio": 0.6, "size": 8, "place": "patch"}, **LINEAR},
     ),
-    Arm("fastmim-drop, ViT", SEEDS, {**VIT, "method": "mae", **HOG, **SMALL_DECODER}),
+    Arm("fastmim-drop, ViT", SEEDS, DROP),
     Arm("maskfeat, ViT", 1, {**VIT, "method": "maskfeat", **HOG, **LINEAR}),
     Arm("lomar, ViT", 1, {**VIT, "method": "lomar", "lomar": {"window": 4}, **LINEAR}),
     Arm("fastmim, Swin", 1, {**SWIN, "mask": {"size": 8}, **HOG, **SMALL_DECODER}),
@@ -100,6 +111,35 @@ ARMS = (
     Arm("fcmae, ConvNeXt V2", 1, {**CONVNEXT, "method": "fcmae", **SMALL_DECODER}),
 )
 SCRATCH = Arm("scratch, ViT", SEEDS, VIT)
+SMALL: dict[str, Any] = {
+    "image_size": 20
+}  # 20 of 32 pixels, as 128 (more exactly 140) of 224: 25 patches of 64
+EQUAL_EPOCHS = (
+    Arm("mae, ViT, epochs of fastmim", SEEDS, MAE, like="fastmim, ViT"),
+    Arm("fastmim-drop, ViT, epochs of fastmim", SEEDS, DROP, like="fastmim, ViT"),
+    Arm("fastmim, ViT, at 20 pixels", SEEDS, FASTMIM | SMALL, like="fastmim, ViT"),
+    Arm("mae, ViT, at 20 pixels", SEEDS, MAE | SMALL, like="fastmim, ViT"),
+    Arm("fastmim-drop, ViT, at 20 pixels", SEEDS, DROP | SMALL, like="fastmim, ViT"),
+)
+TEACHER = Arm(
+    "teacher, larger ViT",
+    1,
+    FASTMIM | {"model_kwargs": VIT["model_kwargs"] | {"embed_dim": 192, "depth": 6, "num_heads": 6}},
+    minutes=3,
+)
+TAUGHT = Arm(
+    "fastmim, ViT, with the teacher",
+    SEEDS,
+    FASTMIM,
+    like="fastmim, ViT",
+    teacher=TEACHER.name,
+)
+PHASES = ((*EQUAL_TIME, SCRATCH, TEACHER), (*EQUAL_EPOCHS, TAUGHT))  # the second needs the first
+TABLES = {
+    "Equal time": (*EQUAL_TIME, SCRATCH),
+    "Equal epochs, two resolutions": (EQUAL_TIME[0], *EQUAL_EPOCHS),
+    "With a teacher": (TEACHER, EQUAL_TIME[0], TAUGHT),
+}
 
 
 class Job(NamedTuple):
@@ -115,16 +155,32 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def pretrained(job: Job, run: Path) -> dict[str, Any]:
-    """Pre-train for the minutes given; what the run says of itself."""
-    settings = COMMON | job.arm.settings | {"data": f"{job.data}/train", "seed": job.seed}
+def run_of(job: Job, arm: str) -> Path:
+    """Where an arm's run with this job's seed is, or its only one."""
+    seeds = {a.name: a.seeds for phase in PHASES for a in phase}[arm]
+    return job.out / f"{arm.replace(', ', '-').replace(' ', '')}-{job.seed % seeds}"
+
+
+def steps_of(job: Job, run: Path, settings: dict[str, Any]) -> int:
+    """So many as fit the minutes, by a trial, or as many as another arm has."""
+    if job.arm.like:
+        return int(run_of(job, job.arm.like).with_suffix(".steps").read_text())
     plan = run.with_suffix(".steps")
     if not plan.is_file():
         trial = fastmim.pretrain(out=run.with_suffix(".trial"), steps=TRIAL_STEPS, overwrite=True, **settings)
         speeds = [line["images_per_second"] for line in metrics(trial.run)[1:]]
-        steps = round(60 * job.minutes * statistics.median(speeds) / settings["batch_size"])
-        plan.write_text(str(steps))
-    done = fastmim.pretrain(out=run, steps=int(plan.read_text()), resume=True, **settings)
+        seconds = 60 * job.minutes * job.arm.minutes
+        plan.write_text(str(round(seconds * statistics.median(speeds) / settings["batch_size"])))
+    return int(plan.read_text())
+
+
+def pretrained(job: Job, run: Path) -> dict[str, Any]:
+    """Pre-train; what the run says of itself."""
+    settings = COMMON | job.arm.settings | {"data": f"{job.data}/train", "seed": job.seed}
+    if job.arm.teacher:
+        teacher = run_of(job, job.arm.teacher).with_suffix(".classes")
+        settings["distill"] = {"teacher": str(teacher)}
+    done = fastmim.pretrain(out=run, steps=steps_of(job, run, settings), resume=True, **settings)
     lines = metrics(done.run)
     return {
         "share": done.held_out_loss / done.trivial_loss,
@@ -137,7 +193,7 @@ def pretrained(job: Job, run: Path) -> dict[str, Any]:
 
 def carry_out(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
-    run = job.out / f"{job.arm.name.replace(', ', '-').replace(' ', '')}-{job.seed}"
+    run = run_of(job, job.arm.name)
     found = run.with_suffix(".json")
     if found.is_file():
         kept: dict[str, Any] = json.loads(found.read_text())
@@ -146,12 +202,11 @@ def carry_out(job: Job) -> dict[str, Any]:
     start: dict[str, Any] = {
         "encoder": "scratch",
         **{k: job.arm.settings[k] for k in ("model", "model_kwargs")},
+        "layer_decay": 1.0,
     }
-    if job.arm is not SCRATCH and job.arm.name != SCRATCH.name:
+    if job.arm.name != SCRATCH.name:
         result |= pretrained(job, run)
         start = {"encoder": run}
-    else:
-        start["layer_decay"] = 1.0
     tuned = fastmim.finetune(
         data=job.data,
         out=run.with_suffix(".classes"),
@@ -166,22 +221,22 @@ def carry_out(job: Job) -> dict[str, Any]:
     return result
 
 
+COLUMNS = (("steps", 0), ("minutes", 1), ("images_per_second", 0), ("memory_mb", 0))  # and digits
+
+
 def table(results: list[dict[str, Any]]) -> Iterator[str]:
     """Markdown; intervals are those of Student's t over the seeds, 95 %."""
-    yield "| | seeds | steps | images/s | memory, MB | loss, % of trivial | top-1, % |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
+    yield "| | seeds | steps | minutes | images/s | memory, MB | loss, % of trivial | top-1, % |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for arm in dict.fromkeys(result["arm"] for result in results):
         rows = [result for result in results if result["arm"] == arm]
         cells = [arm, str(len(rows))]
-        for name, scale, digits in (
-            ("steps", 1, 0),
-            ("images_per_second", 1, 0),
-            ("memory_mb", 1, 0),
-            ("share", 100, 1),
-        ):
-            values = [scale * row[name] for row in rows if name in row]
+        for name, digits in COLUMNS:
+            values = [row[name] for row in rows if name in row]
             cells.append(f"{statistics.mean(values):.{digits}f}" if values else "")
-        yield "| " + " | ".join([*cells, with_interval([row["top1"] for row in rows])]) + " |"
+        shares = [100 * row["share"] for row in rows if "share" in row]
+        cells += [with_interval(values) if values else "" for values in (shares, [r["top1"] for r in rows])]
+        yield "| " + " | ".join(cells) + " |"
 
 
 def with_interval(values: list[float]) -> str:
@@ -204,21 +259,22 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", help="parts of their names; default: all")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    arms = [a for a in (*ARMS, SCRATCH) if not arguments.arms or any(p in a.name for p in arguments.arms)]
-    jobs = [
-        Job(arm, seed, arguments.data, arguments.out, arguments.minutes, arguments.epochs)
-        for seed in range(SEEDS)
-        for arm in arms
-        if seed < arm.seeds
-    ]
-    with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
-        results = []
-        for result in pool.imap_unordered(carry_out, jobs):
-            print(json.dumps(result), flush=True)
-            results.append(result)
-    order = [arm.name for arm in arms]
-    results.sort(key=lambda result: (order.index(result["arm"]), result["seed"]))
-    print("\n".join(table(results)))
+    results: dict[str, list[dict[str, Any]]] = {}
+    for phase in PHASES:
+        jobs = [
+            Job(arm, seed, arguments.data, arguments.out, arguments.minutes, arguments.epochs)
+            for seed in range(SEEDS)
+            for arm in phase
+            if seed < arm.seeds and (not arguments.arms or any(part in arm.name for part in arguments.arms))
+        ]
+        with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
+            for result in pool.imap_unordered(carry_out, jobs):
+                print(json.dumps(result), flush=True)
+                results.setdefault(result["arm"], []).append(result)
+    for title, arms in TABLES.items():
+        rows = [result for arm in arms for result in results.get(arm.name, ())]
+        if rows:
+            print("\n".join(["", f"### {title}", "", *table(rows)]))
 
 
 if __name__ == "__main__":
