@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from fastmim.decoders import DecoderConfig
-from fastmim.encoders.adapter import Encoder, build_encoder
+from fastmim.encoders.adapter import Encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.encoders.models import create, without_memory
 from fastmim.encoders.sizes import Sizes, working_sizes
 from fastmim.errors import UsageError

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastmim.encoders.adapter import build_encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
 
 SWIN = {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 4)}

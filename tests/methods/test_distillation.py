@@ -9,7 +9,8 @@ from torch import nn
 
 from fastmim.config import PretrainConfig, merge
 from fastmim.decoders import DecoderConfig
-from fastmim.encoders.adapter import Encoder, build_encoder
+from fastmim.encoders.adapter import Encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
 from fastmim.grids import shrink_map
 from fastmim.masking import Masking

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastmim
 from conftest import TINY, weights
 from fastmim.config import merge
-from fastmim.encoders.adapter import build_encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
 from fastmim.grids import spread_mask, visible_places
 from fastmim.pretraining import build_method

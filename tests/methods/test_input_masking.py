@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fastmim.decoders import Decoder, DecoderConfig
-from fastmim.encoders.adapter import build_encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
 from fastmim.grids import mask_to_pixels
 from fastmim.masking import Masking

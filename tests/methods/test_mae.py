@@ -7,7 +7,7 @@ import torch
 import fastmim
 from conftest import TINY, Killed, lines, same, weights
 from fastmim.config import merge
-from fastmim.encoders.adapter import build_encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
 from fastmim.grids import map_to_tokens, put_tokens, take_tokens, visible_places
 from fastmim.methods.mae import MAE

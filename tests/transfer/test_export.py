@@ -13,7 +13,7 @@ from conftest import same
 from fastmim.data.decode import crop_and_resize
 from fastmim.data.images import open_images
 from fastmim.data.resize import Box
-from fastmim.encoders.adapter import EncoderConfig, build_encoder
+from fastmim.encoders.build import EncoderConfig, build_encoder
 from fastmim.encoders.models import create
 from fastmim.errors import RunError, UsageError
 from fastmim.transfer import export

@@ -11,7 +11,7 @@ from fastmim.config.run import RunConfig
 from fastmim.config.settings import check_least, differences
 from fastmim.data.crops import CropConfig
 from fastmim.decoders import DecoderConfig
-from fastmim.encoders.adapter import EncoderConfig
+from fastmim.encoders.build import EncoderConfig
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 from fastmim.masking import Masking

@@ -10,10 +10,10 @@ from fastmim.decoders import DecoderConfig
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.resize import Carry
 from fastmim.errors import UsageError
-from fastmim.grids import Size, mask_to_cells, tokens_to_cells
+from fastmim.grids import Size, channels_per_token, mask_to_cells, tokens_to_cells
 from fastmim.losses import LossName, masked_loss, trivial_prediction
 from fastmim.masking import Masking
-from fastmim.targets import Target, TargetConfig
+from fastmim.targets import Target, TargetConfig, build_target
 
 ENCODER = "encoder.model."  # what the names of the backbone's parameters begin with
 
@@ -47,9 +47,11 @@ class Method(nn.Module, ABC):
 
     Args:
         encoder: the backbone; it is not changed.
-        target: what is predicted.
+        target: what is predicted, for what is masked only.
+        masking: share and side of the masked blocks (by default of the encoder's stride), and their token.
+        decoder: the network between features and predictions; each method builds its own kind.
         loss_name: how prediction and target are compared.
-        block: side of a masked block, in pixels.
+        config: the settings that are this method's alone, see ``own``.
     """
 
     unused: ClassVar[tuple[str, ...]] = ()
@@ -61,22 +63,48 @@ class Method(nn.Module, ABC):
     sees_all: ClassVar[bool] = False
     """Whether its encoder sees every place of the image where it is, masked or not."""
 
-    def __init__(self, encoder: Encoder, target: Target, loss_name: LossName, block: int) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        target: Target,
+        masking: Masking,
+        decoder: DecoderConfig,
+        loss_name: LossName = "l2",
+        config: Any = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.target = target
+        self.masking = masking
         self.loss_name = loss_name
-        self.block = block
+        self.block = masking.size or encoder.stride
+        self.stride = self.prediction_stride(encoder, masking)
+        self.outputs = channels_per_token(target.channels(encoder.in_chans), self.stride, target.cell)
         self.channel_weights = target.channel_weights(encoder.in_chans)
 
     @classmethod
-    @abstractmethod
-    def build(cls, encoder: Encoder, settings: Settings, own: Any = None) -> Self:
-        """The method as a run is told to have it; ``own`` is the group of settings that is this method's.
+    def build(cls, encoder: Encoder, settings: Settings) -> Self:
+        """The method as a run is told to have it.
 
         Raises:
             UsageError: encoder or settings do not suit it.
         """
+        target = build_target(settings.target, cls.prediction_stride(encoder, settings.mask))
+        own = (getattr(settings, cls.own),) if cls.own else ()
+        return cls(encoder, target, settings.mask, settings.decoder, settings.target.loss, *own)
+
+    @staticmethod
+    def prediction_stride(encoder: Encoder, masking: Masking) -> int:
+        """Pixels between predictions, along each side."""
+        return encoder.stride
+
+    def add_mask_token(self, width: int) -> None:
+        """``self.mask_token``, (1, width, 1, 1): a parameter, or zeros."""
+        token = torch.zeros(1, width, 1, 1)
+        if self.masking.token == "learned":
+            self.mask_token = nn.Parameter(token.normal_(std=0.02))
+        else:
+            self.register_buffer("mask_token", token)
 
     @staticmethod
     def encoder_size(image_size: Size) -> Size:
@@ -112,11 +140,9 @@ class Method(nn.Module, ABC):
                 "use a larger mask.size, a larger mask.ratio or a smaller target.cell"
             )
 
-    def compare(
-        self, images_BCHW: Tensor, predictions: Tensor, stride: int, mask_Bhw: Tensor
-    ) -> Reconstruction:
-        """What tokens ``stride`` pixels apart predict, against the target, where blocks are masked."""
-        prediction = tokens_to_cells(predictions, stride, self.target.cell)
+    def compare(self, images_BCHW: Tensor, predictions: Tensor, mask_Bhw: Tensor) -> Reconstruction:
+        """What tokens predict, against the target, where blocks are masked."""
+        prediction = tokens_to_cells(predictions, self.stride, self.target.cell)
         target = self.target(images_BCHW)
         mask = mask_to_cells(mask_Bhw, self.block, self.target.cell, size_of(images_BCHW))
         loss = masked_loss(self.loss_name, prediction, target, mask, self.channel_weights)

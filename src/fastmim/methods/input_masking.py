@@ -5,19 +5,18 @@ how large the image and the masked blocks are.
 """
 
 from functools import partial
-from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmim.decoders import Decoder, DecoderConfig
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
-from fastmim.grids import Size, channels_per_token, grid_of, mask_to_pixels, spread_mask, visible_places
+from fastmim.grids import Size, grid_of, mask_to_pixels, spread_mask, visible_places
 from fastmim.losses import LossName
 from fastmim.masking import Masking, draw_blocks, masked_count
-from fastmim.methods.base import Method, Reconstruction, Settings, size_of
-from fastmim.targets import Target, build_target
+from fastmim.methods.base import Method, Reconstruction, size_of
+from fastmim.targets import Target
 
 
 class InputMasking(Method):
@@ -41,12 +40,8 @@ class InputMasking(Method):
         decoder: DecoderConfig,
         loss_name: LossName = "l2",
     ) -> None:
-        super().__init__(encoder, target, loss_name, masking.size or encoder.stride)
-        self.masking = masking
-        channels = target.channels(encoder.in_chans)
-        self.decoder = Decoder(
-            decoder, encoder.width, channels_per_token(channels, encoder.stride, target.cell)
-        )
+        super().__init__(encoder, target, masking, decoder, loss_name)
+        self.decoder = Decoder(decoder, encoder.width, self.outputs)
         width = encoder.in_chans
         if masking.place == "patch":
             embedding = encoder.embedding
@@ -56,17 +51,8 @@ class InputMasking(Method):
                     f"mask.size = {self.block}: with mask.place = patch it must be a multiple of the "
                     f"{embedding.stride} pixels between the tokens of the patch embedding"
                 )
-        token = torch.zeros(1, width, 1, 1)
-        if masking.token == "learned":
-            self.mask_token = nn.Parameter(token.normal_(std=0.02))
-        else:
-            self.register_buffer("mask_token", token)
+        self.add_mask_token(width)
         self.check_size()
-
-    @classmethod
-    def build(cls, encoder: Encoder, settings: Settings, own: Any = None) -> Self:
-        target = build_target(settings.target, encoder.stride)
-        return cls(encoder, target, settings.mask, settings.decoder, settings.target.loss)
 
     def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
         if self.masking.place == "image":
@@ -74,7 +60,7 @@ class InputMasking(Method):
         else:
             features_BDhw = self.encoder(images_BCHW, edit=partial(self._masked_tokens, mask_Bhw))
         predictions = self.decoder(features_BDhw, self._wanted(mask_Bhw, size_of(images_BCHW)))
-        return self.compare(images_BCHW, predictions, self.encoder.stride, mask_Bhw)
+        return self.compare(images_BCHW, predictions, mask_Bhw)
 
     def _wanted(self, mask_Bhw: Tensor, size: Size) -> Tensor | None:
         """The tokens (B, K) that the loss looks at; None: all, also where it would not pay to choose.
@@ -82,7 +68,7 @@ class InputMasking(Method):
         Masks must hide as many blocks as those that `draw_mask` draws: counting them would wait for the
         device.
         """
-        stride = self.encoder.stride
+        stride = self.stride
         whole = self.block % stride == 0 and not any(side % self.block for side in size)
         if not (self.training and whole and self.decoder.choosing_pays):
             return None

@@ -1,17 +1,15 @@
 """LoMaR (Chen et al. 2022, arXiv 2206.00790): windows of an image are reconstructed, each for itself."""
 
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmim.decoders import Decoder, DecoderConfig
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.grids import (
     Size,
-    channels_per_token,
     grid_of,
     map_to_tokens,
     mask_to_pixels,
@@ -25,9 +23,9 @@ from fastmim.grids import (
 )
 from fastmim.losses import LossName, masked_loss
 from fastmim.masking import Masking, masked_count
-from fastmim.methods.base import Method, Reconstruction, Settings, size_of
+from fastmim.methods.base import Method, Reconstruction, size_of
 from fastmim.methods.mae import check_patches
-from fastmim.targets import Target, build_target
+from fastmim.targets import Target
 
 
 @dataclass(frozen=True)
@@ -74,30 +72,17 @@ class LoMaR(Method):
         loss_name: LossName = "l2",
         config: LoMaRConfig = LoMaRConfig(),
     ) -> None:
-        super().__init__(encoder, target, loss_name, encoder.stride)
         check_patches(masking, encoder)
+        super().__init__(encoder, target, masking, decoder, loss_name)
         if encoder.stride % target.cell:
             raise UsageError(
                 f"target.cell = {target.cell} must divide the patches of {encoder.stride} pixels here: "
                 "windows are made of patches"
             )
-        self.ratio = masking.ratio
         self.config = config
-        channels = target.channels(encoder.in_chans)
-        self.decoder = Decoder(
-            decoder, encoder.width, channels_per_token(channels, encoder.stride, target.cell)
-        )
-        token = torch.zeros(1, encoder.embedding.width, 1, 1)
-        if masking.token == "learned":
-            self.mask_token = nn.Parameter(token.normal_(std=0.02))
-        else:
-            self.register_buffer("mask_token", token)
+        self.decoder = Decoder(decoder, encoder.width, self.outputs)
+        self.add_mask_token(encoder.embedding.width)
         self.check_size()
-
-    @classmethod
-    def build(cls, encoder: Encoder, settings: Settings, own: Any = None) -> Self:
-        target = build_target(settings.target, encoder.stride)
-        return cls(encoder, target, settings.mask, settings.decoder, settings.target.loss, own)
 
     def forward(self, images_BCHW: Tensor, mask_BW2hw: Tensor) -> Reconstruction:
         """Args:
@@ -160,7 +145,7 @@ class LoMaR(Method):
         steps = torch.arange(side)
         places = ((top + steps.view(1, -1, 1)) * w + left + steps).flatten(1)
         order = torch.rand(windows, side * side, generator=generator).argsort(dim=1).argsort(dim=1)
-        masked = order < masked_count(side * side, self.ratio)
+        masked = order < masked_count(side * side, self.masking.ratio)
         mask = torch.zeros(windows, 2, h * w, dtype=torch.bool)
         mask[:, 0].scatter_(1, places, True)
         mask[:, 1].scatter_(1, places, masked)

@@ -1,7 +1,6 @@
 """MAE (He et al. 2021, arXiv 2111.06377): masked patches are dropped, mask tokens enter at the decoder."""
 
 from functools import partial
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +8,11 @@ from torch import Tensor, nn
 from fastmim.decoders import DecoderConfig, FillingDecoder
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
-from fastmim.grids import Size, channels_per_token, mask_to_pixels, take_tokens, visible_places
+from fastmim.grids import Size, mask_to_pixels, take_tokens, visible_places
 from fastmim.losses import LossName
 from fastmim.masking import Masking, draw_blocks, masked_count
-from fastmim.methods.base import Method, Reconstruction, Settings, size_of
-from fastmim.targets import Target, build_target
+from fastmim.methods.base import Method, Reconstruction, size_of
+from fastmim.targets import Target
 
 
 class MAE(Method):
@@ -40,20 +39,11 @@ class MAE(Method):
         decoder: DecoderConfig,
         loss_name: LossName = "l2",
     ) -> None:
-        super().__init__(encoder, target, loss_name, encoder.stride)
         check_patches(masking, encoder)
-        self.masking = masking
-        channels = target.channels(encoder.in_chans)
+        super().__init__(encoder, target, masking, decoder, loss_name)
         self.embed = nn.Linear(encoder.width, decoder.width)
-        self.decoder = FillingDecoder(
-            decoder, channels_per_token(channels, encoder.stride, target.cell), masking.token == "learned"
-        )
+        self.decoder = FillingDecoder(decoder, self.outputs, masking.token == "learned")
         self.check_size()
-
-    @classmethod
-    def build(cls, encoder: Encoder, settings: Settings, own: Any = None) -> Self:
-        target = build_target(settings.target, encoder.stride)
-        return cls(encoder, target, settings.mask, settings.decoder, settings.target.loss)
 
     def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
         _, h, w = mask_Bhw.shape
@@ -62,7 +52,7 @@ class MAE(Method):
             images_BCHW, places_BK, partial(take_tokens, places_BK=places_BK)
         )
         predictions = self.decoder(self.embed(visible_BKD), places_BK, (h, w), self.embed(prefix_BPD))
-        return self.compare(images_BCHW, predictions, self.encoder.stride, mask_Bhw)
+        return self.compare(images_BCHW, predictions, mask_Bhw)
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
         return draw_blocks(self.masking, generator, batch, size, self.block)

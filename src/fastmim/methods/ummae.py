@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.grids import (
     Size,
-    channels_per_token,
     depth_to_space,
     grid_of,
     map_to_tokens,
@@ -24,8 +22,8 @@ from fastmim.grids import (
 )
 from fastmim.losses import LossName
 from fastmim.masking import Masking, masked_count
-from fastmim.methods.base import Method, Reconstruction, Settings, size_of
-from fastmim.targets import Target, build_target
+from fastmim.methods.base import Method, Reconstruction, size_of
+from fastmim.targets import Target
 
 PAIR = 2  # patches along each side of the squares of which one patch is kept
 
@@ -73,7 +71,7 @@ class UMMAE(Method):
         loss_name: LossName = "l2",
         config: UMMAEConfig = UMMAEConfig(),
     ) -> None:
-        super().__init__(encoder, target, loss_name, masking.size or encoder.stride)
+        super().__init__(encoder, target, masking, decoder, loss_name)
         embedding = encoder.embedding
         if encoder.stride % self.block or self.block % embedding.stride:
             raise UsageError(
@@ -83,21 +81,14 @@ class UMMAE(Method):
             )
         self.secondary_ratio = config.secondary_ratio
         self.patches_per_feature = encoder.stride // self.block  # along a side
-        learned = masking.token == "learned"
         self.spread = nn.Linear(encoder.width, decoder.width * self.patches_per_feature**2)
-        channels = target.channels(encoder.in_chans)
-        self.decoder = FillingDecoder(decoder, channels_per_token(channels, self.block, target.cell), learned)
-        token = torch.zeros(1, embedding.width, 1, 1)
-        if learned:
-            self.mask_token = nn.Parameter(token.normal_(std=0.02))
-        else:
-            self.register_buffer("mask_token", token)
+        self.decoder = FillingDecoder(decoder, self.outputs, masking.token == "learned")
+        self.add_mask_token(embedding.width)
         self.check_size()
 
-    @classmethod
-    def build(cls, encoder: Encoder, settings: Settings, own: Any = None) -> Self:
-        target = build_target(settings.target, settings.mask.size or encoder.stride)
-        return cls(encoder, target, settings.mask, settings.decoder, settings.target.loss, own)
+    @staticmethod
+    def prediction_stride(encoder: Encoder, masking: Masking) -> int:
+        return masking.size or encoder.stride
 
     @staticmethod
     def encoder_size(image_size: Size) -> Size:
@@ -122,7 +113,7 @@ class UMMAE(Method):
             tokens_to_map(spread, (features_BDhw.shape[2], features_BDhw.shape[3])), self.patches_per_feature
         )
         predictions = self.decoder(map_to_tokens(patches_Bdij), _places(quadrant_Bij, w), (h, w))
-        return self.compare(images_BCHW, predictions, self.block, mask_Bhw)
+        return self.compare(images_BCHW, predictions, mask_Bhw)
 
     def _sampled(self, mask_Bhw: Tensor) -> tuple[Tensor, Tensor]:
         """Of each 2x2 patches, which was kept (0 to 3, row by row), and whether it was masked: (B, i, j)."""

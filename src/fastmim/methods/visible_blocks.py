@@ -1,6 +1,6 @@
 """What GreenMIM and FCMAE have in common: of an image only the visible blocks go through a pyramid."""
 
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from fastmim.decoders import ConvFillingDecoder, DecoderConfig, FillingDecoder
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
-from fastmim.grids import Size, channels_per_token, mask_to_pixels, spread_mask, visible_places
+from fastmim.grids import Size, mask_to_pixels, spread_mask, visible_places
 from fastmim.losses import LossName
 from fastmim.masking import Masking, draw_blocks, masked_count
-from fastmim.methods.base import Method, Reconstruction, Settings, size_of
-from fastmim.targets import Target, build_target
+from fastmim.methods.base import Method, Reconstruction, size_of
+from fastmim.targets import Target
 
 
 class VisibleBlocks(Method):
@@ -38,34 +38,25 @@ class VisibleBlocks(Method):
         decoder: DecoderConfig,
         loss_name: LossName = "l2",
     ) -> None:
-        super().__init__(encoder, target, loss_name, masking.size or encoder.stride)
+        super().__init__(encoder, target, masking, decoder, loss_name)
         if self.block % encoder.stride:
             raise UsageError(
                 f"mask.size = {self.block}: {encoder.model_name} has a stride of {encoder.stride} pixels; "
                 "with this method mask.size must be a multiple of that"
             )
-        self.masking = masking
-        channels = target.channels(encoder.in_chans)
         self.embed = nn.Linear(encoder.width, decoder.width)
-        self.decoder = self.filling(
-            decoder, channels_per_token(channels, encoder.stride, target.cell), masking.token == "learned"
-        )
+        self.decoder = self.filling(decoder, self.outputs, masking.token == "learned")
         self.check_size()
 
-    @classmethod
-    def build(cls, encoder: Encoder, settings: Settings, own: Any = None) -> Self:
-        target = build_target(settings.target, encoder.stride)
-        return cls(encoder, target, settings.mask, settings.decoder, settings.target.loss)
-
     def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
-        stride, (_, h, w) = self.encoder.stride, mask_Bhw.shape
-        finer = self.block // stride
+        _, h, w = mask_Bhw.shape
+        finer = self.block // self.stride
         grid = (h * finer, w * finer)
         visible = (h * w - masked_count(h * w, self.masking.ratio)) * finer**2
         places_BV = visible_places(spread_mask(mask_Bhw, finer, grid), visible)
         features_BVD = self.encoder.visible(images_BCHW, places_BV)
         predictions = self.decoder(self.embed(features_BVD), places_BV, grid)
-        return self.compare(images_BCHW, predictions, stride, mask_Bhw)
+        return self.compare(images_BCHW, predictions, mask_Bhw)
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
         return draw_blocks(self.masking, generator, batch, size, self.block)

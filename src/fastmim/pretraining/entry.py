@@ -11,7 +11,7 @@ from torch import nn
 from fastmim.config import PretrainConfig, merge
 from fastmim.data.images import open_images
 from fastmim.data.stats import channel_statistics
-from fastmim.encoders.adapter import name_of
+from fastmim.encoders.build import name_of
 from fastmim.errors import UsageError
 from fastmim.pretraining.run import RUN_FILES, RunResult, run_on
 from fastmim.pretraining.start import check_stages

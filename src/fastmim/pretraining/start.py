@@ -12,7 +12,7 @@ from torch import nn
 from fastmim.config import ALWAYS_FREE, PretrainConfig
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.decoders import checkpoint_blocks
-from fastmim.encoders.adapter import build_encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method
 from fastmim.methods.catalogue import METHODS
@@ -43,7 +43,7 @@ def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Met
             raise
         whole, part = (f"{height}x{width}" for height, width in (config.size, size))
         raise UsageError(f"method = {config.method} encodes {part} of {whole} pixels: {error}") from error
-    return kind.build(encoder, config, getattr(config, kind.own) if kind.own else None)
+    return kind.build(encoder, config)
 
 
 def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:

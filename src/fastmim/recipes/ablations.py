@@ -12,7 +12,7 @@ from typing import Literal
 
 from fastmim.config import PretrainConfig
 from fastmim.decoders import DecoderConfig
-from fastmim.encoders.adapter import EncoderConfig
+from fastmim.encoders.build import EncoderConfig
 from fastmim.masking import Masking
 from fastmim.recipes.backbones import pyramid, swin_b, swin_l, vit_b, vit_l
 from fastmim.recipes.methods import VIT_B, at_length, mae

@@ -7,7 +7,8 @@ from typing import cast
 from fastmim.config import FinetuneConfig, PretrainConfig, resolved, to_yaml
 from fastmim.config.finetune import SCRATCH
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.encoders.adapter import Encoder, build_encoder
+from fastmim.encoders.adapter import Encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.encoders.models import without_memory
 from fastmim.methods.catalogue import METHODS
 from fastmim.methods.distillation import NEW, DistillConfig

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fastmim.config import FinetuneConfig
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
-from fastmim.encoders.adapter import Encoder, build_encoder, name_of
+from fastmim.encoders.adapter import Encoder
+from fastmim.encoders.build import build_encoder, name_of
 from fastmim.encoders.models import arguments_of, check_model_name, create, without_memory
 from fastmim.errors import UsageError
 from fastmim.train.optim import OptimConfig

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastmim.config import FinetuneConfig, merge
 from fastmim.data.labels import few_labels, open_labelled
-from fastmim.encoders.adapter import name_of
+from fastmim.encoders.build import name_of
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
 from fastmim.train.checkpoint import LAST, load_checkpoint

@@ -1,0 +1,129 @@
+"""From a model's name, or a module, to an `Encoder`: without its classifier, perhaps with fewer blocks."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from torch import nn
+
+from fastmim.encoders.adapter import DEPTH_ARGUMENTS, Encoder
+from fastmim.encoders.models import arguments_of, check_model_name, create, fit_kwargs, without_memory
+from fastmim.encoders.probe import DoesNotRun
+from fastmim.encoders.sizes import working_sizes
+from fastmim.errors import UsageError
+from fastmim.grids import Size
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How the backbone is set up for pre-training; the backbone itself is never changed."""
+
+    pos_embed: Literal["sincos", "learned"] = "sincos"
+    """Absolute position embedding of a plain ViT: fixed 2-D sine-cosine, or learned. Others have none."""
+    depth: int | tuple[int, ...] | None = None
+    """Blocks to pre-train (10), or blocks of each stage (2 2 18 0): the last ones are left out, and
+    initialised anew when the weights are loaded (paper: table 1c). Default: all."""
+
+    def __post_init__(self) -> None:
+        depths = (self.depth,) if isinstance(self.depth, int) else self.depth or (1,)
+        if min(depths) < 0 or max(depths) < 1:
+            raise UsageError(f"encoder.depth = {self.depth} must be at least 1 block in all")
+
+
+def build_encoder(
+    model: str | nn.Module,
+    image_size: Size,
+    in_chans: int = 3,
+    model_kwargs: dict[str, Any] | None = None,
+    config: EncoderConfig = EncoderConfig(),
+) -> Encoder:
+    """Build a backbone at ``image_size`` = (H, W), without its classifier, ready to pre-train.
+
+    Weights are drawn from torch's global generator; a module keeps its own. Parameters that the feature
+    map does not depend on (a classifier's norm, say) are frozen as they are.
+
+    Args:
+        model: a name of timm's, ``package.module:factory``, or a module of one's own: anything that turns
+            images into a feature map (B, D, h, w) or tokens (B, h*w, D), or a list of which that is the last.
+
+    Raises:
+        UsageError: no such model, an argument it does not take, or a size it cannot run at.
+    """
+    if isinstance(model, nn.Module):
+        for setting, value in (("encoder.depth", config.depth), ("model_kwargs", model_kwargs)):
+            if value:
+                raise UsageError(f"{setting} = {value} needs a model by name: a module is taken as it is")
+        encoder = Encoder(model, name_of(model), {}, image_size, in_chans)
+    else:
+        check_model_name(model)
+        full_kwargs = fit_kwargs(model, dict(model_kwargs or {}), image_size, in_chans)
+        kwargs = full_kwargs
+        if config.depth is not None:
+            kwargs = _shortened(model, full_kwargs, config.depth)
+        try:
+            encoder = Encoder(create(model, kwargs), model, kwargs, image_size, in_chans, full_kwargs)
+        except DoesNotRun as error:
+            raise UsageError(f"{error}{_sizes_instead(model, model_kwargs or {}, image_size)}") from error
+    if config.pos_embed == "sincos" and isinstance(model, str):
+        _fix_position_embedding(encoder)
+    for name, parameter in encoder.model.named_parameters():
+        if name in encoder.unused:
+            parameter.requires_grad_(False)
+    return encoder
+
+
+def _sizes_instead(model: str, model_kwargs: dict[str, Any], image_size: Size) -> str:
+    """Which sizes would work, where the size is what does not."""
+    unsized = {name: value for name, value in model_kwargs.items() if name != "img_size"}
+    try:
+        sizes = working_sizes(model, unsized)
+    except UsageError:
+        return ""
+    return "" if image_size[0] == image_size[1] in sizes.working else f"; sizes that work: {sizes}"
+
+
+def name_of(model: nn.Module) -> str:
+    """What a module of someone's own is called in a run's files."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _shortened(name: str, kwargs: dict[str, Any], depth: int | tuple[int, ...]) -> dict[str, Any]:
+    """The arguments that leave the last blocks out. Raises UsageError unless the rest is as it was."""
+    full = without_memory(partial(create, name, kwargs))
+    takes = arguments_of(name, full)
+    argument = next((argument for argument in DEPTH_ARGUMENTS if argument in takes), None)
+    if argument is None:
+        raise UsageError(
+            f"encoder.depth: {name} cannot be shortened, its constructor takes none of "
+            f"{', '.join(DEPTH_ARGUMENTS)}"
+        )
+    value = depth if isinstance(depth, int) else list(depth)
+    shorter = {**kwargs, argument: value}
+    hint = f"{name} needs its number of blocks, or one for each of its stages, and no more than it has"
+    try:
+        state = without_memory(partial(create, name, shorter)).state_dict()
+    except UsageError as error:
+        raise UsageError(f"encoder.depth = {value}: {hint} ({error.__cause__})") from error
+    whole = full.state_dict()
+    extra = [key for key in state if key not in whole or state[key].shape != whole[key].shape]
+    if extra:
+        raise UsageError(f"encoder.depth = {value}: {hint}")
+    return shorter
+
+
+def _fix_position_embedding(encoder: Encoder) -> None:
+    """Replace an isotropic model's learned absolute position embedding by a fixed 2-D sine-cosine one."""
+    embedding = getattr(encoder.model, "pos_embed", None)
+    if encoder.layout != "tokens" or not isinstance(embedding, nn.Parameter) or embedding.ndim != 3:
+        return
+    height, width = encoder.grid
+    prefix = embedding.shape[1] - height * width
+    if prefix not in (0, encoder.prefix_tokens) or embedding.shape[2] % 4:
+        return
+    table = build_sincos2d_pos_embed([height, width], dim=embedding.shape[2])
+    with torch.no_grad():
+        embedding.zero_()
+        embedding[0, prefix:] = table.to(embedding)
+    embedding.requires_grad_(False)
