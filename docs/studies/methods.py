@@ -200,7 +200,7 @@ def carry_out(job: Job) -> dict[str, Any]:
         return kept
     result: dict[str, Any] = {"arm": job.arm.name, "seed": job.seed}
     start: dict[str, Any] = {
-        "encoder": "scratch",
+        "encoder": "none",
         **{k: job.arm.settings[k] for k in ("model", "model_kwargs")},
         "layer_decay": 1.0,
     }

@@ -42,13 +42,14 @@ def test_one_of_four_is_sampled_and_a_quarter_of_these_masked():
     config = defaults_of("ummae")
     assert (config.image_size, config.mask.size, config.ummae.secondary_ratio) == (256, 16, 0.25)
     mask = small().draw_mask(torch.Generator().manual_seed(0), 400, (256, 256))
-    assert mask.shape == (400, 16, 16)
-    visible = (~mask).view(400, 8, 2, 8, 2).sum((2, 4))
-    assert visible.max() == 1
-    assert (visible.sum((1, 2)) == 48).all()  # of 64, a quarter masked
-    assert ((~mask).float().mean(0) - 0.75 * 0.25).abs().max() < 0.08
+    assert mask.shape == (400, 2, 16, 16)
+    left_out, masked = mask.unbind(1)
+    assert ((~left_out).view(400, 8, 2, 8, 2).sum((2, 4)) == 1).all()
+    assert not (left_out & masked).any()
+    assert (masked.sum((1, 2)) == 16).all()  # of 64 that are sampled, a quarter
+    assert (masked.float().mean(0) - 0.25 * 0.25).abs().max() < 0.08
     without = small(**{"ummae.secondary_ratio": 0.0}).draw_mask(torch.Generator(), 3, (256, 256))
-    assert ((~without).view(3, 8, 2, 8, 2).sum((2, 4)) == 1).all()
+    assert not without[:, 1].any()
 
 
 def test_what_is_sampled_is_moved_together():
@@ -69,17 +70,17 @@ def test_the_backbone_sees_a_quarter_and_only_what_is_visible(model, kwargs):
     result = network(images, mask)
     assert seen[0].shape == (2, 3, 64, 96)
     assert network.encoder.image_size == (64, 96)
-    visible = images[~pixels(mask).expand_as(images)]
-    assert torch.isin(visible, seen[0]).all()
-    assert torch.equal(result.mask, pixels(mask).squeeze(1))
+    hidden = pixels(mask.any(dim=1))
+    assert torch.isin(images[~hidden.expand_as(images)], seen[0]).all()
+    assert torch.equal(result.mask, pixels(mask[:, 0]).squeeze(1))  # what was not sampled is scored, no more
     difference = ((result.prediction - result.target) ** 2).mean(1)
     assert torch.allclose(result.loss, difference[result.mask].mean())
-    other = torch.where(pixels(mask), torch.randn_like(images), images)
+    other = torch.where(hidden, torch.randn_like(images), images)
     if not model.startswith("pvt"):  # its overlapping patch embedding sees over their borders
         assert torch.equal(network(other, mask).prediction, result.prediction)
 
 
-def test_a_visible_patch_reaches_its_own_place_in_the_decoder():
+def test_a_sampled_patch_reaches_its_own_place_in_the_decoder():
     network = small(**{"mask.size": 32}).eval()
     images, mask = batch(network)
     got = []
@@ -88,10 +89,10 @@ def test_a_visible_patch_reaches_its_own_place_in_the_decoder():
     tokens, places, grid = got[0]
     assert grid == (4, 6)
     quadrant, secondary = network._sampled(mask)
-    flat = ~mask.flatten(1)
-    kept = ~secondary.flatten(1)
+    sampled, masked = ~mask[:, 0].flatten(1), mask[:, 1].flatten(1)
     for sample in range(2):
-        assert sorted(places[sample][kept[sample]].tolist()) == flat[sample].nonzero().flatten().tolist()
+        assert sorted(places[sample].tolist()) == sampled[sample].nonzero().flatten().tolist()
+        assert torch.equal(masked[sample][places[sample]], secondary[sample].flatten())
     compact = pick_of_pairs(images, quadrant, 32)
     features = (
         network.encoder(compact, edit=lambda t: network._masked_tokens(secondary, t))

@@ -126,6 +126,10 @@ class Method(nn.Module, ABC):
         A method whose masks hold more than that has further axes after the first.
         """
 
+    def scored(self, mask: Tensor) -> Tensor:
+        """Of what `draw_mask` draws, the blocks that the loss looks at, (B, h, w)."""
+        return mask
+
     @abstractmethod
     def masked_images(self, images_BCHW: Tensor, mask: Tensor) -> Tensor:
         """What the encoder gets to see, (B, C, H, W); for pictures."""
@@ -134,19 +138,19 @@ class Method(nn.Module, ABC):
         """Raise UsageError unless the method works at the encoder's present size."""
         size = self.image_size
         mask = self.draw_mask(torch.Generator().manual_seed(0), 64, size)
-        if not mask_to_cells(mask, self.block, self.target.cell, size).any():
+        if not mask_to_cells(self.scored(mask), self.block, self.target.cell, size).any():
             raise UsageError(
                 f"mask.size = {self.block} pixels hides no whole target cell of {self.target.cell} pixels: "
                 "use a larger mask.size, a larger mask.ratio or a smaller target.cell"
             )
 
-    def compare(self, images_BCHW: Tensor, predictions: Tensor, mask_Bhw: Tensor) -> Reconstruction:
-        """What tokens predict, against the target, where blocks are masked."""
+    def compare(self, images_BCHW: Tensor, predictions: Tensor, mask: Tensor) -> Reconstruction:
+        """What tokens predict, against the target, where blocks are scored."""
         prediction = tokens_to_cells(predictions, self.stride, self.target.cell)
         target = self.target(images_BCHW)
-        mask = mask_to_cells(mask_Bhw, self.block, self.target.cell, size_of(images_BCHW))
-        loss = masked_loss(self.loss_name, prediction, target, mask, self.channel_weights)
-        return Reconstruction(loss, prediction, target, mask)
+        cells = mask_to_cells(self.scored(mask), self.block, self.target.cell, size_of(images_BCHW))
+        loss = masked_loss(self.loss_name, prediction, target, cells, self.channel_weights)
+        return Reconstruction(loss, prediction, target, cells)
 
     def set_image_size(self, image_size: Size) -> Carry:
         """Go on at another size (paper: section 3.3, FastMIM-P).

@@ -47,12 +47,12 @@ class UMMAE(Method):
     width, which the unchanged backbone takes as any other: windows and strides stay whole. Where one feature
     stands for several patches, a linear layer spreads it to them.
 
-    A patch that the backbone sees as the mask token only is scored like those that were not sampled. Its
-    feature goes to the first of the four places: the mask does not say which of them was sampled.
+    Scored are the patches that were not sampled. One that the backbone sees as the mask token only is not,
+    but its feature goes to its place in the decoder like any other's.
 
     Args:
         encoder: any backbone, at half the image's size, whose patch embedding's stride divides the patches.
-        target: what is predicted, for patches that are not seen.
+        target: what is predicted, for patches that are not sampled.
         masking: its size is the side of a patch; its token enters at the encoder and at the decoder.
         decoder: transformer blocks over all places.
         loss_name: how prediction and target are compared.
@@ -103,9 +103,13 @@ class UMMAE(Method):
         height, width = self.encoder.image_size
         return PAIR * height, PAIR * width
 
-    def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
-        _, h, w = mask_Bhw.shape
-        quadrant_Bij, secondary_Bij = self._sampled(mask_Bhw)
+    def forward(self, images_BCHW: Tensor, mask_B2hw: Tensor) -> Reconstruction:
+        """Args:
+        images_BCHW: normalised images.
+        mask_B2hw: the patches that are not sampled; of the others, those that are masked.
+        """
+        _, _, h, w = mask_B2hw.shape
+        quadrant_Bij, secondary_Bij = self._sampled(mask_B2hw)
         compact = pick_of_pairs(images_BCHW, quadrant_Bij, self.block)
         features_BDhw = self.encoder(compact, edit=partial(self._masked_tokens, secondary_Bij))
         spread = self.spread(map_to_tokens(features_BDhw))
@@ -113,12 +117,15 @@ class UMMAE(Method):
             tokens_to_map(spread, (features_BDhw.shape[2], features_BDhw.shape[3])), self.patches_per_feature
         )
         predictions = self.decoder(map_to_tokens(patches_Bdij), _places(quadrant_Bij, w), (h, w))
-        return self.compare(images_BCHW, predictions, mask_Bhw)
+        return self.compare(images_BCHW, predictions, mask_B2hw)
 
-    def _sampled(self, mask_Bhw: Tensor) -> tuple[Tensor, Tensor]:
+    def scored(self, mask_B2hw: Tensor) -> Tensor:
+        return mask_B2hw[:, 0]
+
+    def _sampled(self, mask_B2hw: Tensor) -> tuple[Tensor, Tensor]:
         """Of each 2x2 patches, which was kept (0 to 3, row by row), and whether it was masked: (B, i, j)."""
-        masked_Bij4 = pairs(mask_Bhw)
-        return masked_Bij4.byte().argmin(dim=-1), masked_Bij4.all(dim=-1)
+        left_out_Bhw, masked_Bhw = mask_B2hw.unbind(1)
+        return pairs(left_out_Bhw).byte().argmin(dim=-1), pairs(masked_Bhw).any(dim=-1)
 
     def _masked_tokens(self, secondary_Bij: Tensor, tokens_BDhw: Tensor) -> Tensor:
         mask_B1hw = spread_mask(
@@ -127,6 +134,7 @@ class UMMAE(Method):
         return torch.where(mask_B1hw, self.mask_token.to(tokens_BDhw.dtype), tokens_BDhw)
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
+        """(batch, 2, h, w): the patches that are not sampled; of the others, those that are masked."""
         h, w = grid_of(size, self.block)
         if h % PAIR or w % PAIR:
             raise UsageError(
@@ -137,13 +145,16 @@ class UMMAE(Method):
         quadrant_Bij = torch.randint(PAIR**2, (batch, *grid), generator=generator)
         order = torch.rand(batch, squares, generator=generator).argsort(dim=1).argsort(dim=1)
         count = masked_count(squares, self.secondary_ratio) if self.secondary_ratio else 0
-        mask = torch.ones(batch, h * w, dtype=torch.bool)
-        mask.scatter_(1, _places(quadrant_Bij, w), order < count)
-        return mask.view(batch, h, w)
+        places = _places(quadrant_Bij, w)
+        mask = torch.zeros(batch, 2, h * w, dtype=torch.bool)
+        mask[:, 0] = True
+        mask[:, 0].scatter_(1, places, False)
+        mask[:, 1].scatter_(1, places, order < count)
+        return mask.view(batch, 2, h, w)
 
-    def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
+    def masked_images(self, images_BCHW: Tensor, mask_B2hw: Tensor) -> Tensor:
         """What is sampled and not masked, before it is moved together."""
-        hidden_B1HW = mask_to_pixels(mask_Bhw, self.block, size_of(images_BCHW)).unsqueeze(1)
+        hidden_B1HW = mask_to_pixels(mask_B2hw.any(dim=1), self.block, size_of(images_BCHW)).unsqueeze(1)
         return images_BCHW.masked_fill(hidden_B1HW, 0)
 
 

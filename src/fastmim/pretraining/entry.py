@@ -1,5 +1,6 @@
 """The ways into a pre-training run: from Python, and from a finished configuration."""
 
+import contextlib
 import os
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ from fastmim.pretraining.start import check_stages
 from fastmim.recipes import base_config
 from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.launch import is_first_process, run_everywhere
-from fastmim.train.rundir import prepare_run_directory
+from fastmim.train.rundir import held, prepare_run_directory
 
 
 def pretrain(
@@ -94,8 +95,9 @@ def run_pretraining(
         check_stages(config, module)
     mean, std = channel_statistics(config.crop, source, config.in_chans, config.size, config.seed)
     config = replace(config, crop=replace(config.crop, mean=mean, std=std))
-    if is_first_process():
-        prepare_run_directory(run, RUN_FILES, resume, overwrite)
-    precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
-    start = partial(run_on, source=source, config=config, resumes=resumes, quiet=quiet, module=module)
-    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)
+    with held(run) if is_first_process() else contextlib.nullcontext():
+        if is_first_process():
+            prepare_run_directory(run, RUN_FILES, resume, overwrite)
+        precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
+        start = partial(run_on, source=source, config=config, resumes=resumes, quiet=quiet, module=module)
+        return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from fastmim.config import PretrainConfig
 from fastmim.data.skips import SKIPPED
-from fastmim.methods.base import Method
-from fastmim.pretraining.teaching import Teaching
+from fastmim.pretraining.material import Material, Network
 from fastmim.report.run import Outcome, write_report
 from fastmim.train.kernels import Kernels
 from fastmim.train.launch import hardware
@@ -21,21 +20,18 @@ from fastmim.train.stages import Leg, Plan
 from fastmim.transfer.batchnorm import batch_norms, recalibrated
 from fastmim.transfer.weights import WEIGHTS, describe_encoder, save_encoder
 
-if TYPE_CHECKING:
-    from fastmim.pretraining.run import Material
-
 
 def summary(
     fabric: Fabric,
     config: PretrainConfig,
-    method: Method,
-    teaching: Teaching | None,
+    network: Network,
     plan: Plan,
     leg: Leg,
     held_out: int,
     choices: dict[str, Any],
 ) -> Iterator[str]:
     """What will be done, in a few lines, at the start and at each change of size."""
+    method, teaching = network.method, network.teaching
     height, width = leg.image_size
     h, w = (side // method.encoder.stride for side in method.encoder.image_size)
     batch = (
@@ -73,15 +69,14 @@ def leave(
     fabric: Fabric,
     run: Path,
     config: PretrainConfig,
-    method: Method,
-    teaching: Teaching | None,
-    material: "Material",
+    network: Network,
+    material: Material,
     outcome: Outcome,
     complete: bool,
     display: Display,
 ) -> None:
     """Write the encoder, the sheet and the page, and say how it went."""
-    encoder = method.encoder
+    encoder, teaching = network.method.encoder, network.teaching
     origin = describe_encoder(encoder, *config.crop.statistics, config.method, config.target.name)
     origin["trained_on"] = hardware(fabric)
     if teaching is not None:
@@ -109,7 +104,7 @@ def leave(
     display.say(outcome.verdict)
 
 
-def _unmasked(material: "Material") -> Iterator[Tensor]:
+def _unmasked(material: Material) -> Iterator[Tensor]:
     """Training crops, from the beginning of the leg again and again."""
     while True:
         for micro_batches in material.feeder(material.leg.first_step):

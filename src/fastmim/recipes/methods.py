@@ -3,8 +3,9 @@
     fastmim pretrain --method simmim --data imagenet/train --out runs/simmim
     fastmim pretrain --recipe simmim/swin-b --data imagenet/train --out runs/simmim --devices 8
 
-`defaults_of` is what `--method` alone brings; a recipe adds backbone, batch and length, which are as in
-FastMIM's table 11, and what a paper leaves open is as there, too.
+`defaults_of` is what `--method` alone brings; a recipe adds backbone, batch and length. Batch and warm-up are
+those of FastMIM's table 11, and epochs those of its table 3, so that methods can be compared: docs/methods.md
+has the papers' own beside them.
 """
 
 from collections.abc import Callable, Iterator
@@ -75,12 +76,14 @@ def lomar() -> PretrainConfig:
 
 def ummae() -> PretrainConfig:
     """UM-MAE, Li et al. 2022: one of every 2x2 patches is sampled, a quarter of these masked; Swin at 256."""
-    return replace(mae(), method="ummae", model=SWIN_T, image_size=256, mask=Masking(size=16))
+    decoder = DecoderConfig(depth=2, width=512)
+    return replace(mae(), method="ummae", model=SWIN_T, image_size=256, mask=Masking(size=16), decoder=decoder)
 
 
 def greenmim() -> PretrainConfig:
     """GreenMIM, Huang et al. 2022: 75 % in blocks of 32 pixels, the same in a batch, a decoder of 1 block."""
-    return replace(mae(), method="greenmim", model=SWIN_B, decoder=DecoderConfig(depth=1, width=512))
+    decoder, optim = DecoderConfig(depth=1, width=512), OptimConfig(base_lr=1e-4)
+    return replace(mae(), method="greenmim", model=SWIN_B, decoder=decoder, optim=optim)
 
 
 def fcmae() -> PretrainConfig:
@@ -133,19 +136,26 @@ def mae_vit_l_8b512d() -> PretrainConfig:
     return at_length(mae(), VIT_L, 1600)
 
 
+def long_simmim(model: str, size: int) -> PretrainConfig:
+    """800 epochs, a tenth of the learning rate after 700 of them."""
+    config = at_length(simmim(), model, 800, size)
+    schedule = replace(config.schedule, name="step", decay_epochs=700)
+    return replace(config, schedule=schedule, optim=replace(config.optim, base_lr=5e-5))
+
+
 def simmim_vit_b() -> PretrainConfig:
     """SimMIM, ViT-B at 224 pixels."""
-    return at_length(simmim(), VIT_B, 800)
+    return long_simmim(VIT_B, 224)
 
 
 def simmim_swin_b() -> PretrainConfig:
     """SimMIM, Swin-B at 192 pixels, window 6."""
-    return at_length(simmim(), SWIN_B, 800, 192)
+    return long_simmim(SWIN_B, 192)
 
 
 def simmim_swin_l() -> PretrainConfig:
     """SimMIM, Swin-L at 192 pixels, window 12."""
-    return replace(at_length(simmim(), SWIN_L, 800, 192), model_kwargs={"window_size": 12})
+    return replace(long_simmim(SWIN_L, 192), model_kwargs={"window_size": 12})
 
 
 def maskfeat_vit_b() -> PretrainConfig:
@@ -159,11 +169,8 @@ def lomar_vit_b() -> PretrainConfig:
 
 
 def ummae_swin_t() -> PretrainConfig:
-    """UM-MAE, Swin-T at 256 pixels.
-
-    The decoder is MAE's.
-    """
-    return at_length(ummae(), SWIN_T, 200)
+    """UM-MAE, Swin-T at 256 pixels, window 8."""
+    return replace(at_length(ummae(), SWIN_T, 200), model_kwargs={"window_size": 8})
 
 
 def greenmim_swin_b() -> PretrainConfig:

@@ -1,6 +1,10 @@
 """A run directory: which files are ours, and whether a run may start in it."""
 
+import contextlib
+import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastmim.errors import UsageError
@@ -12,24 +16,63 @@ SAMPLES = "samples.png"
 REPORT = "report.html"
 
 
+@contextlib.contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Let no second process write to ``run`` within the block; it is made where it is missing.
+
+    If nothing comes to be in it, it is removed again. The system lets go when the process ends, however it
+    ends. Nothing is held where it knows no such locks (Windows, some network file systems).
+
+    Raises:
+        UsageError: another process writes to it, or it cannot be made.
+    """
+    made = not run.exists()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = None if sys.platform == "win32" else os.open(run, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"out: {run} cannot be made: {error.strerror}") from error
+    try:
+        if lock is not None and not _locked(lock):
+            raise UsageError(f"out: another process is writing to {run}: wait for it, or give another folder")
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty
+                run.rmdir()
+
+
+def _locked(directory: int) -> bool:
+    """Lock what is opened so; False if another process has it."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks
+        return True
+    return True
+
+
 def prepare_run_directory(run: Path, files: tuple[str, ...], resume: bool, overwrite: bool) -> bool:
     """Make ``run`` ready. True where there is a checkpoint to go on from.
 
     Args:
-        run: the directory; made where it is missing.
+        run: the directory, which is there.
         files: names of every file that a run writes.
         resume: go on from last.ckpt if there is one.
         overwrite: delete the files of an earlier run; others in the directory are left alone.
 
     Raises:
-        UsageError: the directory holds a run and neither was asked for, or it cannot be made.
+        UsageError: the directory holds a run and neither was asked for.
     """
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"out: {run} cannot be made: {error.strerror}") from error
     if resume and (run / LAST).is_file():
         return True
     holds_run = any((run / name).exists() for name in (CONFIG, LAST, METRICS))

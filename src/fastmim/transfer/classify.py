@@ -1,5 +1,6 @@
 """The ways into fine-tuning for classification: from Python, and from a finished configuration."""
 
+import contextlib
 import os
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,8 @@ from fastmim.encoders.build import name_of
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
 from fastmim.train.checkpoint import LAST, load_checkpoint
-from fastmim.train.launch import run_everywhere
+from fastmim.train.launch import is_first_process, run_everywhere
+from fastmim.train.rundir import held
 from fastmim.transfer.classify_run import FinetuneResult, run_on
 
 
@@ -94,4 +96,5 @@ def run_finetuning(
         quiet=quiet,
         module=module,
     )
-    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)
+    with held(run) if is_first_process() else contextlib.nullcontext():
+        return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)

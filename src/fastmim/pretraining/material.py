@@ -1,0 +1,127 @@
+"""What a leg of a run works with: data, network, how its steps are computed, and what measures it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from fastmim.config import PretrainConfig
+from fastmim.data.feed import (
+    HELD_OUT_SEED,
+    MASK_SEED,
+    Feeder,
+    Split,
+    held_out_crops,
+    seeded_generator,
+)
+from fastmim.data.images import ImageSource
+from fastmim.data.loader import Crops, loader_workers, to_images
+from fastmim.data.skips import SkipList
+from fastmim.methods.base import Method
+from fastmim.methods.distillation import Distilled
+from fastmim.methods.learning import HeldOut
+from fastmim.pretraining.start import fitting_micro_batch, kernel_config, use_kernels
+from fastmim.pretraining.teaching import Teaching, load_teaching
+from fastmim.train.kernels import Kernels, settle_kernels
+from fastmim.train.optim import build_adamw, carry_state
+from fastmim.train.sampler import Stream
+from fastmim.train.stages import Leg
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is the same in all legs of a run."""
+
+    fabric: Fabric
+    source: ImageSource
+    config: PretrainConfig
+    split: Split
+    skips: SkipList
+
+
+@dataclass(frozen=True)
+class Network:
+    """What learns, at the size of a leg."""
+
+    method: Method
+    teaching: Teaching | None
+    learner: Method | Distilled
+    """The method, or what has it learn from the teacher, too."""
+    optimizer: torch.optim.AdamW
+
+    def grown(self, config: PretrainConfig, leg: Leg) -> "Network":
+        """The same at the size of ``leg``, with an optimiser that goes on where this one stands."""
+        carry = self.learner.set_image_size(leg.image_size)
+        optimizer = build_adamw(self.learner, config.optim)
+        carry_state(self.optimizer, optimizer, carry)
+        teaching = load_teaching(config, self.method, leg.image_size)
+        return Network(self.method, teaching, self.learner, optimizer)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from, and what it is only measured on, at the size of one of its legs."""
+
+    leg: Leg
+    held_out: HeldOut
+    feeder: Feeder
+    micro_batch: int
+    kernels: Kernels
+
+
+def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -> Material:
+    """The data of a leg, the way its steps are computed, and the loss on held-out images.
+
+    Args:
+        choices: what is settled already, from a checkpoint or by the stage.
+    """
+    fabric, config, split, skips = given.fabric, given.config, given.split, given.skips
+    method, teaching = network.method, network.teaching
+    rank, world = fabric.global_rank, fabric.world_size
+    size, chans = leg.image_size, config.in_chans
+    mean = torch.tensor(config.crop.mean, device=fabric.device)
+    std = torch.tensor(config.crop.std, device=fabric.device)
+    network.learner.to(fabric.device)
+    teacher = teaching.teacher.to(fabric.device) if teaching is not None else None
+
+    crops = Crops(given.source, split.held_out, config.crop, size, chans)
+    images = to_images(held_out_crops(crops, config.held_out, config.seed, skips), mean, std)
+    generator = seeded_generator(HELD_OUT_SEED, MASK_SEED, config.seed)
+    mask = method.draw_mask(generator, len(images), size).to(fabric.device)
+
+    if "kernels" in choices:
+        kernels = Kernels(**choices["kernels"])
+    else:
+        kernels = settle_kernels(
+            fabric,
+            kernel_config(config),
+            method,
+            lambda count: method(images[:count], mask[:count]),
+            len(images),
+            (leg.last_step - leg.first_step) * leg.batch_size / world,
+            {"model": config.model, "arguments": repr(method.encoder.model_kwargs), "size": list(size)},
+        )
+    use_kernels(config, method, network.optimizer, kernels)
+    micro_batch = choices["micro_batch"] or fitting_micro_batch(
+        fabric, network.learner, teacher, leg, images, mask
+    )
+    micro_batch = min(micro_batch, leg.batch_size // world)
+
+    stream = Stream(split.training, config.seed)
+    feeder = Feeder(
+        Crops(given.source, split.training, config.crop, size, chans),
+        batches=lambda step: stream.batches(leg, step, rank, world),
+        beside=lambda batch, step: method.draw_mask(
+            seeded_generator(MASK_SEED, config.seed, rank, step), len(batch.flips_B), size
+        ),
+        skips=skips,
+        micro_batch=micro_batch,
+        workers=loader_workers(config.workers, fabric.world_size // config.num_nodes),
+        seed=config.seed,
+        rank=rank,
+        mean=mean,
+        std=std,
+    )
+    held_out = HeldOut(method, images, mask, micro_batch, fabric.autocast)
+    return Material(leg, held_out, feeder, micro_batch, kernels)
