@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 
@@ -9,18 +11,20 @@ from fastmim.errors import UsageError
 from fastmim.train.rundir import held
 
 HOLDER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from fastmim.train.rundir import held
 with held(Path(sys.argv[1])):
-    print("held", flush=True)
+    if os.fork():  # its child outlives it
+        print("held", flush=True)
     time.sleep(600)
 """
 
 
 def test_no_two_processes_write_to_one_run(photos, tmp_path):
     run = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, run], stdout=subprocess.PIPE) as other:
+    command = [sys.executable, "-c", HOLDER, run]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as other:
         try:
             assert other.stdout.readline() == b"held\n"
             for ways in ({}, {"resume": True}, {"overwrite": True}):
@@ -32,6 +36,7 @@ def test_no_two_processes_write_to_one_run(photos, tmp_path):
             other.kill()  # the system lets go of what is held
     assert list(run.iterdir()) == []
     assert fastmim.pretrain(data=photos, out=run, **TINY).complete
+    os.killpg(other.pid, signal.SIGKILL)
 
 
 def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path):

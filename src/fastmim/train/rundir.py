@@ -29,16 +29,22 @@ def held(run: Path) -> Iterator[None]:
     made = not run.exists()
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = None if sys.platform == "win32" else os.open(run, os.O_RDONLY)
+        locks = [] if sys.platform == "win32" else [os.open(run, os.O_RDONLY)]
     except OSError as error:
         raise UsageError(f"out: {run} cannot be made: {error.strerror}") from error
+
+    def let_go() -> None:
+        while locks:
+            os.close(locks.pop())
+
+    if hasattr(os, "register_at_fork"):  # a loader's worker that outlives a killed run must not hold it
+        os.register_at_fork(after_in_child=let_go)
     try:
-        if lock is not None and not _locked(lock):
+        if not all(map(_locked, locks)):
             raise UsageError(f"out: another process is writing to {run}: wait for it, or give another folder")
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
+        let_go()
         if made:
             with contextlib.suppress(OSError):  # it is not empty
                 run.rmdir()
