@@ -76,10 +76,8 @@ def lomar() -> PretrainConfig:
 
 def ummae() -> PretrainConfig:
     """UM-MAE, Li et al. 2022: one of every 2x2 patches is sampled, a quarter of these masked; Swin at 256."""
-    decoder = DecoderConfig(depth=2, width=512)
-    return replace(
-        mae(), method="ummae", model=SWIN_T, image_size=256, mask=Masking(size=16), decoder=decoder
-    )
+    mask, decoder = Masking(size=16), DecoderConfig(depth=2, width=512)
+    return replace(mae(), method="ummae", model=SWIN_T, image_size=256, mask=mask, decoder=decoder)
 
 
 def greenmim() -> PretrainConfig:
