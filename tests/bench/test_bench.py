@@ -170,7 +170,8 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "hog", "--batch-size", "2", "--image-size", "32", "--rounds", "1"]) == 0
     assert "at least 4 times" in " ".join(capsys.readouterr().out.replace("│", " ").split())
-    raw = json.loads((tmp_path / "bench.json").read_text())
+    assert [file.name for file in tmp_path.iterdir()] == ["bench-hog.json"]
+    raw = json.loads((tmp_path / "bench-hog.json").read_text())
     assert raw["machine"]["versions"]["torch"]
     assert raw["command"].startswith("fastmim bench hog")
     assert raw["figures"]["hog"][0]["unit"] == "ms/image"
@@ -207,7 +208,7 @@ def test_methods_are_set_beside_fastmim_on_the_same_backbone(monkeypatch):
     monkeypatch.setattr(methods, "matmul_peak", lambda *_: 4e11)
     said = []
     found = methods.bench_methods(lambda config: replace(config, batch_size=2), CPU, said.append)
-    assert [cost.recipe for cost in found] == [name for name, _ in methods.ROWS]
+    assert [cost.recipe for cost in found] == [row.name for row in methods.ROWS]
     assert all(config.batch_size == 2 and config.course[0].steps == 1 for config in told)
     by_name = {cost.recipe: cost for cost in found}
     simmim, fastmim = by_name["simmim/vit-b"], by_name["table3/fastmim-vit-b-800"]

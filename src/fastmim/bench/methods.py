@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,29 +10,46 @@ from fastmim.bench.growth import measure_cost
 from fastmim.bench.measure import matmul_peak
 from fastmim.config import PretrainConfig
 from fastmim.recipes import recipe
+from fastmim.recipes.methods import SWIN_B
 from fastmim.recipes.tables import paper_figures
 from fastmim.train.device import choose_precision
 
-# Recipe of each row, FastMIM's of each backbone first; and the paper's table and row with its hours.
-ROWS: tuple[tuple[str, tuple[str, str] | None], ...] = (
-    ("table3/fastmim-vit-b-800", ("table3", "fastmim_vit_b_800")),
-    ("fastmim-drop/vit-b", None),
-    ("mae/vit-b-8b512d", ("table3", "mae_vit_b")),
-    ("mae/vit-b-1b512d", None),
-    ("simmim/vit-b", ("table3", "simmim_vit_b")),
-    ("maskfeat/vit-b", ("table3", "maskfeat_vit_b")),
-    ("lomar/vit-b", ("table3", "lomar_vit_b")),
-    ("table3/fastmim-vit-l-800", ("table3", "fastmim_vit_l_800")),
-    ("fastmim-drop/vit-l", None),
-    ("mae/vit-l-8b512d", ("table3", "mae_vit_l")),
-    ("table3/fastmim-swin-b-400", ("table3", "fastmim_swin_b_400")),
-    ("simmim/swin-b", ("table3", "simmim_swin_b")),
-    ("greenmim/swin-b", ("table3", "greenmim_swin_b")),
-    ("table3/fastmim-swin-l-400", ("table3", "fastmim_swin_l_400")),
-    ("simmim/swin-l", ("table3", "simmim_swin_l")),
-    ("greenmim/swin-l", ("table3", "greenmim_swin_l")),
-    ("table4/convnextv2-b", ("table4", "convnextv2_b")),
-    ("fcmae/convnextv2-b", ("table4", "fcmae_convnextv2_b_100")),
+
+class Row(NamedTuple):
+    """What is measured."""
+
+    recipe: str
+    hours: tuple[str, str] | None = None
+    """The paper's table and row with its hours."""
+    model: str | None = None
+    """Backbone, where it is not the recipe's."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe} with {self.model}" if self.model else self.recipe
+
+
+# FastMIM's of each backbone first.
+ROWS = (
+    Row("table3/fastmim-vit-b-800", ("table3", "fastmim_vit_b_800")),
+    Row("fastmim-drop/vit-b"),
+    Row("mae/vit-b-8b512d", ("table3", "mae_vit_b")),
+    Row("mae/vit-b-1b512d"),
+    Row("simmim/vit-b", ("table3", "simmim_vit_b")),
+    Row("maskfeat/vit-b", ("table3", "maskfeat_vit_b")),
+    Row("lomar/vit-b", ("table3", "lomar_vit_b")),
+    Row("table3/fastmim-vit-l-800", ("table3", "fastmim_vit_l_800")),
+    Row("fastmim-drop/vit-l"),
+    Row("mae/vit-l-8b512d", ("table3", "mae_vit_l")),
+    Row("table3/fastmim-swin-b-400", ("table3", "fastmim_swin_b_400")),
+    Row("simmim/swin-b", ("table3", "simmim_swin_b")),
+    Row("greenmim/swin-b", ("table3", "greenmim_swin_b")),
+    Row("ummae/swin-t", model=SWIN_B),
+    Row("table3/fastmim-swin-l-400", ("table3", "fastmim_swin_l_400")),
+    Row("simmim/swin-l", ("table3", "simmim_swin_l")),
+    Row("greenmim/swin-l", ("table3", "greenmim_swin_l")),
+    Row("table4/convnextv2-b", ("table4", "convnextv2_b")),
+    Row("fcmae/convnextv2-b", ("table4", "fcmae_convnextv2_b_100")),
 )
 HOURS = 2  # place in a row of either table: GPU hours an epoch
 LEAST_SHARE = 0.8  # of FastMIM's share of the peak: a peer must not be slow by neglect
@@ -76,20 +93,20 @@ def bench_methods(
     first: dict[str, tuple[float, float, Any]] = {}
     precision = told(PretrainConfig()).precision
     fast = precision == "bf16-mixed" or (precision == "auto" and choose_precision(device) == "bf16-mixed")
-    for name, row in ROWS:
-        stored = recipe(name).config
+    for row in ROWS:
+        stored = recipe(row.recipe).config
         assert isinstance(stored, PretrainConfig)
-        config = told(replace(stored, epochs=None, steps=1))
+        config = told(replace(stored, epochs=None, steps=1, model=row.model or stored.model))
         peak = matmul_peak(device, torch.bfloat16 if fast else torch.float32)
         cost = measure_cost(config)
         speed, flops = cost.images_per_second, cost.flops_per_image
-        of_paper = figures[row[0]][row[1]][HOURS] if row else None
+        of_paper = figures[row.hours[0]][row.hours[1]][HOURS] if row.hours else None
         reference_speed, reference_flops, reference_hours = first.setdefault(
             config.model, (speed, flops, of_paper)
         )
         found.append(
             MethodCost(
-                name,
+                row.name,
                 config.method,
                 config.model,
                 config.size[0],
@@ -101,5 +118,5 @@ def bench_methods(
                 of_paper / reference_hours if of_paper else None,
             )
         )
-        say(f"{name}: {speed:.1f} images/s, {found[-1].share:.0%} of the peak, {cost.memory_mib:.0f} MiB")
+        say(f"{row.name}: {speed:.1f} images/s, {found[-1].share:.0%} of the peak, {cost.memory_mib:.0f} MiB")
     return found

@@ -47,8 +47,9 @@ class BenchCommand:
     """
 
     part: Annotated[Part, tyro.conf.Positional, tyro.conf.arg(metavar="PART")]
-    json: str = "bench.json"
-    """File that the figures are written to; for document: read from."""
+    json: str | None = None
+    """File that the figures are written to; for document: read from. Default: bench.json, and for a single
+    part bench-PART.json."""
     page: str = "performance.md"
     """For document: file to write; the plot goes beside it."""
     models: tuple[str, ...] = STEP_MODELS
@@ -78,6 +79,11 @@ class BenchCommand:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)} must be at least 1")
 
+    @property
+    def file(self) -> Path:
+        whole = self.part in ("all", "document")
+        return Path(self.json or ("bench.json" if whole else f"bench-{self.part}.json"))
+
     def config(self, model: str, batch_size: int) -> PretrainConfig:
         return PretrainConfig(
             model=model,
@@ -92,7 +98,7 @@ class BenchCommand:
 def run(arguments: list[str]) -> int:
     command = parse(BenchCommand, arguments, "fastmim bench", BenchCommand("all"))
     if command.part == "document":
-        for file in write_page(read_results(Path(command.json)), Path(command.page)):
+        for file in write_page(read_results(command.file), Path(command.page)):
             print(f"{file}: written")
         return 0
     device = build_fabric(command.accelerator, 1, 1, command.precision).device
@@ -102,11 +108,11 @@ def run(arguments: list[str]) -> int:
         for part in PARTS:
             if part != NOT_IN_ALL:
                 _take_in(_apart(part, arguments), results)
-                results.write(Path(command.json))
+                results.write(command.file)
     else:
         _show_part(command.part, command, results)
-    results.write(Path(command.json))
-    print(f"{command.json}: the figures")
+    results.write(command.file)
+    print(f"{command.file}: the figures")
     return 0
 
 
