@@ -152,8 +152,8 @@ def test_a_page_is_written_from_the_json(tmp_path, capsys):
 
 
 def test_a_page_without_growth_has_no_plot(tmp_path):
-    assert write_page(replace(results(), growth={}), tmp_path / "page.md") == [tmp_path / "page.md"]
-    assert "![" not in as_markdown(replace(results(), growth={}), "x.png")
+    assert write_page(replace(results(), growth={}), tmp_path / "page.md", "again") == [tmp_path / "page.md"]
+    assert "![" not in as_markdown(replace(results(), growth={}), "x.png", "fastmim bench document")
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"figures": {"hog": [{"nonsense": 1}]}}'])
@@ -225,7 +225,7 @@ def test_a_method_that_wastes_the_device_is_marked():
     idle, other = replace(good, recipe="b", share=0.4), replace(good, model="swin", share=0.1)
     rows = document.methods_rows([good, idle, other])
     assert [row[6] for row in rows] == ["60%", "40% LOW", "10%"]
-    page = as_markdown(replace(results(), methods=[good]), "x.png")
+    page = as_markdown(replace(results(), methods=[good]), "x.png", "fastmim bench document")
     assert "| a | 128 | 10.0 | 1.00 | 1.00 | 1.00 | 60% | 100 |" in page
 
 

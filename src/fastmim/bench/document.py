@@ -119,10 +119,14 @@ def _target(line: Figure) -> str:
     return f"{line.target}: {'met' if line.met else 'MISSED'}" if line.target else ""
 
 
-def write_page(results: Results, page: Path) -> list[Path]:
-    """Markdown, and beside it the plot of how cost grows; returns what was written."""
+def write_page(results: Results, page: Path, command: str) -> list[Path]:
+    """Markdown, and beside it the plot of how cost grows; returns what was written.
+
+    Args:
+        command: what this was called by.
+    """
     plot = page.with_suffix(".png")
-    text = as_markdown(results, plot.name)
+    text = as_markdown(results, plot.name, command)
     page.parent.mkdir(parents=True, exist_ok=True)
     if results.growth:
         write_growth_plot(results.growth, plot)
@@ -130,7 +134,7 @@ def write_page(results: Results, page: Path) -> list[Path]:
     return [page, *([plot] if results.growth else [])]
 
 
-def as_markdown(results: Results, plot: str) -> str:
+def as_markdown(results: Results, plot: str, command: str) -> str:
     """The page's text."""
     machine = dict(results.machine)
     versions = ", ".join(f"{name} {number}" for name, number in machine.pop("versions").items())
@@ -138,7 +142,7 @@ def as_markdown(results: Results, plot: str) -> str:
     parts = [
         "# Performance",
         "Ratios measured side by side in one run: the contestants take turns on the same machine. Written by",
-        f"    {results.command}\n    fastmim bench document --page docs/performance.md",
+        f"    {results.command}\n    {command}",
         f"on {results.date}. The machine: {facts}. {versions}.",
     ]
     for part, lines in results.figures.items():

@@ -97,12 +97,12 @@ class BenchCommand:
 
 def run(arguments: list[str]) -> int:
     command = parse(BenchCommand, arguments, "fastmim bench", BenchCommand("all"))
+    line = shlex.join(["fastmim", "bench", *arguments])
     if command.part == "document":
-        for file in write_page(read_results(command.file), Path(command.page)):
+        for file in write_page(read_results(command.file), Path(command.page), line):
             print(f"{file}: written")
         return 0
     device = build_fabric(command.accelerator, 1, 1, command.precision).device
-    line = shlex.join(["fastmim", "bench", *arguments])
     results = Results(machine(device), line, date.today().isoformat())
     if command.part == "all":
         for part in PARTS:
