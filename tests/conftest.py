@@ -46,6 +46,23 @@ class Killed(Exception):
     """What a test raises in a run, as if its process had been killed."""
 
 
+def batch(network, count=2, size=None):
+    """Noise as images of ``size`` (by default the network's), and masks for them."""
+    size = size or network.image_size
+    images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(1))
+    return images, network.draw_mask(torch.Generator().manual_seed(2), count, size)
+
+
+def lively(model):
+    """The model with weights so large that attention, positions, layer scale and norms tell."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.3 * noise if parameter.ndim > 1 else 1 + 0.1 * noise)
+    return model.eval()
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "encoder.safetensors")
 

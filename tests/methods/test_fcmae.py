@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastmim
-from conftest import TINY, weights
+from conftest import TINY, batch, lively, weights
 from fastmim.config import merge
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
@@ -24,22 +24,6 @@ def small(model="convnextv2_atto", model_kwargs=DEPTHS, image_size=(128, 96), **
     torch.manual_seed(0)
     base = {"model": model, "model_kwargs": model_kwargs, "image_size": image_size, "decoder.width": 64}
     return build_method(merge(defaults_of("fcmae"), {**base, **settings}))
-
-
-def batch(network, count=2):
-    size = network.image_size
-    images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(1))
-    return images, network.draw_mask(torch.Generator().manual_seed(2), count, size)
-
-
-def lively(model):
-    """Weights so large that convolutions, layer scale and GRN tell."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.3 * noise if parameter.ndim > 1 else 1 + 0.1 * noise)
-    return model.eval()
 
 
 def sparse_depthwise(convolution, hidden_Bhw):

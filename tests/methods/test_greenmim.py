@@ -7,7 +7,7 @@ from timm.models.swin_transformer import window_partition
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastmim
-from conftest import TINY, weights
+from conftest import TINY, batch, lively, weights
 from fastmim.config import merge
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
@@ -29,22 +29,6 @@ def small(model="swin_tiny_patch4_window7_224", model_kwargs=SWIN, image_size=(1
     torch.manual_seed(0)
     base = {"model": model, "model_kwargs": model_kwargs, "image_size": image_size, "decoder.width": 64}
     return build_method(merge(defaults_of("greenmim"), {**base, **settings}))
-
-
-def batch(network, count=2):
-    size = network.image_size
-    images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(1))
-    return images, network.draw_mask(torch.Generator().manual_seed(2), count, size)
-
-
-def lively(model):
-    """Weights so large that attention and positions tell."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.3 * noise if parameter.ndim > 1 else 1 + 0.1 * noise)
-    return model.eval()
 
 
 def blind(block, hidden_hw):

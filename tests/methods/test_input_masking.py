@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from conftest import batch
 from fastmim.decoders import Decoder, DecoderConfig
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
@@ -21,11 +22,6 @@ def method(target="hog", masking=None, depth=1, model="vit_tiny_patch16_224", **
     return InputMasking(
         encoder, build_target(config, encoder.stride), masking or Masking(), DecoderConfig(depth, 32)
     )
-
-
-def batch(network, count=2):
-    images = torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
-    return images, network.draw_mask(torch.Generator().manual_seed(2), count, SIZE)
 
 
 @pytest.mark.parametrize("target", ["hog", "pixels", "pixels-norm", "hog+pixels", "hog+pixels-norm"])

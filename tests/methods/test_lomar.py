@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import fastmim
-from conftest import TINY
+from conftest import TINY, batch
 from fastmim.config import merge
 from fastmim.errors import UsageError
 from fastmim.methods.base import trivial_loss
@@ -20,11 +20,6 @@ SMALL = {
 def small(**settings):
     torch.manual_seed(0)
     return build_method(merge(defaults_of("lomar"), {**SMALL, **settings}))
-
-
-def batch(network, count=2, size=SIZE):
-    images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(1))
-    return images, network.draw_mask(torch.Generator().manual_seed(2), count, size)
 
 
 def test_windows_have_the_papers_shape_and_count():

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import fastmim
-from conftest import TINY, Killed, lines, same, weights
+from conftest import TINY, Killed, batch, lines, lively, same, weights
 from fastmim.config import merge
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
@@ -38,21 +38,6 @@ def small(**settings):
         "decoder": {"depth": 1, "width": 64},
     }
     return build_method(merge(defaults_of("mae"), {**base, **settings}))
-
-
-def batch(network, count=2):
-    images = torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
-    return images, network.draw_mask(torch.Generator().manual_seed(2), count, SIZE)
-
-
-def lively(model):
-    """Weights so large that attention, positions and layer scale tell."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.3 * noise if parameter.ndim > 1 else 1 + 0.1 * noise)
-    return model.eval()
 
 
 @pytest.mark.parametrize("name", PLAIN)

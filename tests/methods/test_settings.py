@@ -5,7 +5,7 @@ import torch
 import yaml
 
 import fastmim
-from conftest import TINY
+from conftest import TINY, batch
 from fastmim.cli import main
 from fastmim.config import PretrainConfig, merge
 from fastmim.errors import UsageError
@@ -24,11 +24,6 @@ def small(method, **settings):
     torch.manual_seed(0)
     base = {"model": "vit_tiny_patch16_224", "model_kwargs": SMALL_VIT, "image_size": 64}
     return build_method(merge(defaults_of(method), {**base, **settings})).eval()
-
-
-def batch(network, count=2, size=(64, 64)):
-    images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(1))
-    return images, network.draw_mask(torch.Generator().manual_seed(2), count, size)
 
 
 def test_every_method_has_a_name_defaults_and_settings_that_exist():

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import fastmim
-from conftest import TINY, weights
+from conftest import TINY, batch, weights
 from fastmim.config import merge
 from fastmim.errors import UsageError
 from fastmim.grids import pick_of_pairs
@@ -27,11 +27,6 @@ def small(model="swin_tiny_patch4_window7_224", model_kwargs=SWIN, **settings):
     base = {"model": model, "model_kwargs": model_kwargs, "image_size": SIZE}
     decoder = {"decoder": {"depth": 1, "width": 64}}
     return build_method(merge(defaults_of("ummae"), {**base, **decoder, **settings}))
-
-
-def batch(network, count=2):
-    images = torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
-    return images, network.draw_mask(torch.Generator().manual_seed(2), count, SIZE)
 
 
 def pixels(mask, side=16):

@@ -8,6 +8,7 @@ from fastmim.config.settings import check_least
 from fastmim.errors import UsageError
 from fastmim.train.device import Precision
 from fastmim.train.kernels import KernelConfig
+from fastmim.train.loop import LoopConfig
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,17 @@ class RunConfig:
         self._check_batch(self.batch_size)
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UsageError(f"epochs = {self.epochs} must be above 0 and finite")
+
+    @property
+    def loop(self) -> LoopConfig:
+        """What the loop does when."""
+        return LoopConfig(
+            seed=self.seed,
+            log_every_steps=self.log_every_steps,
+            checkpoint_every_steps=self.checkpoint_every_steps,
+            checkpoint_every_minutes=self.checkpoint_every_minutes,
+            keep_checkpoints=self.keep_checkpoints,
+        )
 
     def _check_batch(self, batch_size: int) -> None:
         count = self.devices * self.num_nodes

@@ -25,7 +25,7 @@ from fastmim.pretraining.teaching import load_teaching
 from fastmim.report.run import Outcome
 from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.launch import precision_of, quiet_warnings
-from fastmim.train.loop import Feed, Loop, LoopConfig, Progress
+from fastmim.train.loop import Feed, Loop, Progress
 from fastmim.train.optim import build_adamw
 from fastmim.train.rundir import CONFIG, REPORT, SAMPLES
 from fastmim.train.runlog import METRICS
@@ -123,13 +123,7 @@ def run_on(
                 feed,
                 run,
                 log,
-                LoopConfig(
-                    seed=config.seed,
-                    log_every_steps=config.log_every_steps,
-                    checkpoint_every_steps=config.checkpoint_every_steps,
-                    checkpoint_every_minutes=config.checkpoint_every_minutes,
-                    keep_checkpoints=config.keep_checkpoints,
-                ),
+                config.loop,
                 config.optim,
                 plan,
                 leg,

@@ -24,7 +24,7 @@ from fastmim.errors import UsageError
 from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.kernels import apply, checkpoint_activations
 from fastmim.train.launch import hardware, precision_of, quiet_warnings
-from fastmim.train.loop import Loop, LoopConfig, Progress
+from fastmim.train.loop import Loop, Progress
 from fastmim.train.optim import scaled_lr, use_kernel
 from fastmim.train.rundir import CONFIG, prepare_run_directory
 from fastmim.train.runlog import METRICS
@@ -173,13 +173,7 @@ def run_on(
             feeder,
             run,
             log,
-            LoopConfig(
-                seed=config.seed,
-                log_every_steps=config.log_every_steps,
-                checkpoint_every_steps=config.checkpoint_every_steps,
-                checkpoint_every_minutes=config.checkpoint_every_minutes,
-                keep_checkpoints=config.keep_checkpoints,
-            ),
+            config.loop,
             config.optim,
             plan,
             leg,
