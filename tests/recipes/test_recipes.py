@@ -386,6 +386,9 @@ def test_fine_tuning_has_the_papers_epochs_and_table_12():
     assert (swin.layer_decay, swin.drop_path, swin.optim.betas) == (0.75, 0.3, (0.9, 0.999))
     assert recipe_config("table3/fastmim-vit-b-800/finetune").layer_decay == 0.7
     assert recipe_config("table7/cmt-s-hog-128px/finetune").epochs == 200
+    assert recipe_config("table9/pvt-v2-b2-fastmim-kd/finetune").epochs == 200
+    assert recipe_config("table15/mae-vit-b-400e-96px/finetune").epochs == 100
+    assert recipe("table9/vit-b-fastmim-kd/finetune").paper.startswith("83.8 %")
     sizes = {name: recipe_config(name).image_size for name in TUNED if name.startswith("table8/")}
     assert sorted(sizes.values()) == sorted(line[3] for line in paper["table8_swin_b"])
 

@@ -1,4 +1,4 @@
-"""Fine-tuning of the paper's main results, and their backbones supervised from scratch (tables 3, 4, 7, 8).
+"""Fine-tuning of the paper's main results, and their backbones supervised from scratch (tables 3, 4, 7, 8, 9, 15).
 
 Each is named after the run whose encoder it takes: ``table4/swin-b/finetune`` fine-tunes what
 ``table4/swin-b`` wrote to runs/table4/swin-b. Table 12 gives settings for ViT-B, Swin-B and Swin-L; the other
@@ -61,7 +61,7 @@ def supervised(model: str, epochs: float, size: int = 224) -> FinetuneConfig:
 
 
 def finetuning_recipes(pretraining: dict[str, Recipe], figures: dict[str, Any]) -> Iterator[Recipe]:
-    """Fine-tuning for each run of tables 3, 4, 7 and 8, and table 4's backbones from scratch.
+    """Fine-tuning for each run of tables 3, 4, 7, 8, 9 and 15, and table 4's backbones from scratch.
 
     Args:
         pretraining: the recipes of pre-training, by name.
@@ -70,7 +70,7 @@ def finetuning_recipes(pretraining: dict[str, Recipe], figures: dict[str, Any]) 
     for name, recipe in pretraining.items():
         table, _, row = name.partition("/")
         key = row.replace("-", "_")
-        if table in ("table3", "table4", "table7"):
+        if table in ("table3", "table4", "table7", "table9", "table15"):
             top1 = recipe.paper.split(" (")[0].split(",")[0]
             yield _finetune(recipe, f"{name}/finetune", _epochs(table, key, figures), 224, top1)
         if table == "table8":
@@ -107,8 +107,8 @@ def _scratch(recipe: Recipe, name: str, entry: list[float], top1: float) -> Reci
 
 
 def _epochs(table: str, row: str, figures: dict[str, Any]) -> float:
-    """As tables 3 and 4 say; table 7's backbones as in table 4."""
+    """As tables 3 and 4 say; other tables' backbones as in table 4, or the 100 of table 12."""
     if table == "table3":
         return float(figures["table3"][row][4])
-    backbone = next((known for known in figures["table4"] if row.startswith(known)), None)
+    backbone = next(filter(row.startswith, figures["table4"]), None)
     return float(figures["table4"][backbone][4]) if backbone else 100.0
