@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,19 +49,22 @@ def draw_samples(samples: Samples, title: str) -> bytes:
     figure.suptitle(title, fontsize=9, color=INK)
     axes = figure.subplots(count, len(columns), squeeze=False)
     for row in range(count):
-        _show(axes[row][0], _to_display(samples.images[row], samples))
-        _show(axes[row][1], _to_display(samples.masked[row], samples))
+        _show(axes[row][0], to_display(samples.images[row], samples))
+        _show(axes[row][1], to_display(samples.masked[row], samples))
         for place, (_, target, prediction, kind) in enumerate(views):
             mask = samples.mask[row]
             left, right = axes[row][2 + 2 * place], axes[row][3 + 2 * place]
             if isinstance(kind, Hog):
-                _glyphs(left, target[row], kind, None)
-                _glyphs(right, prediction[row], kind, (target[row], mask))
+                draw_glyphs(left, [(target[row], INK)], kind)
+                # Visible cells show the target, faintly: only masked ones are predicted.
+                visible = torch.where(mask, 0, target[row])
+                predicted = torch.where(mask, prediction[row], 0)
+                draw_glyphs(right, [(visible, FAINT), (predicted, ACCENT)], kind)
             else:
-                _show(left, _stretch(target[row], target[row], samples, kind))
+                _show(left, target_to_display(target[row], target[row], samples, kind))
                 pixels = mask_to_pixels(mask[None], height // mask.shape[0], (height, width))[0]
                 merged = torch.where(pixels, prediction[row], target[row])
-                _show(right, _stretch(merged, target[row], samples, kind))
+                _show(right, target_to_display(merged, target[row], samples, kind))
     for column, name in enumerate(columns):
         axes[0][column].set_title(name, fontsize=8, color=INK)
     buffer = io.BytesIO()
@@ -90,7 +94,7 @@ def _name(kind: Target) -> str:
     return "pixels" if isinstance(kind, Pixels) and kind.patch is None else "normalised pixels"
 
 
-def _to_display(image_CHW: Tensor, samples: Samples) -> np.ndarray:
+def to_display(image_CHW: Tensor, samples: Samples) -> np.ndarray:
     """Undo the normalisation: (H, W, 3), 0..1."""
     mean = torch.tensor(samples.mean).view(-1, 1, 1)
     std = torch.tensor(samples.std).view(-1, 1, 1)
@@ -103,10 +107,12 @@ def _three_channels(values_CHW: Tensor) -> np.ndarray:
     return np.asarray(values[:3].permute(1, 2, 0))
 
 
-def _stretch(values_CHW: Tensor, reference_CHW: Tensor, samples: Samples, kind: Pixels) -> np.ndarray:
+def target_to_display(
+    values_CHW: Tensor, reference_CHW: Tensor, samples: Samples, kind: Pixels
+) -> np.ndarray:
     """Raw pixels as colours; normalised ones with the reference's middle 98 % spread over 0..1."""
     if kind.patch is None:
-        return _to_display(values_CHW, samples)
+        return to_display(values_CHW, samples)
     low, high = np.quantile(reference_CHW.numpy(), [0.01, 0.99])
     return _three_channels(((values_CHW - float(low)) / max(float(high - low), 1e-6)).clamp(0, 1))
 
@@ -116,18 +122,15 @@ def _show(axes: Axes, image: np.ndarray) -> None:
     axes.set_axis_off()
 
 
-def _glyphs(axes: Axes, hog_Thw: Tensor, kind: Hog, masked: tuple[Tensor, Tensor] | None) -> None:
+def draw_glyphs(axes: Axes, layers: Sequence[tuple[Tensor, str]], kind: Hog) -> None:
     """Each bin of a cell as a line along the edge it stands for, as long as its share of the cell.
 
-    With ``masked`` = (target, mask), visible cells show the target, faintly: only masked ones are predicted.
+    Args:
+        layers: features (T, h, w) on the same grid, each with its colour.
     """
-    if masked is not None:
-        target, mask = masked
-        _add_lines(axes, torch.where(mask, 0, target), kind, FAINT)
-        _add_lines(axes, torch.where(mask, hog_Thw, 0), kind, ACCENT)
-    else:
-        _add_lines(axes, hog_Thw, kind, INK)
-    h, w = hog_Thw.shape[1:]
+    for hog_Thw, color in layers:
+        _add_lines(axes, hog_Thw, kind, color)
+    h, w = layers[0][0].shape[1:]
     axes.set_xlim(-0.5, w - 0.5)
     axes.set_ylim(h - 0.5, -0.5)
     axes.set_aspect("equal")
