@@ -164,8 +164,7 @@ def lomar() -> Sheet:
 def ummae() -> Sheet:
     shown = show(defaults_of("ummae"))
     picture, again = compact(shown)
-    sampled = enlarge(shown.have, shown.block)
-    masked = sampled & enlarge(shown.hidden, shown.block)
+    sampled, masked = (enlarge(part, shown.block) for part in (shown.have, shown.mask[0, 1].numpy()))
     kept = cut(paint(fade(shown.photo, sampled), masked, ACCENT), 2 * shown.block)
     moved = cut(paint(picture, enlarge(again, shown.block), ACCENT), shown.block)
     items = [
@@ -174,7 +173,7 @@ def ummae() -> Sheet:
         encoder_box("any, also\npyramids"),
         decoded_panel(shown),
         decoder_box(shown),
-        target_panel(shown, "normalised pixels of all that\nthe encoder did not see"),
+        target_panel(shown, "normalised pixels\nof what was not kept"),
     ]
     return pipeline(items)
 

@@ -166,10 +166,10 @@ def visible_patches(shown: Shown) -> list[Picture]:
 
 def compact(shown: Shown) -> tuple[Picture, Bools]:
     """UM-MAE's image of sampled patches, and which of them are masked, read from its mask as it does."""
-    masked = pairs(shown.mask)
-    quadrant = masked.byte().argmin(dim=-1)
+    left_out, masked = shown.mask.unbind(1)
+    quadrant = pairs(left_out).byte().argmin(dim=-1)
     picture = pick_of_pairs(_as_tensor(shown.photo), quadrant, shown.block)
-    return _as_picture(picture), masked.all(dim=-1)[0].numpy()
+    return _as_picture(picture), pairs(masked).any(dim=-1)[0].numpy()
 
 
 def first_windows(shown: Shown) -> Groups:
