@@ -87,7 +87,7 @@ class Arm(NamedTuple):
     like: str | None = None
     """The arm whose steps, and so epochs, this one has, too; then minutes do not count."""
     teacher: str | None = None
-    """The arm whose fine-tuned network teaches this one."""
+    """The arm whose network, fine-tuned on the same labels, teaches this one."""
 
 
 FASTMIM = {**VIT, "mask": {"size": 4}, **HOG, **SMALL_DECODER}
@@ -110,7 +110,11 @@ EQUAL_TIME = (
     Arm("fastmim, ConvNeXt V2", 1, {**CONVNEXT, "mask": {"size": 8}, **HOG, **SMALL_DECODER}),
     Arm("fcmae, ConvNeXt V2", 1, {**CONVNEXT, "method": "fcmae", **SMALL_DECODER}),
 )
-SCRATCH = Arm("scratch, ViT", SEEDS, VIT)
+SCRATCH = (
+    Arm("scratch, ViT", SEEDS, VIT),
+    Arm("scratch, Swin", 1, SWIN),
+    Arm("scratch, ConvNeXt V2", 1, CONVNEXT),
+)
 SMALL: dict[str, Any] = {
     "image_size": 20
 }  # 20 of 32 pixels, as 128 (more exactly 140) of 224: 25 patches of 64
@@ -134,9 +138,9 @@ TAUGHT = Arm(
     like="fastmim, ViT",
     teacher=TEACHER.name,
 )
-PHASES = ((*EQUAL_TIME, SCRATCH, TEACHER), (*EQUAL_EPOCHS, TAUGHT))  # the second needs the first
+PHASES = ((*EQUAL_TIME, *SCRATCH, TEACHER), (*EQUAL_EPOCHS, TAUGHT))  # the second needs the first
 TABLES = {
-    "Equal time": (*EQUAL_TIME, SCRATCH),
+    "Equal time": (*EQUAL_TIME, *SCRATCH),
     "Equal epochs, two resolutions": (EQUAL_TIME[0], *EQUAL_EPOCHS),
     "With a teacher": (TEACHER, EQUAL_TIME[0], TAUGHT),
 }
@@ -158,7 +162,11 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def run_of(job: Job, arm: str) -> Path:
     """Where an arm's run with this job's seed is, or its only one."""
     seeds = {a.name: a.seeds for phase in PHASES for a in phase}[arm]
-    return job.out / f"{arm.replace(', ', '-').replace(' ', '')}-{job.seed % seeds}"
+    return job.out / f"{file_name(arm)}-{job.seed % seeds}"
+
+
+def file_name(arm: str) -> str:
+    return arm.replace(", ", "-").replace(" ", "")
 
 
 def steps_of(job: Job, run: Path, settings: dict[str, Any]) -> int:
@@ -178,8 +186,7 @@ def pretrained(job: Job, run: Path) -> dict[str, Any]:
     """Pre-train; what the run says of itself."""
     settings = COMMON | job.arm.settings | {"data": f"{job.data}/train", "seed": job.seed}
     if job.arm.teacher:
-        teacher = run_of(job, job.arm.teacher).with_suffix(".classes")
-        settings["distill"] = {"teacher": str(teacher)}
+        settings["distill"] = {"teacher": str(teacher_of(job, job.arm.teacher))}
     done = fastmim.pretrain(out=run, steps=steps_of(job, run, settings), resume=True, **settings)
     lines = metrics(done.run)
     return {
@@ -189,6 +196,30 @@ def pretrained(job: Job, run: Path) -> dict[str, Any]:
         "minutes": lines[-1]["seconds"] / 60,
         "steps": done.steps,
     }
+
+
+def teacher_of(job: Job, arm: str) -> Path:
+    """The one pre-trained teacher, fine-tuned on this job's labels: it must know no others."""
+    tuned = job.out / f"{file_name(arm)}-{job.seed}.classes"
+    if not (tuned / "results.json").is_file():
+        start = {"encoder": run_of(job, arm)}
+        result = {"arm": arm, "seed": job.seed, "top1": tune(job, tuned, start)}
+        tuned.with_suffix(".json").write_text(json.dumps(result))
+    return tuned
+
+
+def tune(job: Job, out: Path, start: dict[str, Any]) -> float:
+    """Fine-tune on the labels of the job's seed; top-1, in per cent."""
+    tuned = fastmim.finetune(
+        data=job.data,
+        out=out,
+        labels="0.1",
+        epochs=job.epochs,
+        seed=job.seed,
+        resume=True,
+        **FINETUNE | start,
+    )
+    return float(tuned.top1)
 
 
 def carry_out(job: Job) -> dict[str, Any]:
@@ -204,19 +235,10 @@ def carry_out(job: Job) -> dict[str, Any]:
         **{k: job.arm.settings[k] for k in ("model", "model_kwargs")},
         "layer_decay": 1.0,
     }
-    if job.arm.name != SCRATCH.name:
+    if not job.arm.name.startswith("scratch"):
         result |= pretrained(job, run)
         start = {"encoder": run}
-    tuned = fastmim.finetune(
-        data=job.data,
-        out=run.with_suffix(".classes"),
-        labels="0.1",
-        epochs=job.epochs,
-        seed=job.seed,
-        resume=True,
-        **FINETUNE | start,
-    )
-    result["top1"] = tuned.top1
+    result["top1"] = tune(job, run.with_suffix(".classes"), start)
     found.write_text(json.dumps(result))
     return result
 
@@ -259,18 +281,24 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", help="parts of their names; default: all")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    every = {arm.name: arm for phase in PHASES for arm in phase}
+    wanted = [arm for arm in every.values() if any(part in arm.name for part in arguments.arms or [""])]
+    names = {name for arm in wanted for name in (arm.name, arm.like, arm.teacher)}
     results: dict[str, list[dict[str, Any]]] = {}
     for phase in PHASES:
         jobs = [
             Job(arm, seed, arguments.data, arguments.out, arguments.minutes, arguments.epochs)
             for seed in range(SEEDS)
             for arm in phase
-            if seed < arm.seeds and (not arguments.arms or any(part in arm.name for part in arguments.arms))
+            if seed < arm.seeds and arm.name in names
         ]
         with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
             for result in pool.imap_unordered(carry_out, jobs):
                 print(json.dumps(result), flush=True)
                 results.setdefault(result["arm"], []).append(result)
+    for tuned in (arguments.out / f"{file_name(TEACHER.name)}-{seed}.json" for seed in range(1, SEEDS)):
+        if tuned.is_file():
+            results[TEACHER.name].append(json.loads(tuned.read_text()))
     for title, arms in TABLES.items():
         rows = [result for arm in arms for result in results.get(arm.name, ())]
         if rows:
