@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -21,7 +22,8 @@ with held(Path(sys.argv[1])):
 """
 
 
-def test_no_two_processes_write_to_one_run(photos, tmp_path):
+def test_no_two_processes_write_to_one_run(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastmim.train.rundir.PATIENCE", 0.0)
     run = tmp_path / "run"
     command = [sys.executable, "-c", HOLDER, run]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as other:
@@ -39,10 +41,21 @@ def test_no_two_processes_write_to_one_run(photos, tmp_path):
     os.killpg(other.pid, signal.SIGKILL)
 
 
-def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path):
-    with pytest.raises(RuntimeError), held(tmp_path / "none"):
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with held(tmp_path):  # what was there stays
-        pass
-    assert tmp_path.is_dir()
+def test_a_killed_run_is_waited_for(tmp_path):
+    command = [sys.executable, "-c", HOLDER, tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as other:
+        assert other.stdout.readline() == b"held\n"
+        threading.Timer(0.5, os.killpg, (other.pid, signal.SIGKILL)).start()
+        with held(tmp_path):
+            assert other.poll() is not None
+
+
+@pytest.mark.parametrize("settings", [{"accelerator": "cuda"}, {"kernels.compile": "cudagraphs"}])
+def test_a_device_that_is_not_there_costs_no_earlier_run(photos, tmp_path, settings, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run = tmp_path / "run"
+    assert fastmim.pretrain(data=photos, out=run, **TINY).complete
+    before = {file: file.read_bytes() for file in run.iterdir()}
+    with pytest.raises(UsageError, match=r"cuda|CUDA"):
+        fastmim.pretrain(data=photos, out=run, overwrite=True, **TINY, **settings)
+    assert {file: file.read_bytes() for file in run.iterdir()} == before

@@ -12,7 +12,7 @@ from fastmim.config import PretrainConfig
 from fastmim.encoders.probe import last_features
 from fastmim.methods.base import Method
 from fastmim.pretraining import build_method
-from fastmim.pretraining.start import use_kernels
+from fastmim.pretraining.start import kernel_facts, use_kernels
 from fastmim.train.kernels import Kernels, settle_kernels
 from fastmim.train.launch import build_fabric
 from fastmim.train.optim import build_adamw, guarded_step, scaled_lr
@@ -37,7 +37,8 @@ class Bench:
         with self.fabric.autocast():
             loss = self.method(self.images, self.mask).loss
         loss.backward()
-        guarded_step(self.optimizer, scaled_lr(self.config.optim.base_lr, len(self.images)), None)
+        optim = self.config.optim
+        guarded_step(self.optimizer, scaled_lr(optim.base_lr, len(self.images)), optim.clip_norm)
 
     def forward(self, count: int) -> Any:
         return self.method(self.images[:count], self.mask[:count])
@@ -73,7 +74,7 @@ def prepare(config: PretrainConfig) -> Bench:
         lambda count: method(images[:count], mask[:count]),
         len(images),
         0,
-        {"model": config.model, "arguments": repr(method.encoder.model_kwargs), "size": list(config.size)},
+        kernel_facts(config, method, config.size),
     )
     optimizer = build_adamw(method, config.optim)
     use_kernels(config, method, optimizer, kernels)

@@ -1,4 +1,4 @@
-"""`fastmim pretrain`: configuration -> encoder, method, data, loop, proof. Read `run.run_on`."""
+"""`fastmim pretrain`: configuration -> encoder, method, data, loop, proof. Read `run.learn`."""
 
 from fastmim.pretraining.entry import pretrain, run_pretraining
 from fastmim.pretraining.run import RUN_FILES, RunResult

@@ -1,6 +1,5 @@
 """The ways into a pre-training run: from Python, and from a finished configuration."""
 
-import contextlib
 import os
 from dataclasses import replace
 from functools import partial
@@ -14,12 +13,11 @@ from fastmim.data.images import open_images
 from fastmim.data.stats import channel_statistics
 from fastmim.encoders.build import name_of
 from fastmim.errors import UsageError
-from fastmim.pretraining.run import RUN_FILES, RunResult, run_on
+from fastmim.pretraining.run import RunResult, run_on
 from fastmim.pretraining.start import check_stages
 from fastmim.recipes import base_config
 from fastmim.train.checkpoint import LAST, load_checkpoint
-from fastmim.train.launch import is_first_process, run_everywhere
-from fastmim.train.rundir import held, prepare_run_directory
+from fastmim.train.launch import run_everywhere
 
 
 def pretrain(
@@ -95,9 +93,14 @@ def run_pretraining(
         check_stages(config, module)
     mean, std = channel_statistics(config.crop, source, config.in_chans, config.size, config.seed)
     config = replace(config, crop=replace(config.crop, mean=mean, std=std))
-    with held(run) if is_first_process() else contextlib.nullcontext():
-        if is_first_process():
-            prepare_run_directory(run, RUN_FILES, resume, overwrite)
-        precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
-        start = partial(run_on, source=source, config=config, resumes=resumes, quiet=quiet, module=module)
-        return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)
+    precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
+    start = partial(
+        run_on,
+        source=source,
+        config=config,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet,
+        module=module,
+    )
+    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)

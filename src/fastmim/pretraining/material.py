@@ -21,7 +21,7 @@ from fastmim.data.skips import SkipList
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
 from fastmim.methods.learning import HeldOut
-from fastmim.pretraining.start import fitting_micro_batch, kernel_config, use_kernels
+from fastmim.pretraining.start import fitting_micro_batch, kernel_config, kernel_facts, use_kernels
 from fastmim.pretraining.teaching import Teaching, load_teaching
 from fastmim.train.kernels import Kernels, settle_kernels
 from fastmim.train.optim import build_adamw, carry_state
@@ -100,7 +100,7 @@ def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -
             lambda count: method(images[:count], mask[:count]),
             len(images),
             (leg.last_step - leg.first_step) * leg.batch_size / world,
-            {"model": config.model, "arguments": repr(method.encoder.model_kwargs), "size": list(size)},
+            kernel_facts(config, method, size),
         )
     use_kernels(config, method, network.optimizer, kernels)
     micro_batch = choices["micro_batch"] or fitting_micro_batch(

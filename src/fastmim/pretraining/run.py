@@ -1,4 +1,4 @@
-"""One run, from the first step to the report: read `run_on` from top to bottom."""
+"""One run, from the first step to the report: read `learn` from top to bottom."""
 
 import math
 from collections.abc import Callable
@@ -23,11 +23,12 @@ from fastmim.pretraining.material import Given, Network, prepare
 from fastmim.pretraining.start import FREE_ON_RESUME, build_method
 from fastmim.pretraining.teaching import load_teaching
 from fastmim.report.run import Outcome
-from fastmim.train.checkpoint import LAST, load_checkpoint
+from fastmim.train.checkpoint import LAST
+from fastmim.train.kernels import check_kernels
 from fastmim.train.launch import precision_of, quiet_warnings
 from fastmim.train.loop import Feed, Loop, Progress
 from fastmim.train.optim import build_adamw
-from fastmim.train.rundir import CONFIG, REPORT, SAMPLES
+from fastmim.train.rundir import CONFIG, REPORT, SAMPLES, written
 from fastmim.train.runlog import METRICS
 from fastmim.train.schedules import build_schedule
 from fastmim.train.session import opened
@@ -56,14 +57,28 @@ def run_on(
     fabric: Fabric,
     source: ImageSource,
     config: PretrainConfig,
-    resumes: bool,
+    resume: bool,
+    overwrite: bool,
     quiet: bool,
     module: nn.Module | None = None,
 ) -> RunResult:
     """A run on the devices of ``fabric``; every process of a run calls this."""
+    check_kernels(config.kernels, fabric.device)
+    with written(fabric, Path(config.out), RUN_FILES, resume, overwrite) as state:
+        return learn(fabric, source, config, state, quiet, module)
+
+
+def learn(
+    fabric: Fabric,
+    source: ImageSource,
+    config: PretrainConfig,
+    state: dict[str, Any] | None,
+    quiet: bool,
+    module: nn.Module | None,
+) -> RunResult:
+    """All of a run in its folder, from ``state`` on where there is a checkpoint's."""
     run = Path(config.out)
     first = fabric.is_global_zero
-    state = load_checkpoint(run / LAST) if resumes else None
 
     # What learns, and for how long.
     split = split_images(len(source), config.held_out, config.seed)

@@ -1,9 +1,10 @@
 """What is settled before the first step: the network, the channels' statistics, and what is the same."""
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -14,6 +15,7 @@ from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.decoders import checkpoint_blocks
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
+from fastmim.grids import Size
 from fastmim.methods.base import Method
 from fastmim.methods.catalogue import METHODS
 from fastmim.methods.distillation import Distilled
@@ -71,6 +73,19 @@ def kernel_config(config: PretrainConfig) -> KernelConfig:
     if config.distill.teacher and config.kernels.compile == "auto":
         return replace(config.kernels, compile="none")
     return config.kernels
+
+
+def kernel_facts(config: PretrainConfig, method: Method, image_size: Size) -> dict[str, Any]:
+    """What decides how fast which kernels are: the network, and what the method does with it."""
+    own = asdict(getattr(config, method.own)) if method.own else {}
+    return {
+        "model": config.model,
+        "arguments": repr(method.encoder.model_kwargs),
+        "depth": config.encoder.depth,
+        "size": list(image_size),
+        "method": config.method,
+        "settings": [asdict(config.mask), asdict(config.target), asdict(config.decoder), own],
+    }
 
 
 def use_kernels(

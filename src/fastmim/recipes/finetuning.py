@@ -1,4 +1,4 @@
-"""Fine-tuning of the paper's main results, and their backbones supervised from scratch (tables 3, 4, 7, 8, 9, 15).
+"""Fine-tuning of the paper's results (tables 3, 4, 7, 8, 9, 15), and table 4's backbones from scratch.
 
 Each is named after the run whose encoder it takes: ``table4/swin-b/finetune`` fine-tunes what
 ``table4/swin-b`` wrote to runs/table4/swin-b. Table 12 gives settings for ViT-B, Swin-B and Swin-L; the other
@@ -84,11 +84,7 @@ def finetuning_recipes(pretraining: dict[str, Recipe], figures: dict[str, Any]) 
 
 def _finetune(recipe: Recipe, name: str, epochs: float, size: int, paper: str) -> Recipe:
     settings = finetuned(recipe.backbone, f"runs/{recipe.name}", epochs, size)
-    notes = (
-        ""
-        if recipe.backbone in TABLE12
-        else "Table 12 has no settings for it: these are the centre of the grid."
-    )
+    notes = "" if recipe.backbone in TABLE12 else NOT_IN_TABLE12
     title = f"{recipe.title.rstrip('.').split(':')[0]}: fine-tuning at {size} pixels."
     return Recipe(name, recipe.table, title, notes, settings, paper, recipe.backbone)
 

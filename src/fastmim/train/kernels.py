@@ -80,6 +80,12 @@ def apply(module: nn.Module, kernels: Kernels) -> None:
         module.compile(mode="reduce-overhead")
 
 
+def check_kernels(config: KernelConfig, device: torch.device) -> None:
+    """Raise UsageError where ``device`` has not what ``config`` asks for."""
+    if config.compile == "cudagraphs" and device.type != "cuda":
+        raise UsageError(f"kernels.compile = cudagraphs needs a CUDA device, this one is {device.type}")
+
+
 def settle_kernels(
     fabric: Fabric,
     config: KernelConfig,
@@ -96,15 +102,14 @@ def settle_kernels(
         forward: calls ``module`` on so many images; the result has a ``loss``.
         most_images: that ``forward`` has.
         planned_images: how many this process will see, which tells whether compiling could pay.
-        facts: what else the answer depends on: the model and the images' size.
+        facts: what else the answer depends on: the model, what is done with it, and the images' size.
 
     Raises:
         UsageError: a way that this device does not have.
     """
     device = fabric.device
     on_gpu = device.type == "cuda"
-    if config.compile == "cudagraphs" and not on_gpu:
-        raise UsageError(f"kernels.compile = cudagraphs needs a CUDA device, this one is {device.type}")
+    check_kernels(config, device)
     images = min(TRIAL_IMAGES[on_gpu], most_images)
     told = {name: value for name, value in asdict(config).items() if value != "auto"}
     here = about(device)

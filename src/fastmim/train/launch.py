@@ -71,15 +71,6 @@ def started_by_launcher() -> bool:
     )
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that writes, known before anything is launched."""
-    if TorchElasticEnvironment.detect():
-        return os.environ.get("RANK", "0") == "0"
-    if started_by_launcher():
-        return os.environ.get("SLURM_PROCID", "0") == "0"
-    return True
-
-
 def run_everywhere(
     accelerator: str, devices: int, num_nodes: int, precision: Precision, run: Callable[[Fabric], T]
 ) -> T:

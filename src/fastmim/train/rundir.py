@@ -4,29 +4,57 @@ import contextlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
 
 from fastmim.errors import UsageError
-from fastmim.train.checkpoint import LAST, OLDER
+from fastmim.train.checkpoint import LAST, OLDER, load_checkpoint
+from fastmim.train.launch import precision_of
 from fastmim.train.runlog import METRICS
 
 CONFIG = "config.yaml"
 SAMPLES = "samples.png"
 REPORT = "report.html"
+PATIENCE = 10.0  # seconds in which a killed run's processes end
+
+
+@contextlib.contextmanager
+def written(
+    fabric: Fabric, run: Path, files: tuple[str, ...], resume: bool, overwrite: bool
+) -> Iterator[dict[str, Any] | None]:
+    """Have ``run`` for this run alone, and ready; gives what its checkpoint holds, or None for a new run.
+
+    Every process of a run calls this; the one that writes holds the folder. The arguments are those of
+    `prepare_run_directory`.
+
+    Raises:
+        UsageError: what `held` and `prepare_run_directory` raise.
+    """
+    with held(run) if fabric.is_global_zero else contextlib.nullcontext():
+        if fabric.is_global_zero:
+            prepare_run_directory(run, files, resume, overwrite)
+        fabric.barrier()
+        state = load_checkpoint(run / LAST) if resume and (run / LAST).is_file() else None
+        if state is not None and state["choices"]["precision"] != precision_of(fabric):
+            raise UsageError(f"out: another process has begun a run in {run}: start anew to go on with it")
+        yield state
 
 
 @contextlib.contextmanager
 def held(run: Path) -> Iterator[None]:
     """Let no second process write to ``run`` within the block; it is made where it is missing.
 
-    If nothing comes to be in it, it is removed again. The system lets go when the process ends, however it
-    ends. Nothing is held where it knows no such locks (Windows, some network file systems).
+    The system lets go when the process ends, however it ends; a while is waited for that, since processes may
+    outlive one that was killed. Nothing is held where the system knows no such locks (Windows, some network
+    file systems).
 
     Raises:
         UsageError: another process writes to it, or it cannot be made.
     """
-    made = not run.exists()
     try:
         run.mkdir(parents=True, exist_ok=True)
         locks = [] if sys.platform == "win32" else [os.open(run, os.O_RDONLY)]
@@ -40,14 +68,16 @@ def held(run: Path) -> Iterator[None]:
     if hasattr(os, "register_at_fork"):  # a loader's worker that outlives a killed run must not hold it
         os.register_at_fork(after_in_child=let_go)
     try:
-        if not all(map(_locked, locks)):
-            raise UsageError(f"out: another process is writing to {run}: wait for it, or give another folder")
+        patient_until = time.monotonic() + PATIENCE
+        while not all(map(_locked, locks)):
+            if time.monotonic() > patient_until:
+                raise UsageError(
+                    f"out: another process is writing to {run}: wait for it, or give another folder"
+                )
+            time.sleep(0.1)
         yield
     finally:
         let_go()
-        if made:
-            with contextlib.suppress(OSError):  # it is not empty
-                run.rmdir()
 
 
 def _locked(directory: int) -> bool:
@@ -65,8 +95,8 @@ def _locked(directory: int) -> bool:
     return True
 
 
-def prepare_run_directory(run: Path, files: tuple[str, ...], resume: bool, overwrite: bool) -> bool:
-    """Make ``run`` ready. True where there is a checkpoint to go on from.
+def prepare_run_directory(run: Path, files: tuple[str, ...], resume: bool, overwrite: bool) -> None:
+    """Make ``run`` ready.
 
     Args:
         run: the directory, which is there.
@@ -80,7 +110,7 @@ def prepare_run_directory(run: Path, files: tuple[str, ...], resume: bool, overw
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other")
     if resume and (run / LAST).is_file():
-        return True
+        return
     holds_run = any((run / name).exists() for name in (CONFIG, LAST, METRICS))
     if holds_run and not (overwrite or resume):
         raise UsageError(
@@ -93,4 +123,3 @@ def prepare_run_directory(run: Path, files: tuple[str, ...], resume: bool, overw
         for events in run.glob("events.out.tfevents.*"):
             events.unlink()
         shutil.rmtree(run / OLDER, ignore_errors=True)
-    return False

@@ -1,6 +1,5 @@
 """The ways into fine-tuning for classification: from Python, and from a finished configuration."""
 
-import contextlib
 import os
 from dataclasses import replace
 from functools import partial
@@ -15,8 +14,7 @@ from fastmim.encoders.build import name_of
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
 from fastmim.train.checkpoint import LAST, load_checkpoint
-from fastmim.train.launch import is_first_process, run_everywhere
-from fastmim.train.rundir import held
+from fastmim.train.launch import run_everywhere
 from fastmim.transfer.classify_run import FinetuneResult, run_on
 
 
@@ -96,5 +94,4 @@ def run_finetuning(
         quiet=quiet,
         module=module,
     )
-    with held(run) if is_first_process() else contextlib.nullcontext():
-        return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)
+    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)

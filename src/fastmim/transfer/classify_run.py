@@ -1,5 +1,6 @@
-"""One fine-tuning run, from the first step to results.json: read `run_on` from top to bottom."""
+"""One fine-tuning run, from the first step to results.json: read `_run_on` from top to bottom."""
 
+import contextlib
 import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,12 +22,12 @@ from fastmim.data.skips import SKIPPED, SkipList
 from fastmim.data.stats import channel_statistics
 from fastmim.data.views import Views
 from fastmim.errors import UsageError
-from fastmim.train.checkpoint import LAST, load_checkpoint
-from fastmim.train.kernels import apply, checkpoint_activations
+from fastmim.train.checkpoint import LAST
+from fastmim.train.kernels import apply, check_kernels, checkpoint_activations
 from fastmim.train.launch import hardware, precision_of, quiet_warnings
 from fastmim.train.loop import Loop, Progress
 from fastmim.train.optim import scaled_lr, use_kernel
-from fastmim.train.rundir import CONFIG, prepare_run_directory
+from fastmim.train.rundir import CONFIG, written
 from fastmim.train.runlog import METRICS
 from fastmim.train.sampler import Stream
 from fastmim.train.schedules import build_schedule
@@ -68,6 +69,23 @@ def run_on(
     module: nn.Module | None,
 ) -> FinetuneResult:
     """A run on the devices of ``fabric``; every process of a run calls this."""
+    check_kernels(config.kernels, fabric.device)
+    with contextlib.ExitStack() as holding:
+        return _run_on(fabric, holding, training, validation, config, resume, overwrite, quiet, module)
+
+
+def _run_on(
+    fabric: Fabric,
+    holding: contextlib.ExitStack,
+    training: Labelled,
+    validation: Labelled,
+    config: FinetuneConfig,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    module: nn.Module | None,
+) -> FinetuneResult:
+    """``holding`` lets go of the run's folder at the end."""
     run = Path(config.out)
     first, rank, world = fabric.is_global_zero, fabric.global_rank, fabric.world_size
     classes = training.classes
@@ -87,10 +105,7 @@ def run_on(
     # What is known already.
     if run.resolve() in (place := Path(config.encoder).expanduser().resolve(), *place.parents[:1]):
         raise UsageError(f"out: {run} is where the encoder lies; give another folder")
-    if first:
-        prepare_run_directory(run, RUN_FILES, resume, overwrite)
-    fabric.barrier()
-    state = load_checkpoint(run / LAST) if resume and (run / LAST).is_file() else None
+    state = holding.enter_context(written(fabric, run, RUN_FILES, resume, overwrite))
     facts = {
         "data_digest": _digest(training, validation),
         "world_size": world,
