@@ -139,7 +139,7 @@ def broken_promises(name: str, side: int, model_kwargs: dict[str, Any]) -> Itera
     del features
 
     target = build_target(TargetConfig(), encoder.stride)
-    method = InputMasking(encoder, target, Masking(), DecoderConfig(depth=0))
+    method = InputMasking(encoder, target, Masking(), DecoderConfig(depth=0), "l2")
     optimizer = build_adamw(method, OptimConfig())
     method.train()
     mask = method.draw_mask(torch.Generator().manual_seed(0), 2, (side, side))

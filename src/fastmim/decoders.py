@@ -90,6 +90,15 @@ class Decoder(nn.Module):
         return tokens_to_map(predictions, grid)
 
 
+def add_mask_token(module: nn.Module, shape: tuple[int, ...], learned: bool) -> None:
+    """``module.mask_token``: a parameter, or zeros (paper: table 10a)."""
+    token = torch.zeros(shape)
+    if learned:
+        module.mask_token = nn.Parameter(token.normal_(std=0.02))
+    else:
+        module.register_buffer("mask_token", token)
+
+
 class FillingDecoder(nn.Module):
     """The features of some places -> predictions for all (B, out, h, w): a mask token stands for the others.
 
@@ -101,6 +110,8 @@ class FillingDecoder(nn.Module):
         learned: whether the mask token is learned, or zeros (paper: table 10a).
     """
 
+    mask_token: Tensor
+
     def __init__(self, config: DecoderConfig, out_channels: int, learned: bool) -> None:
         super().__init__()
         _check_fills(config)
@@ -108,11 +119,7 @@ class FillingDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.predict = nn.Linear(config.width, out_channels)
         self.apply(_initialise)
-        token = torch.zeros(config.width)
-        if learned:
-            self.mask_token = nn.Parameter(token.normal_(std=0.02))
-        else:
-            self.register_buffer("mask_token", token)
+        add_mask_token(self, (config.width,), learned)
 
     def forward(
         self, tokens_BKd: Tensor, places_BK: Tensor, grid: Size, prefix_BPd: Tensor | None = None
@@ -138,6 +145,8 @@ class FillingDecoder(nn.Module):
 class ConvFillingDecoder(nn.Module):
     """Like `FillingDecoder`, with ConvNeXt V2 blocks, which need no positions (FCMAE, Woo et al. 2023)."""
 
+    mask_token: Tensor
+
     def __init__(self, config: DecoderConfig, out_channels: int, learned: bool) -> None:
         super().__init__()
         _check_fills(config)
@@ -147,11 +156,7 @@ class ConvFillingDecoder(nn.Module):
         )
         self.predict = nn.Linear(width, out_channels)
         self.apply(_initialise)
-        token = torch.zeros(width)
-        if learned:
-            self.mask_token = nn.Parameter(token.normal_(std=0.02))
-        else:
-            self.register_buffer("mask_token", token)
+        add_mask_token(self, (width,), learned)
 
     def forward(self, tokens_BKd: Tensor, places_BK: Tensor, grid: Size) -> Tensor:
         tokens = put_tokens(tokens_BKd, places_BK, self.mask_token, grid[0] * grid[1])

@@ -163,7 +163,8 @@ def shrink_map(features_BDhw: Tensor, grid: Size) -> Tensor:
     """
     for axis, places in ((2, grid[0]), (3, grid[1])):
         if features_BDhw.shape[axis] != places:
-            shares = _area_shares(features_BDhw.shape[axis], places).to(features_BDhw)
+            shares = _area_shares(features_BDhw.shape[axis], places)
+            shares = shares.to(features_BDhw, non_blocking=True)  # a plain copy would wait for the device
             features_BDhw = torch.movedim(torch.movedim(features_BDhw, axis, -1) @ shares, -1, axis)
     return features_BDhw
 

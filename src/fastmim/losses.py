@@ -42,7 +42,9 @@ def masked_loss(
         channel_weights: T numbers that the channels' distances are multiplied by.
     """
     with torch.autocast(prediction_BThw.device.type, enabled=False):
-        weights = None if channel_weights is None else target_BThw.new_tensor(channel_weights).float()
+        weights = None
+        if channel_weights is not None:  # a plain copy would wait for the device
+            weights = torch.tensor(channel_weights).to(target_BThw.device, non_blocking=True)
         cells = _per_cell(name, prediction_BThw.float(), target_BThw.float(), weights)
         return torch.where(mask_Bhw > 0, cells * mask_Bhw, 0).sum() / mask_Bhw.sum().clamp(min=1)
 

@@ -37,7 +37,7 @@ def encoder_of(model, size=SIZE, seed=0):
 
 def method_of(encoder, **masking):
     target = build_target(TargetConfig(), encoder.stride)
-    return InputMasking(encoder, target, Masking(**masking), DecoderConfig(1, 32))
+    return InputMasking(encoder, target, Masking(**masking), DecoderConfig(1, 32), "l2")
 
 
 def both(student, teacher, pairs=None, own=GREY, teacher_size=SIZE, **settings):
@@ -220,7 +220,7 @@ def test_half_precision_gives_a_finite_loss():
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("method", ["mae", "lomar", "ummae"])
+@pytest.mark.parametrize("method", ["mae", "lomar", "ummae", "greenmim", "fcmae"])
 def test_methods_that_do_not_see_every_place_are_refused(method):
     with pytest.raises(UsageError, match=f"method = {method} .* these do: fastmim, simmim, maskfeat"):
         merge(defaults_of(method), {"distill.teacher": "runs/x"})

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import fastmim
+from conftest import TINY, Killed, same, weights
 from fastmim.config import merge
 from fastmim.methods.base import trivial_loss
 from fastmim.methods.catalogue import METHODS
@@ -93,3 +95,36 @@ def test_half_precision_gives_a_finite_loss_and_gradients(name):
     assert result.loss.dtype == torch.float32
     result.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("simmim", "maskfeat")])
+def test_a_run_killed_in_its_second_stage_ends_with_the_same_weights(name, photos, tmp_path, monkeypatch):
+    model, kwargs = MODELS.get(name, VIT)
+    stages = {"image_size": None, "stages": "128x3s,192x3s" if name != "ummae" else "128x3s,256x3s"}
+    settings = {**TINY, "method": name, "model": model, "model_kwargs": kwargs, **stages}
+    settings |= {"decoder": {"width": 32, "depth": 1}, "checkpoint_every_steps": 2}
+    whole = fastmim.pretrain(data=photos, out=tmp_path / "whole", **settings).run
+    kind, calls = METHODS[name], []
+    forward = kind.forward
+
+    def breaks(self, images, mask):
+        calls.append(self.training)
+        if sum(calls) > 5:
+            raise Killed
+        return forward(self, images, mask)
+
+    monkeypatch.setattr(kind, "forward", breaks)
+    with pytest.raises(Killed):
+        fastmim.pretrain(data=photos, out=tmp_path / "run", **settings)
+    monkeypatch.setattr(kind, "forward", forward)
+    assert fastmim.pretrain(out=tmp_path / "run", resume=True, quiet=True).complete
+    assert same(weights(tmp_path / "run"), weights(whole))
+
+
+def test_methods_of_one_model_ask_for_their_own_kernels(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTMIM_CACHE", str(tmp_path / "cache"))
+    for count, method in enumerate(("fastmim", "simmim", "mae"), 1):
+        fastmim.pretrain(
+            data=photos, out=tmp_path / method, method=method, steps=1, **TINY | {"image_size": 64}
+        )
+        assert len(list((tmp_path / "cache" / "kernels").iterdir())) == count

@@ -175,3 +175,14 @@ def test_a_run_goes_through_stages_and_leaves_timms_weights(photos, tmp_path):
     again = fastmim.pretrain(config=run / "config.yaml", out=tmp_path / "again", quiet=True)
     assert again.complete
     assert (run / "encoder.safetensors").read_bytes() == (tmp_path / "again/encoder.safetensors").read_bytes()
+
+
+def test_a_class_token_takes_no_place():
+    kwargs = {"embed_dim": 32, "depth": 1, "num_heads": 2, "pos_embed": "none"}
+    encoder = build_encoder("vit_tiny_patch16_224", (64, 64), model_kwargs=kwargs)
+    model = lively(encoder.model)
+    images = torch.randn(1, 3, 64, 64)
+    visible = encoder.visible(images, torch.tensor([[1, 2]]))
+    strip = images[:, :, :16, 16:48]  # without positions, an image of its own
+    model.patch_embed.strict_img_size = False
+    assert torch.allclose(visible, model.forward_features(strip)[:, 1:], atol=1e-5)

@@ -247,3 +247,19 @@ def test_a_run_goes_through_stages_and_leaves_timms_weights(photos, tmp_path):
     again = fastmim.pretrain(config=run / "config.yaml", out=tmp_path / "again", quiet=True)
     assert again.complete
     assert (run / "encoder.safetensors").read_bytes() == (tmp_path / "again/encoder.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "kwargs", "size"), [*MODELS[1:3], ("twins_svt_small", TWINS, (224, 224))])
+def test_plain_attention_gives_what_fused_attention_gives(name, kwargs, size):
+    encoder = build_encoder(name, size, model_kwargs=kwargs)
+    lively(encoder.model)
+    images = torch.randn(2, 3, *size)
+    places = torch.tensor([[0, 3, 4, 7]]).expand(2, -1)
+    outputs = []
+    for fused in (True, False):
+        for module in encoder.model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = fused
+        outputs.append(encoder.visible(images, places).detach())
+    assert torch.allclose(*outputs, atol=1e-4 * float(outputs[0].abs().max()))
+    assert not torch.equal(*outputs)  # they are two ways

@@ -20,7 +20,7 @@ def method(target="hog", masking=None, depth=1, model="vit_tiny_patch16_224", **
     encoder = build_encoder(model, SIZE, model_kwargs=kwargs)
     config = TargetConfig(name=target, **settings)
     return InputMasking(
-        encoder, build_target(config, encoder.stride), masking or Masking(), DecoderConfig(depth, 32)
+        encoder, build_target(config, encoder.stride), masking or Masking(), DecoderConfig(depth, 32), "l2"
     )
 
 

@@ -74,7 +74,7 @@ def strip_features(
 def _as_tokens(output: Tensor, features: Features) -> Tensor:
     if features.layout == "channels-first":
         return output.flatten(2).transpose(1, 2)
-    return output.flatten(1, 2) if features.layout == "channels-last" else output
+    return output.flatten(1, 2) if features.layout == "channels-last" else output[:, features.prefix_tokens :]
 
 
 def check_strips(model: nn.Module, name: str, image_size: Size, in_chans: int, features: Features) -> None:

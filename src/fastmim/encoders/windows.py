@@ -199,14 +199,15 @@ def _attend(attention: Any, tokens_BKC: Tensor, groups: Groups, bias_GnSS: Tenso
     by_head = members.view(batch, count, size, 3, attention.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
     query, key, value = by_head.flatten(2, 3)  # (B, G * heads, S, C / heads)
     bias = bias_GnSS.masked_fill(~groups.together_GSS.unsqueeze(1), float("-inf"))
-    output = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=bias.flatten(0, 1).unsqueeze(0).to(query.dtype),
-        dropout_p=attention.attn_drop.p if attention.training else 0.0,
-        scale=attention.scale,
-    )
+    bias = bias.flatten(0, 1).unsqueeze(0).to(query.dtype)
+    if attention.fused_attn:
+        dropped = attention.attn_drop.p if attention.training else 0.0
+        output = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropped, scale=attention.scale
+        )
+    else:
+        weights = (query * attention.scale) @ key.transpose(-2, -1) + bias
+        output = attention.attn_drop(weights.softmax(dim=-1)) @ value
     places = output.view(batch, count, attention.num_heads, size, -1).transpose(2, 3).flatten(1, 2)
     mixed: Tensor = attention.proj(places.flatten(2)[:, groups.place_K])
     return attention.proj_drop(mixed)  # type: ignore[no-any-return]

@@ -1,7 +1,8 @@
 """What every pre-training method is: it draws its masks and turns images into a Reconstruction."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,9 @@ from fastmim.decoders import DecoderConfig
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.resize import Carry
 from fastmim.errors import UsageError
-from fastmim.grids import Size, channels_per_token, mask_to_cells, tokens_to_cells
+from fastmim.grids import Size, channels_per_token, mask_to_cells, mask_to_pixels, tokens_to_cells
 from fastmim.losses import LossName, masked_loss, trivial_prediction
-from fastmim.masking import Masking
+from fastmim.masking import Masking, draw_blocks
 from fastmim.targets import Target, TargetConfig, build_target
 
 ENCODER = "encoder.model."  # what the names of the backbone's parameters begin with
@@ -49,9 +50,10 @@ class Method(nn.Module, ABC):
         encoder: the backbone; it is not changed.
         target: what is predicted, for what is masked only.
         masking: share and side of the masked blocks (by default of the encoder's stride), and their token.
-        decoder: the network between features and predictions; each method builds its own kind.
         loss_name: how prediction and target are compared.
-        config: the settings that are this method's alone, see ``own``.
+
+    What a method is made of is (encoder, target, masking, decoder, loss_name), and its ``own`` settings where
+    it has some.
     """
 
     unused: ClassVar[tuple[str, ...]] = ()
@@ -68,9 +70,7 @@ class Method(nn.Module, ABC):
         encoder: Encoder,
         target: Target,
         masking: Masking,
-        decoder: DecoderConfig,
-        loss_name: LossName = "l2",
-        config: Any = None,
+        loss_name: LossName,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -91,20 +91,13 @@ class Method(nn.Module, ABC):
         """
         target = build_target(settings.target, cls.prediction_stride(encoder, settings.mask))
         own = (getattr(settings, cls.own),) if cls.own else ()
-        return cls(encoder, target, settings.mask, settings.decoder, settings.target.loss, *own)
+        make: Callable[..., Self] = cls
+        return make(encoder, target, settings.mask, settings.decoder, settings.target.loss, *own)
 
     @staticmethod
     def prediction_stride(encoder: Encoder, masking: Masking) -> int:
         """Pixels between predictions, along each side."""
         return encoder.stride
-
-    def add_mask_token(self, width: int) -> None:
-        """``self.mask_token``, (1, width, 1, 1): a parameter, or zeros."""
-        token = torch.zeros(1, width, 1, 1)
-        if self.masking.token == "learned":
-            self.mask_token = nn.Parameter(token.normal_(std=0.02))
-        else:
-            self.register_buffer("mask_token", token)
 
     @staticmethod
     def encoder_size(image_size: Size) -> Size:
@@ -119,20 +112,25 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, images_BCHW: Tensor, mask: Tensor) -> Reconstruction: ...
 
-    @abstractmethod
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
         """Masks for images of ``size`` = (H, W), on the CPU: boolean, (batch, h, w), True = masked.
 
         A method whose masks hold more than that has further axes after the first.
         """
+        return draw_blocks(self.masking, generator, batch, size, self.block)
 
     def scored(self, mask: Tensor) -> Tensor:
         """Of what `draw_mask` draws, the blocks that the loss looks at, (B, h, w)."""
         return mask
 
-    @abstractmethod
+    def hidden(self, mask: Tensor) -> Tensor:
+        """Of what `draw_mask` draws, the blocks that the encoder does not see, (B, h, w)."""
+        return mask
+
     def masked_images(self, images_BCHW: Tensor, mask: Tensor) -> Tensor:
-        """What the encoder gets to see, (B, C, H, W); for pictures."""
+        """What the encoder gets to see, (B, C, H, W), and the mean colour elsewhere; for pictures."""
+        hidden_B1HW = mask_to_pixels(self.hidden(mask), self.block, size_of(images_BCHW)).unsqueeze(1)
+        return images_BCHW.masked_fill(hidden_B1HW, 0)
 
     def check_size(self) -> None:
         """Raise UsageError unless the method works at the encoder's present size."""

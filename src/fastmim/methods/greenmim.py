@@ -5,7 +5,6 @@ from torch import Tensor
 
 from fastmim.decoders import FillingDecoder
 from fastmim.grids import Size
-from fastmim.masking import draw_blocks
 from fastmim.methods.visible_blocks import VisibleBlocks
 
 
@@ -19,5 +18,4 @@ class GreenMIM(VisibleBlocks):
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
         """The same mask for each image: windows are grouped once for all of them (paper: section 3.1)."""
-        mask_1hw = draw_blocks(self.masking, generator, 1, size, self.block)
-        return mask_1hw.repeat(batch, 1, 1)
+        return super().draw_mask(generator, 1, size).repeat(batch, 1, 1)

@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastmim.decoders import Decoder, DecoderConfig
+from fastmim.decoders import Decoder, DecoderConfig, add_mask_token
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.grids import Size, grid_of, mask_to_pixels, spread_mask, visible_places
 from fastmim.losses import LossName
-from fastmim.masking import Masking, draw_blocks, masked_count
+from fastmim.masking import Masking, masked_count
 from fastmim.methods.base import Method, Reconstruction, size_of
 from fastmim.targets import Target
 
@@ -31,6 +31,7 @@ class InputMasking(Method):
     """
 
     sees_all = True
+    mask_token: Tensor
 
     def __init__(
         self,
@@ -38,9 +39,9 @@ class InputMasking(Method):
         target: Target,
         masking: Masking,
         decoder: DecoderConfig,
-        loss_name: LossName = "l2",
+        loss_name: LossName,
     ) -> None:
-        super().__init__(encoder, target, masking, decoder, loss_name)
+        super().__init__(encoder, target, masking, loss_name)
         self.decoder = Decoder(decoder, encoder.width, self.outputs)
         width = encoder.in_chans
         if masking.place == "patch":
@@ -51,7 +52,7 @@ class InputMasking(Method):
                     f"mask.size = {self.block}: with mask.place = patch it must be a multiple of the "
                     f"{embedding.stride} pixels between the tokens of the patch embedding"
                 )
-        self.add_mask_token(width)
+        add_mask_token(self, (1, width, 1, 1), masking.token == "learned")
         self.check_size()
 
     def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
@@ -76,14 +77,10 @@ class InputMasking(Method):
         count = masked_count(mask_Bhw[0].numel(), self.masking.ratio) * tokens**2
         return visible_places(~spread_mask(mask_Bhw, tokens, grid_of(size, stride)), count)
 
-    def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
-        return draw_blocks(self.masking, generator, batch, size, self.block)
-
     def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
         if self.masking.place == "image":
             return self._masked(images_BCHW, mask_Bhw, self.block)
-        hidden_B1HW = mask_to_pixels(mask_Bhw, self.block, size_of(images_BCHW)).unsqueeze(1)
-        return images_BCHW.masked_fill(hidden_B1HW, 0)  # the token is no colour
+        return super().masked_images(images_BCHW, mask_Bhw)  # the token is no colour
 
     def _masked(self, values_BCHW: Tensor, mask_Bhw: Tensor, block: int) -> Tensor:
         """X * S + [M] * (1 - S): masked places are replaced by the mask token."""

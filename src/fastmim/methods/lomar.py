@@ -5,14 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmim.decoders import Decoder, DecoderConfig
+from fastmim.decoders import Decoder, DecoderConfig, add_mask_token
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.grids import (
     Size,
     grid_of,
     map_to_tokens,
-    mask_to_pixels,
     put_tokens,
     space_to_depth,
     spread_mask,
@@ -23,7 +22,7 @@ from fastmim.grids import (
 )
 from fastmim.losses import LossName, masked_loss
 from fastmim.masking import Masking, masked_count
-from fastmim.methods.base import Method, Reconstruction, size_of
+from fastmim.methods.base import Method, Reconstruction
 from fastmim.methods.mae import check_patches
 from fastmim.targets import Target
 
@@ -62,6 +61,7 @@ class LoMaR(Method):
 
     unused = ("mask.place", "mask.pattern")
     own = "lomar"
+    mask_token: Tensor
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class LoMaR(Method):
         target: Target,
         masking: Masking,
         decoder: DecoderConfig,
-        loss_name: LossName = "l2",
+        loss_name: LossName,
         config: LoMaRConfig = LoMaRConfig(),
     ) -> None:
         check_patches(masking, encoder)
-        super().__init__(encoder, target, masking, decoder, loss_name)
+        super().__init__(encoder, target, masking, loss_name)
         if encoder.stride % target.cell:
             raise UsageError(
                 f"target.cell = {target.cell} must divide the patches of {encoder.stride} pixels here: "
@@ -81,7 +81,7 @@ class LoMaR(Method):
             )
         self.config = config
         self.decoder = Decoder(decoder, encoder.width, self.outputs)
-        self.add_mask_token(encoder.embedding.width)
+        add_mask_token(self, (1, encoder.embedding.width, 1, 1), masking.token == "learned")
         self.check_size()
 
     def forward(self, images_BCHW: Tensor, mask_BW2hw: Tensor) -> Reconstruction:
@@ -154,11 +154,10 @@ class LoMaR(Method):
     def check_size(self) -> None:
         self.draw_mask(torch.Generator().manual_seed(0), 1, self.encoder.image_size)
 
-    def masked_images(self, images_BCHW: Tensor, mask_BW2hw: Tensor) -> Tensor:
-        """Patches that some window shows."""
-        shown_Bhw = (mask_BW2hw[:, :, 0] & ~mask_BW2hw[:, :, 1]).any(dim=1)
-        hidden_B1HW = mask_to_pixels(~shown_Bhw, self.block, size_of(images_BCHW)).unsqueeze(1)
-        return images_BCHW.masked_fill(hidden_B1HW, 0)
+    def hidden(self, mask_BW2hw: Tensor) -> Tensor:
+        """Patches that no window shows."""
+        within_BWhw, masked_BWhw = mask_BW2hw.unbind(2)
+        return ~(within_BWhw & ~masked_BWhw).any(dim=1)
 
 
 def _in_windows(tokens_BND: Tensor, places_BK: Tensor) -> Tensor:

@@ -2,16 +2,15 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from fastmim.decoders import DecoderConfig, FillingDecoder
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
-from fastmim.grids import Size, mask_to_pixels, take_tokens, visible_places
+from fastmim.grids import take_tokens, visible_places
 from fastmim.losses import LossName
-from fastmim.masking import Masking, draw_blocks, masked_count
-from fastmim.methods.base import Method, Reconstruction, size_of
+from fastmim.masking import Masking, masked_count
+from fastmim.methods.base import Method, Reconstruction
 from fastmim.targets import Target
 
 
@@ -37,10 +36,10 @@ class MAE(Method):
         target: Target,
         masking: Masking,
         decoder: DecoderConfig,
-        loss_name: LossName = "l2",
+        loss_name: LossName,
     ) -> None:
         check_patches(masking, encoder)
-        super().__init__(encoder, target, masking, decoder, loss_name)
+        super().__init__(encoder, target, masking, loss_name)
         self.embed = nn.Linear(encoder.width, decoder.width)
         self.decoder = FillingDecoder(decoder, self.outputs, masking.token == "learned")
         self.check_size()
@@ -53,13 +52,6 @@ class MAE(Method):
         )
         predictions = self.decoder(self.embed(visible_BKD), places_BK, (h, w), self.embed(prefix_BPD))
         return self.compare(images_BCHW, predictions, mask_Bhw)
-
-    def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
-        return draw_blocks(self.masking, generator, batch, size, self.block)
-
-    def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
-        dropped_B1HW = mask_to_pixels(mask_Bhw, self.block, size_of(images_BCHW)).unsqueeze(1)
-        return images_BCHW.masked_fill(dropped_B1HW, 0)
 
 
 def check_patches(masking: Masking, encoder: Encoder) -> None:

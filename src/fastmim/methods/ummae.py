@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fastmim.decoders import DecoderConfig, FillingDecoder
+from fastmim.decoders import DecoderConfig, FillingDecoder, add_mask_token
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.grids import (
@@ -14,7 +14,6 @@ from fastmim.grids import (
     depth_to_space,
     grid_of,
     map_to_tokens,
-    mask_to_pixels,
     pairs,
     pick_of_pairs,
     spread_mask,
@@ -61,6 +60,7 @@ class UMMAE(Method):
 
     unused = ("mask.place", "mask.pattern", "mask.ratio")  # the sampling leaves a quarter
     own = "ummae"
+    mask_token: Tensor
 
     def __init__(
         self,
@@ -68,10 +68,10 @@ class UMMAE(Method):
         target: Target,
         masking: Masking,
         decoder: DecoderConfig,
-        loss_name: LossName = "l2",
+        loss_name: LossName,
         config: UMMAEConfig = UMMAEConfig(),
     ) -> None:
-        super().__init__(encoder, target, masking, decoder, loss_name)
+        super().__init__(encoder, target, masking, loss_name)
         embedding = encoder.embedding
         if encoder.stride % self.block or self.block % embedding.stride:
             raise UsageError(
@@ -83,7 +83,7 @@ class UMMAE(Method):
         self.patches_per_feature = encoder.stride // self.block  # along a side
         self.spread = nn.Linear(encoder.width, decoder.width * self.patches_per_feature**2)
         self.decoder = FillingDecoder(decoder, self.outputs, masking.token == "learned")
-        self.add_mask_token(embedding.width)
+        add_mask_token(self, (1, embedding.width, 1, 1), masking.token == "learned")
         self.check_size()
 
     @staticmethod
@@ -152,10 +152,9 @@ class UMMAE(Method):
         mask[:, 1].scatter_(1, places, order < count)
         return mask.view(batch, 2, h, w)
 
-    def masked_images(self, images_BCHW: Tensor, mask_B2hw: Tensor) -> Tensor:
-        """What is sampled and not masked, before it is moved together."""
-        hidden_B1HW = mask_to_pixels(mask_B2hw.any(dim=1), self.block, size_of(images_BCHW)).unsqueeze(1)
-        return images_BCHW.masked_fill(hidden_B1HW, 0)
+    def hidden(self, mask_B2hw: Tensor) -> Tensor:
+        """All but what is sampled and not masked."""
+        return mask_B2hw.any(dim=1)
 
 
 def _places(quadrant_Bij: Tensor, columns: int) -> Tensor:

@@ -2,16 +2,15 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from fastmim.decoders import ConvFillingDecoder, DecoderConfig, FillingDecoder
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
-from fastmim.grids import Size, mask_to_pixels, spread_mask, visible_places
+from fastmim.grids import spread_mask, visible_places
 from fastmim.losses import LossName
-from fastmim.masking import Masking, draw_blocks, masked_count
-from fastmim.methods.base import Method, Reconstruction, size_of
+from fastmim.masking import Masking, masked_count
+from fastmim.methods.base import Method, Reconstruction
 from fastmim.targets import Target
 
 
@@ -36,9 +35,9 @@ class VisibleBlocks(Method):
         target: Target,
         masking: Masking,
         decoder: DecoderConfig,
-        loss_name: LossName = "l2",
+        loss_name: LossName,
     ) -> None:
-        super().__init__(encoder, target, masking, decoder, loss_name)
+        super().__init__(encoder, target, masking, loss_name)
         if self.block % encoder.stride:
             raise UsageError(
                 f"mask.size = {self.block}: {encoder.model_name} has a stride of {encoder.stride} pixels; "
@@ -58,9 +57,6 @@ class VisibleBlocks(Method):
         predictions = self.decoder(self.embed(features_BVD), places_BV, grid)
         return self.compare(images_BCHW, predictions, mask_Bhw)
 
-    def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
-        return draw_blocks(self.masking, generator, batch, size, self.block)
-
     def check_size(self) -> None:
         if any(side % self.block for side in self.image_size):
             raise UsageError(
@@ -69,7 +65,3 @@ class VisibleBlocks(Method):
             )
         super().check_size()
         self.encoder.check_visible()
-
-    def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
-        hidden_B1HW = mask_to_pixels(mask_Bhw, self.block, size_of(images_BCHW)).unsqueeze(1)
-        return images_BCHW.masked_fill(hidden_B1HW, 0)

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from fastmim.config import PretrainConfig
 from fastmim.data.skips import SKIPPED
+from fastmim.grids import Size
 from fastmim.pretraining.material import Material, Network
 from fastmim.report.run import Outcome, write_report
 from fastmim.train.kernels import Kernels
@@ -84,7 +86,7 @@ def leave(
         origin["teacher"] = {"model": teacher.encoder.model_name, "digest": teacher.digest}
     model = encoder.model
     if complete and config.bn_recalibrate and batch_norms(model):
-        model, count, shift = recalibrated(encoder, _unmasked(material), config.bn_images)
+        model, count, shift = recalibrated(encoder, _unmasked(material, encoder.image_size), config.bn_images)
         display.say(
             f"batch norms re-estimated on {count} unmasked images: "
             f"running means moved by {shift:.2f} standard deviations on average"
@@ -104,9 +106,10 @@ def leave(
     display.say(outcome.verdict)
 
 
-def _unmasked(material: Material) -> Iterator[Tensor]:
-    """Training crops, from the beginning of the leg again and again."""
+def _unmasked(material: Material, size: Size) -> Iterator[Tensor]:
+    """Training crops at the encoder's size, from the beginning of the leg again and again."""
     while True:
         for micro_batches in material.feeder(material.leg.first_step):
             for (images, _), _, _ in micro_batches:
-                yield images
+                same = images.shape[2:] == size  # UM-MAE's encoder sees half of an image's sides
+                yield images if same else F.interpolate(images, size, mode="bilinear", antialias=True)

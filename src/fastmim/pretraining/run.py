@@ -124,7 +124,12 @@ def learn(
                 "kernels": asdict(material.kernels),
             }
             if network.teaching is not None and isinstance(learner, Distilled):
-                drawn = {**facts, "precision": choices["precision"], "split": len(split.held_out)}
+                drawn = {
+                    **facts,
+                    "precision": choices["precision"],
+                    "micro_batch": material.micro_batch,
+                    "split": len(split.held_out),
+                }
                 lessons = lessons_of(fabric, config, network.teaching, leg, drawn, display.say)
                 feed = taught(feed, lessons, fabric.global_rank)
                 evaluate = partial(measure_both, held_out, learner, lessons, display.say)

@@ -28,8 +28,15 @@ from fastmim.train.kernels import KernelConfig, Kernels, apply, checkpoint_activ
 from fastmim.train.optim import use_kernel
 from fastmim.train.stages import Leg
 
-# Of a teacher, the weights decide, not where they lie.
-FREE_ON_RESUME = ALWAYS_FREE | {"bn_recalibrate", "bn_images", "distill.teacher", "distill.cache"}
+# Of a teacher, the weights decide, not where they lie or who says what they are of.
+FREE_ON_RESUME = ALWAYS_FREE | {
+    "bn_recalibrate",
+    "bn_images",
+    "distill.teacher",
+    "distill.model",
+    "distill.model_kwargs",
+    "distill.cache",
+}
 
 
 def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Method:
@@ -69,7 +76,7 @@ def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
 
 
 def kernel_config(config: PretrainConfig) -> KernelConfig:
-    """What is open about kernels. Beside a teacher, hooks read features: no compiling unasked."""
+    """What is open about kernels. The trial knows no teacher: beside one, no compiling unasked."""
     if config.distill.teacher and config.kernels.compile == "auto":
         return replace(config.kernels, compile="none")
     return config.kernels

@@ -4,8 +4,8 @@
     fastmim pretrain --recipe simmim/swin-b --data imagenet/train --out runs/simmim --devices 8
 
 `defaults_of` is what `--method` alone brings; a recipe adds backbone, batch and length. Batch and warm-up are
-those of FastMIM's table 11, and epochs those of its table 3, so that methods can be compared: docs/methods.md
-has the papers' own beside them.
+those of FastMIM's table 11, and epochs those of its tables 3 and 4 (UM-MAE's, in neither, its authors'), so
+that methods can be compared: docs/methods.md has the authors' own beside them.
 """
 
 from collections.abc import Callable, Iterator

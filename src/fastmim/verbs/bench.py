@@ -63,11 +63,11 @@ class BenchCommand:
     growth_batch: int = 32
     """Images a step while resolution or depth grows."""
     methods_batch: int = 16
-    """Images a step of each method."""
+    """Images a step of each method; models, sizes and settings are the recipes' own."""
     data: str | None = None
     """JPEGs of loader: a folder or tar. Default: made of the embedded photos, and said so."""
     rounds: int = 3
-    """Steps of each contestant that count."""
+    """Turns of each contestant that count, in step, hog and loader."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
     precision: Precision = "auto"
