@@ -276,9 +276,10 @@ def test_a_run_that_never_recovers_fails_clearly(photos, tmp_path, monkeypatch):
     assert all(torch.isfinite(value).all() for value in state["module"].values())
 
 
-def test_two_processes_train_one_model(photos, tmp_path):
+@pytest.mark.parametrize("teacher", [{}, {"distill": {"teacher": "none", "model": "test_convnext"}}])
+def test_two_processes_train_one_model(photos, tmp_path, teacher):
     script = tmp_path / "script.py"
-    settings = {**TINY, "steps": 4, "devices": 2, "accelerator": "cpu", "data": str(photos)}
+    settings = {**TINY, "steps": 4, "devices": 2, "accelerator": "cpu", "data": str(photos), **teacher}
     script.write_text(
         f"import fastmim\nif __name__ == '__main__':\n"
         f"    result = fastmim.pretrain(out={str(tmp_path / 'run')!r}, **{settings!r})\n"
