@@ -29,6 +29,12 @@ def test_other_kernels_are_kept_by_a_resumed_run(photos, tmp_path, model):
         fastmim.pretrain(out=halves, resume=True, quiet=True, **{"kernels.attention": "fused"})
 
 
+def test_a_model_that_keeps_its_biases_outside_training_is_tried_too(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTMIM_CACHE", "off")
+    settings = TINY | {"model": "tiny_vit_5m_224", "model_kwargs": {}, "image_size": 64, "steps": 1}
+    assert fastmim.pretrain(data=photos, out=tmp_path / "run", **settings).complete
+
+
 def test_recomputed_activations_end_with_the_same_weights(photos, tmp_path):
     settings = TINY | {"steps": 3, "decoder": {"depth": 2, "width": 32}}
     kept = fastmim.pretrain(data=photos, out=tmp_path / "kept", **settings).run

@@ -7,6 +7,7 @@ import torch
 import fastmim
 from conftest import TINY, batch, weights
 from fastmim.config import merge
+from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.grids import pick_of_pairs
 from fastmim.pretraining import build_method
@@ -124,6 +125,22 @@ def test_every_parameter_gets_a_gradient(model, kwargs, target):
 def test_what_cannot_be_is_told(settings, part):
     with pytest.raises(UsageError, match=part):
         small(**settings)
+
+
+def test_batch_norms_are_estimated_anew_at_the_encoders_size(photos, tmp_path):
+    settings = {**TINY, "model": "resnet10t", "model_kwargs": {}, "image_size": 128, "method": "ummae"}
+    settings |= {"decoder": {"depth": 1, "width": 32}, "steps": 1, "bn_recalibrate": True, "bn_images": 8}
+    seen = []
+    forward = Encoder.forward
+
+    def noted(self, images, edit=None):
+        seen.append(images.shape[2:])
+        return forward(self, images, edit)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "forward", noted)
+        assert fastmim.pretrain(data=photos, out=tmp_path / "run", **settings).complete
+    assert set(seen) == {(64, 64)}
 
 
 def test_a_run_goes_through_stages_and_leaves_timms_weights(photos, tmp_path):
