@@ -68,11 +68,11 @@ def test_a_run_stopped_at_the_very_end_of_a_stage_goes_on_in_the_next(grown, pho
     settings, finished = grown
     run = tmp_path / "run"
 
-    def dies(self, size):
+    def dies(self, config, leg):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastmim.pretraining.run.grow", lambda *_: dies(*_[:2]))
+        patch.setattr("fastmim.pretraining.material.Network.grown", dies)
         with pytest.raises(Killed):
             fastmim.pretrain(data=photos, out=run, **settings)
     assert load_checkpoint(run / "last.ckpt")["progress"]["step"] == 4
