@@ -23,6 +23,16 @@ from fastmim.grids import Size
 Carry = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
+def carry_inside(prefix: str, carry: Carry) -> Carry:
+    """``carry`` for a module whose names begin with ``prefix`` in one around it; all others stay."""
+
+    def carry_all(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        return tensors | {prefix + name: tensor for name, tensor in carry(inside).items()}
+
+    return carry_all
+
+
 def resize(
     model: nn.Module, name: str, kwargs: dict[str, Any], old: Size, new: Size
 ) -> tuple[nn.Module, dict[str, Any]]:

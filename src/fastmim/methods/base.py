@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastmim.decoders import DecoderConfig
 from fastmim.encoders.adapter import Encoder
-from fastmim.encoders.resize import Carry
+from fastmim.encoders.resize import Carry, carry_inside
 from fastmim.errors import UsageError
 from fastmim.grids import Size, channels_per_token, mask_to_cells, mask_to_pixels, tokens_to_cells
 from fastmim.losses import LossName, masked_loss, trivial_prediction
@@ -167,16 +167,7 @@ class Method(nn.Module, ABC):
                 f"{self.encoder.stride} at {image_size[0]}x{image_size[1]}: its size cannot change in a run"
             )
         self.check_size()
-
-        def carry(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            inside = {
-                name.removeprefix(ENCODER): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(ENCODER)
-            }
-            return tensors | {ENCODER + name: tensor for name, tensor in carry_encoder(inside).items()}
-
-        return carry
+        return carry_inside(ENCODER, carry_encoder)
 
 
 def size_of(images_BCHW: Tensor) -> Size:

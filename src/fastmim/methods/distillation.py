@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from fastmim.encoders.resize import Carry
+from fastmim.encoders.resize import Carry, carry_inside
 from fastmim.errors import UsageError
 from fastmim.grids import Size, shrink_map
 from fastmim.methods.base import Method, Reconstruction
@@ -183,17 +183,7 @@ class Distilled(nn.Module):
 
     def set_image_size(self, image_size: Size) -> Carry:
         """As `Method.set_image_size`; the projections know no size."""
-        carry_method = self.method.set_image_size(image_size)
-
-        def carry(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            inside = {
-                name.removeprefix(INSIDE): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(INSIDE)
-            }
-            return tensors | {INSIDE + name: tensor for name, tensor in carry_method(inside).items()}
-
-        return carry
+        return carry_inside(INSIDE, self.method.set_image_size(image_size))
 
 
 def _standardised(features_BDhw: Tensor) -> Tensor:
