@@ -179,7 +179,7 @@ def test_four_channels_are_taken_as_they_are():
         (encoded(Image.fromarray(photo(0)), "PNG"), 4, "4 channels are needed, the image has 3"),
         (encoded(Image.fromarray(photo(0)).convert("P"), "PNG"), 4, "the image has 3"),
         (np.zeros((5, 8, 8, 3)), 3, "the array has 4 (5x8x8x3)"),
-        (tiff(np.zeros((5, 8, 8, 3), np.uint8)), 5, "the array has 4 (5x8x8x3)"),
+        (tiff(np.zeros((5, 8, 8, 3), np.uint8)), 5, "5 channels are needed, the image has 3"),
         (np.zeros((0, 8, 3)), 3, "no pixels"),
         (np.zeros((8, 8, 3), np.complex64), 3, "complex64"),
         (npy(bands(5))[:2000], 5, ""),

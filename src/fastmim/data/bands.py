@@ -1,20 +1,19 @@
-"""Images of any number of channels: arrays, NumPy files and TIFFs of many, deep or floating-point bands."""
+"""Pixels as arrays: which arrays are images, what their numbers mean, and which images are refused."""
 
 import io
-import logging
 from typing import Any
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8 | np.float32]  # uint8 stands for 0..255, float32 for 0..1
 
 NPY_MAGIC = b"\x93NUMPY"
-TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
-MAX_PIXELS = 178_956_970  # the limit at which Pillow refuses, too: half a gigabyte of RGB
-MOST_VALUES = 3 * MAX_PIXELS  # of images of many bands
+MAX_PIXELS = 100_000_000  # of the largest image that is decoded, unless another limit is given
+BYTES_A_PIXEL = 8  # of the largest decoded image, on average: bounds images of many or deep channels
+NO_DATA = 1e30  # no measurement is as large; writers mark missing pixels with the largest float
 ORIENTATION_TAG = 0x0112
+RGB_OR_GREY = (1, 3)  # numbers of channels whose range everybody takes as known
 
 
 class UnreadableImage(Exception):
@@ -27,30 +26,47 @@ def channels_last(array: NDArray[Any], chans: int) -> NDArray[Any]:
     Of 3 axes, the one of length ``chans`` holds the channels; if several have it, the last of them.
 
     Raises:
-        UnreadableImage: no such axis, values that are no real numbers, or not finite ones.
+        UnreadableImage: no such axis, values that are no real numbers, not finite ones, or integers whose
+            range nobody can know.
     """
     if array.ndim == 2:
         array = array[:, :, None]
         fits = chans == 1
     else:
         if array.ndim != 3:
-            raise UnreadableImage(f"an image has 2 or 3 axes, the array has {array.ndim} ({_shape(array)})")
+            raise UnreadableImage(f"an image has 2 or 3 axes, the array has {array.ndim} ({shape_of(array)})")
         axes = [axis for axis in range(3) if array.shape[axis] == chans]
         fits = bool(axes)
         if fits and axes[-1] != 2:
             array = np.moveaxis(array, axes[-1], -1)
     if not fits:
-        raise UnreadableImage(f"{channels_needed(chans)}, the array is {_shape(array)}")
+        raise UnreadableImage(f"{channels_needed(chans)}, the array is {shape_of(array)}")
     if not array.size:
         raise UnreadableImage("the image has no pixels")
     if array.dtype.kind not in "buif":
         raise UnreadableImage(f"values of type {array.dtype}: integers or floating-point numbers are needed")
+    if array.dtype.kind in "ui" and array.dtype.itemsize > 2 and chans in RGB_OR_GREY:
+        raise UnreadableImage(
+            f"integers of type {array.dtype}, whose range is unknown: store 0..255 as uint8, 0..65535 as "
+            "uint16, or 0..1 as float32"
+        )
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise UnreadableImage("some values are not finite float32 numbers (NaN, infinite or too large)")
+        array = finite(array)
     return array
+
+
+def finite(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Floating-point numbers as float32. Raises UnreadableImage unless all are finite measurements."""
+    with np.errstate(over="ignore"):
+        values: NDArray[np.float32] = array.astype(np.float32, copy=False)
+    largest = float(np.abs(values).max(initial=0.0))
+    if not np.isfinite(largest):
+        raise UnreadableImage("some values are not finite float32 numbers (NaN, infinite or too large)")
+    if largest >= NO_DATA:
+        raise UnreadableImage(
+            f"some values are as large as {largest:.2g}, as if they marked missing pixels: fill them first"
+        )
+    return values
 
 
 def to_pixels(array: NDArray[Any]) -> Pixels:
@@ -67,10 +83,17 @@ def to_float(pixels: Pixels) -> NDArray[np.float32]:
     return values / np.float32(255) if pixels.dtype == np.uint8 else values
 
 
-def check_pixels(height: int, width: int) -> None:
-    """Raises UnreadableImage of an image that is absurdly large."""
-    if height * width > MAX_PIXELS:
-        raise UnreadableImage(f"{width}x{height} pixels: refused as a decompression bomb")
+def check_pixels(height: int, width: int, max_pixels: int, nbytes: int = 0) -> None:
+    """Raises UnreadableImage of an image that is absurdly large, decoded to ``nbytes`` bytes."""
+    if height * width > max_pixels:
+        raise UnreadableImage(
+            f"{width}x{height} pixels, more than {max_pixels:,} (--max-pixels): refused as a decompression bomb"
+        )
+    if nbytes > BYTES_A_PIXEL * max_pixels:
+        raise UnreadableImage(
+            f"{nbytes:,} bytes when it is decoded, more than {BYTES_A_PIXEL * max_pixels:,} ({BYTES_A_PIXEL} "
+            "times --max-pixels): refused as a decompression bomb; cut it into tiles"
+        )
 
 
 def channels_needed(chans: int) -> str:
@@ -79,56 +102,24 @@ def channels_needed(chans: int) -> str:
 
 
 def read_npy(data: bytes) -> NDArray[Any]:
-    """The array of a .npy file. Raises ValueError or EOFError; pickled objects are refused."""
-    array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
-
-
-def is_ordinary_tiff(data: bytes, chans: int) -> bool:
-    """Whether Pillow makes RGB (``chans`` 3) or grey (1) of a TIFF, or says best why it cannot.
-
-    That is: 8-bit images, of several pages the first; single deep bands for RGB, which become 8 bits.
-    """
-    try:
-        with _open_tiff(data) as tiff:
-            axes, shape, dtype = tiff.series[0].axes, tiff.series[0].shape, tiff.series[0].dtype
-    except Exception:
-        return True
-    samples = shape[axes.index("S")] if "S" in axes else 1
-    if len(shape) == 3 and samples == 1 and chans > 1 and chans in shape:  # a page a band
-        return False
-    if dtype in (np.uint8, np.bool_):
-        return samples <= 4
-    return chans == 3 and samples == 1
-
-
-def read_tiff(data: bytes, chans: int) -> NDArray[Any]:
-    """The bands of a TIFF's first image as they are stored, upright: (H, W, chans), see `channels_last`.
-
-    Pages of one band and equal size are the bands of one image. Raises UnreadableImage.
-    """
-    try:
-        with _open_tiff(data) as tiff:
-            series = tiff.series[0]
-            if series.size > MOST_VALUES:
-                raise UnreadableImage(
-                    f"{series.size} values ({'x'.join(map(str, series.shape))}): refused as a decompression "
-                    f"bomb; {MOST_VALUES} are the most that are read, so cut it into tiles"
-                )
-            orientation = int(tiff.pages.first.tags.valueof(ORIENTATION_TAG, default=1))
-            axes, array = series.axes, series.asarray(maxworkers=1)
-    except UnreadableImage:
-        raise
-    except Exception as error:  # damaged files make the decoders raise whatever it is
-        if isinstance(error, ImportError) or "imagecodecs" in str(error):
-            reason = "its compression needs imagecodecs: pip install 'fastmim[multiband]'"
-            raise UnreadableImage(reason) from error
-        raise UnreadableImage(first_line(error)) from error
-    if array.ndim == 3 and "S" in axes:
-        array = np.moveaxis(array, axes.index("S"), -1)
-        if array.shape[-1] != chans:  # no other axis can hold them
-            raise UnreadableImage(f"{channels_needed(chans)}, the array is {_shape(array)}")
-    return turn_upright(channels_last(array, chans), orientation)
+    """The array of a .npy file, a view of ``data``. Raises UnreadableImage; pickled objects are refused."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read_header = np.lib.format.read_array_header_2_0
+    shape, column_major, dtype = read_header(file)
+    if dtype.hasobject:
+        raise UnreadableImage("Object arrays cannot be loaded when allow_pickle=False")
+    count, start = 1, file.tell()
+    for length in shape:
+        count *= length
+    if not dtype.itemsize or min(shape, default=1) < 0 or count * dtype.itemsize > len(data) - start:
+        raise UnreadableImage(
+            f"the header says {'x'.join(map(str, shape))} of {dtype}, the file is shorter: it is cut off"
+        )
+    array = np.frombuffer(data, dtype, count, start)
+    return array.reshape(shape, order="F" if column_major else "C")
 
 
 def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -150,10 +141,6 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _open_tiff(data: bytes) -> tifffile.TiffFile:
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is our reason
-    return tifffile.TiffFile(io.BytesIO(data))
-
-
-def _shape(array: NDArray[Any]) -> str:
+def shape_of(array: NDArray[Any]) -> str:
+    """As ``40x56x3``."""
     return "x".join(str(length) for length in array.shape)

@@ -1,17 +1,20 @@
-"""Crops and their resizing: which interpolation serves which ratio, also of boxes between pixels."""
+"""Crops and their resizing, as Pillow's antialiased bicubic interpolation has it, or faster."""
 
 import math
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 
 from fastmim.data.bands import Pixels, UnreadableImage
 
 CV_CHANNELS = 4  # the most that each way of cv2.resize takes
-# Pixels a side for one of the result, up to which each way is nearest to Pillow's antialiased bicubic on
-# photos: cubic 45 dB or more; linear 40 or more, in a fifth of the time of area, which keeps 43 beyond.
+# Of the fast ways: pixels a side for one of the result, up to which cubic and linear interpolation are used
+# instead of means over areas.
 MOST_CUBIC, MOST_LINEAR = 1.15, 1.5
 MOST_SAMPLED = 2.0  # the same for boxes between pixels: rounding them would cost more than aliasing does
 
@@ -36,7 +39,53 @@ def as_chans(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def resize(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> Pixels:
-    """(H, W, C) -> (*size, C), in ``out`` where possible. Raises UnreadableImage of one without pixels."""
+    """(H, W, C) -> (*size, C), in ``out`` where possible: antialiased bicubic interpolation.
+
+    PyTorch's kernel differs from Pillow's by rounding only (60 dB) and takes a sixth of its time. Raises
+    UnreadableImage of one without pixels.
+    """
+    height, width, _ = pixels.shape
+    if not height or not width:
+        raise UnreadableImage("the image has no pixels")
+    if (height, width) == size:
+        return pixels
+    source = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+    images_1CHW = source.permute(2, 0, 1)[None]
+    resized = F.interpolate(images_1CHW, size, mode="bicubic", antialias=True, align_corners=False)
+    result: Pixels = resized[0].permute(1, 2, 0).numpy()
+    if out is not None and result.dtype == np.uint8:
+        out[...] = result
+        return out
+    return np.ascontiguousarray(result)
+
+
+def resize_exact(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> Pixels:
+    """As `resize`, by Pillow where it takes the channels."""
+    height, width, chans = pixels.shape
+    if pixels.dtype != np.uint8 or chans not in (1, 3) or not pixels.size or (height, width) == size:
+        return resize(pixels, size, out)
+    return sample(pixels, Box(0, 0, height, width), 1, size)
+
+
+def sample(
+    pixels: NDArray[np.uint8],
+    box: Box,
+    scale: float,
+    size: tuple[int, int],
+    out: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """Resize a box of the image that ``pixels`` are, reduced by ``scale``: its edges lie between them."""
+    height, width, chans = pixels.shape
+    bottom, right = min((box.top + box.height) * scale, height), min((box.left + box.width) * scale, width)
+    top, left = math.floor(box.top * scale), math.floor(box.left * scale)
+    part = np.ascontiguousarray(pixels[top : math.ceil(bottom), left : math.ceil(right)])  # no pixel beyond
+    edges = (box.left * scale - left, box.top * scale - top, right - left, bottom - top)
+    picture = Image.fromarray(part if chans == 3 else part[..., 0])
+    return as_chans(np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, edges)))
+
+
+def resize_fast(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> Pixels:
+    """As `resize`, by the fastest interpolation that is near: 40 to 45 dB on photos."""
     height, width, chans = pixels.shape
     if not height or not width:
         raise UnreadableImage("the image has no pixels")
@@ -49,26 +98,25 @@ def resize(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None 
         way = cv2.INTER_LINEAR
     else:
         way = cv2.INTER_AREA
-    shape = (size[1], size[0])
-    if chans <= CV_CHANNELS:
-        place = out if pixels.dtype == np.uint8 else None
-        return as_chans(cv2.resize(pixels, shape, dst=place, interpolation=way))
-    parts = [
-        as_chans(cv2.resize(part, shape, interpolation=way))
-        for part in np.split(pixels, range(CV_CHANNELS, chans, CV_CHANNELS), axis=2)
-    ]
-    return np.concatenate(parts, axis=2)
+    if chans > CV_CHANNELS:
+        return resize(pixels, size, out)
+    place = out if pixels.dtype == np.uint8 else None
+    return as_chans(cv2.resize(pixels, (size[1], size[0]), dst=place, interpolation=way))
 
 
-def sample(
-    pixels: Pixels, box: Box, scale: float, size: tuple[int, int], out: NDArray[np.uint8] | None = None
+def sample_fast(
+    pixels: NDArray[np.uint8],
+    box: Box,
+    scale: float,
+    size: tuple[int, int],
+    out: NDArray[np.uint8] | None = None,
 ) -> Pixels:
-    """Resize a box of the image that ``pixels`` are, reduced by ``scale``: its edges lie between them."""
+    """As `sample`, of which it is the fast form."""
     ratio = box.height * scale / size[0], box.width * scale / size[1]
     if max(ratio) > MOST_SAMPLED:
         top, left = math.floor(box.top * scale), math.floor(box.left * scale)
         bottom, right = round((box.top + box.height) * scale), round((box.left + box.width) * scale)
-        return resize(cut(pixels, Box(top, left, max(bottom - top, 1), max(right - left, 1))), size, out)
+        return resize_fast(cut(pixels, Box(top, left, max(bottom - top, 1), max(right - left, 1))), size, out)
     down, across = box.top * scale + ratio[0] / 2 - 0.5, box.left * scale + ratio[1] / 2 - 0.5
     return as_chans(
         cv2.warpAffine(
