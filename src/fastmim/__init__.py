@@ -11,6 +11,7 @@ __all__ = [
     "finetune",
     "hog",
     "load_encoder",
+    "load_image",
     "pack",
     "pretrain",
     "probe",
@@ -18,6 +19,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fastmim.data.pack import pack
+    from fastmim.data.views import load_image
     from fastmim.errors import FastmimError, RunError, UsageError
     from fastmim.histograms import hog
     from fastmim.pretraining import pretrain
@@ -35,6 +37,7 @@ _HOMES = {
     "finetune": "fastmim.transfer.classify",
     "hog": "fastmim.histograms",
     "load_encoder": "fastmim.transfer.weights",
+    "load_image": "fastmim.data.views",
     "pack": "fastmim.data.pack",
     "pretrain": "fastmim.pretraining",
     "probe": "fastmim.transfer.probe",

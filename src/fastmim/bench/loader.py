@@ -18,6 +18,7 @@ from PIL import Image
 
 from fastmim.bench.measure import Figure, medians, side_by_side
 from fastmim.data import jpeg
+from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.crops import CropConfig, draw_crops
 from fastmim.data.decode import decode
 from fastmim.data.images import FileImages, ImageSource, Subset, open_images
@@ -171,7 +172,7 @@ def _least(source: ImageSource) -> Callable[[], None]:
         for index in range(len(source)):
             data = source.read(index)
             if isinstance(data, bytes) and data.startswith(jpeg.MAGIC):
-                header = jpeg.read_header(data)
+                header = jpeg.read_header(data, MAX_PIXELS)
                 if header is not None:
                     jpeg.decode_reduced(data, header, 1, 3, keep=False)
 

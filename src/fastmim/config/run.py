@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastmim.config.settings import check_least
+from fastmim.data.bands import MAX_PIXELS
 from fastmim.errors import UsageError
 from fastmim.train.device import Precision
 from fastmim.train.kernels import KernelConfig
@@ -39,6 +40,8 @@ class RunConfig:
     """Fixes everything that is drawn: weights, order, crops, masks."""
     max_unreadable: float = 0.05
     """Share of the images that may be unreadable before the run stops."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of an image; larger ones count as unreadable."""
     workers: int | None = None
     """Loader processes a device. Default: this machine's CPUs, less one, at most 8. 0: none."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -74,6 +77,7 @@ class RunConfig:
                 "micro_batch": 1,
                 "seed": 0,
                 "max_unreadable": 0,
+                "max_pixels": 1,
                 "workers": 0,
                 "devices": 1,
                 "num_nodes": 1,

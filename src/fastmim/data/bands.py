@@ -87,12 +87,12 @@ def check_pixels(height: int, width: int, max_pixels: int, nbytes: int = 0) -> N
     """Raises UnreadableImage of an image that is absurdly large, decoded to ``nbytes`` bytes."""
     if height * width > max_pixels:
         raise UnreadableImage(
-            f"{width}x{height} pixels, more than {max_pixels:,} (--max-pixels): refused as a decompression bomb"
+            f"{width}x{height} pixels, more than max-pixels = {max_pixels:,}: refused as a decompression bomb"
         )
     if nbytes > BYTES_A_PIXEL * max_pixels:
         raise UnreadableImage(
-            f"{nbytes:,} bytes when it is decoded, more than {BYTES_A_PIXEL * max_pixels:,} ({BYTES_A_PIXEL} "
-            "times --max-pixels): refused as a decompression bomb; cut it into tiles"
+            f"{nbytes:,} bytes when it is decoded, more than {BYTES_A_PIXEL} times max-pixels = "
+            f"{max_pixels:,}: refused as a decompression bomb; cut it into tiles"
         )
 
 

@@ -14,15 +14,15 @@ from fastmim.data.resize import Box
 
 MAGIC = b"\xff\xd8\xff"
 APP1, START_OF_SCAN, END_OF_IMAGE = 0xE1, 0xDA, 0xD9  # markers
-# Start-of-frame markers: baseline, extended, progressive. Of lossless frames (0xC3, 0xCB) libjpeg-turbo writes
-# every pixel whatever scale is asked for, past the end of the buffer: Pillow reads those, unscaled.
+# Start-of-frame markers: baseline, extended, progressive. Of lossless frames (0xC3, 0xCB) libjpeg-turbo
+# writes every pixel whatever scale is asked for, past the end of the buffer: Pillow reads those, unscaled.
 SCALABLE = (0xC0, 0xC1, 0xC2)
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 SCANS_A_PIXEL = 12  # of the largest image: a progressive file has about 10 scans, each over all pixels
 SCALES = (1, 2, 4, 8)  # eighths that libjpeg-turbo has fast paths for; the others take longer than 8
-# More pixels that are decoded where colours have half the columns but all rows: at a reduced scale libjpeg-turbo
-# leaves some of those behind. Rarer samplings are Pillow's to read.
+# More pixels that are decoded where colours have half the columns but all rows: at a reduced scale
+# libjpeg-turbo leaves some of those behind. Rarer samplings are Pillow's to read.
 CHROMA_DETAIL = {"444": 1, "420": 1, "Gray": 1, "422": 2}
 SCRATCH = 2**21  # bytes; a decode that fits is spared fresh memory, which took a fifth of a small one's time
 

@@ -2,29 +2,27 @@
 
 import math
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
-from fastmim.data.bands import Pixels, UnreadableImage, to_float
+from fastmim.data.bands import MAX_PIXELS, Pixels, UnreadableImage, to_float
 from fastmim.data.crops import CropConfig, draw_crops
-from fastmim.data.decode import BoxChooser, crop_and_resize
+from fastmim.data.decode import BoxChooser, Quality, crop_and_resize
 from fastmim.data.images import ImageSource
+from fastmim.data.workers import answers, check_shared_memory
 from fastmim.errors import RunError
 from fastmim.grids import Size
 
 MOST_WORKERS = 8
-PREFETCHED_BATCHES = 3  # per worker
 REPLACEMENTS = 100
 
 
@@ -74,7 +72,17 @@ def as_it_is(crop: Pixels, _: tuple[int, ...]) -> Pixels:
 
 
 class Crops(Dataset[Batch]):
-    """Answers a `Draw` with a `Batch`. An unreadable image is replaced by another and reported."""
+    """Answers a `Draw` with a `Batch`. An unreadable image is replaced by another and reported.
+
+    Args:
+        source: the images.
+        pool: indices that replacements are taken from.
+        config: of the crops, and how exactly they are made.
+        size: (height, width) of each.
+        chans: channels.
+        augment: what happens to a crop before it is flipped and normalised.
+        max_pixels: of an image; larger ones are unreadable.
+    """
 
     def __init__(
         self,
@@ -84,13 +92,15 @@ class Crops(Dataset[Batch]):
         size: Size,
         chans: int,
         augment: Augment = as_it_is,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.source = source
-        self.pool = pool  # indices that replacements are taken from
+        self.pool = pool
         self.config = config
         self.size = size
         self.chans = chans
         self.augment = augment
+        self.max_pixels = max_pixels
 
     def __getitem__(self, draw: Draw) -> Batch:
         count = len(draw.indices)
@@ -105,7 +115,7 @@ class Crops(Dataset[Batch]):
                 try:
                     box = partial(draws.box, row)
                     place = canvas.place(row)
-                    crop = read_crop(self.source, candidate, box, self.size, self.chans, place)
+                    crop = self._read(candidate, box, place)
                     canvas.put(row, self.augment(crop, (*draw.seeds, row)))
                     shown.append(candidate)
                     break
@@ -118,6 +128,10 @@ class Crops(Dataset[Batch]):
                 )
         flips = torch.from_numpy(draws.flips)
         return Batch(canvas.batch(count), flips, np.array(shown), np.unique(tried), unreadable)
+
+    def _read(self, index: int, box: BoxChooser, place: NDArray[np.uint8] | None) -> Pixels:
+        quality = self.config.decode
+        return read_crop(self.source, index, box, self.size, self.chans, place, quality, self.max_pixels)
 
     def _candidates(self, index: int, row: int, seeds: tuple[int, ...]) -> Iterator[int]:
         yield index
@@ -133,10 +147,12 @@ def read_crop(
     size: Size,
     chans: int,
     out: NDArray[np.uint8] | None = None,
+    quality: Quality = "exact",
+    max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
     """One image of a source, see `crop_and_resize`. Raises UnreadableImage, also where a file is missing."""
     try:
-        return crop_and_resize(source.read(index), choose_box, size, chans, out)
+        return crop_and_resize(source.read(index), choose_box, size, chans, out, quality, max_pixels)
     except OSError as error:
         raise UnreadableImage(error.strerror or str(error)) from error
 
@@ -171,6 +187,7 @@ def _new_batch(shape: tuple[int, ...]) -> Tensor:
     batch = torch.empty(0, dtype=torch.uint8)
     if get_worker_info() is None:
         return batch.new_empty(shape)
+    check_shared_memory(math.prod(shape))
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
     return batch.set_(storage).view(shape)
 
@@ -178,25 +195,8 @@ def _new_batch(shape: tuple[int, ...]) -> Tensor:
 def load_batches(
     crops: Dataset[Batch], draws: Iterable[Any], workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """What ``crops`` answers to each of ``draws``, in order; ``workers`` processes prepare it (0: none)."""
-    loader: DataLoader[Batch] = DataLoader(
-        crops,
-        batch_size=None,
-        sampler=draws,
-        num_workers=workers,
-        prefetch_factor=PREFETCHED_BATCHES if workers else None,
-        pin_memory=pin_memory,
-        worker_init_fn=prepare_worker,
-    )
-    return iter(loader)
-
-
-def prepare_worker(_: int) -> None:
-    """What a loader's process does first; signals are the main process's to answer."""
-    # It answers Ctrl-C and SIGTERM by writing a checkpoint; until then it needs its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cv2.setNumThreads(0)
+    """What ``crops`` answers to each of ``draws``, in order; see `workers.answers` for what it raises."""
+    return answers(crops, draws, workers, pin_memory)
 
 
 def copied(batch: Batch, device: torch.device) -> Batch:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastmim.data.bands import first_line
+from fastmim.data.bands import MAX_PIXELS, first_line
 from fastmim.data.images import ImageSource, fingerprint, open_images
 from fastmim.data.labels import class_names, in_order
 from fastmim.data.packed import MANIFEST, Manifest, PackSettings, Shard, is_packed, read_shard, write_json
@@ -40,6 +40,7 @@ def pack(
     workers: int = 0,
     overwrite: bool = False,
     progress: Progress = lambda done, images: None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Manifest:
     """Write the images of ``data``, made small, to the folder ``out``; go on where an earlier call ended.
 
@@ -55,6 +56,7 @@ def pack(
         workers: processes; 0 or 1: this one alone. The result does not depend on them.
         overwrite: replace another pack in ``out``.
         progress: told from time to time.
+        max_pixels: of an image; larger ones are skipped.
 
     Raises:
         UsageError: settings that do not go together, or are not those of the pack that is there.
@@ -77,7 +79,8 @@ def pack(
         progress(finished, settings.images)
         schema = features_of(settings).arrow_schema
         counts = {part.file: part.count for part in missing}
-        for _, shard in in_processes(write_shard, (source, settings, schema, folder), missing, workers):
+        shared = (source, settings, schema, folder, max_pixels)
+        for _, shard in in_processes(write_shard, shared, missing, workers):
             write_json(folder / NOTES / f"{shard.file}.json", asdict(shard))
             done[shard.file] = shard
             finished += counts[shard.file]

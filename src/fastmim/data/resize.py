@@ -60,11 +60,11 @@ def resize(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None 
 
 
 def resize_exact(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> Pixels:
-    """As `resize`, by Pillow where it takes the channels."""
-    height, width, chans = pixels.shape
-    if pixels.dtype != np.uint8 or chans not in (1, 3) or not pixels.size or (height, width) == size:
+    """As `resize`, of 8 bits by Pillow itself."""
+    height, width, _ = pixels.shape
+    if pixels.dtype != np.uint8 or not pixels.size or (height, width) == size:
         return resize(pixels, size, out)
-    return sample(pixels, Box(0, 0, height, width), 1, size)
+    return sample(pixels.astype(np.uint8, copy=False), Box(0, 0, height, width), 1, size)
 
 
 def sample(
@@ -80,8 +80,12 @@ def sample(
     top, left = math.floor(box.top * scale), math.floor(box.left * scale)
     part = np.ascontiguousarray(pixels[top : math.ceil(bottom), left : math.ceil(right)])  # no pixel beyond
     edges = (box.left * scale - left, box.top * scale - top, right - left, bottom - top)
-    picture = Image.fromarray(part if chans == 3 else part[..., 0])
-    return as_chans(np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, edges)))
+    pictures = [part] if chans == 3 else [part[..., channel] for channel in range(chans)]
+    resized = [
+        np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC, edges))
+        for picture in pictures
+    ]
+    return resized[0] if chans == 3 else np.stack(resized, axis=-1)
 
 
 def resize_fast(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> Pixels:

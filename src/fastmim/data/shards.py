@@ -20,6 +20,8 @@ from fastmim.data.decode import decode, shrink
 from fastmim.data.images import ImageSource
 from fastmim.data.packed import BATCH_ROWS, PackSettings, Shard, Skipped, open_table
 
+JPEG_MOST = 65_500  # libjpeg's limit for a side, in pixels
+
 Row = dict[str, Any]
 
 
@@ -61,7 +63,9 @@ def features_of(settings: PackSettings) -> Any:
     return datasets.Features({**columns, "crc32": datasets.Value("uint32")})
 
 
-def write_shard(source: ImageSource, settings: PackSettings, schema: Any, folder: Path, part: Part) -> Shard:
+def write_shard(
+    source: ImageSource, settings: PackSettings, schema: Any, folder: Path, max_pixels: int, part: Part
+) -> Shard:
     """Pack a part of the source; its file appears when it is whole.
 
     Raises OSError where it cannot be written.
@@ -77,7 +81,7 @@ def write_shard(source: ImageSource, settings: PackSettings, schema: Any, folder
                 try:
                     data = source.read(index)
                     read += data.nbytes if isinstance(data, np.ndarray) else len(data)
-                    row = _encode(data, settings)
+                    row = _encode(data, settings, max_pixels)
                 except (UnreadableImage, OSError) as error:
                     reason = getattr(error, "strerror", None) or first_line(error)
                     skipped.append(Skipped(index, source.name(index), reason))
@@ -127,25 +131,31 @@ def _rows(table: Any) -> Iterator[Row]:
         yield from batch.to_pylist()
 
 
-def _encode(data: bytes | NDArray[Any], settings: PackSettings) -> Row:
+def _encode(data: bytes | NDArray[Any], settings: PackSettings, max_pixels: int) -> Row:
     """The columns that hold the image. Raises UnreadableImage."""
-    pixels = shrink(data, settings.short_side, settings.in_chans)
+    pixels = shrink(data, settings.short_side, settings.in_chans, max_pixels)
     if settings.encoding == "raw":
         height, width, channels = pixels.shape
         return {"pixels": pixels.tobytes(), "height": height, "width": width, "channels": channels}
-    if isinstance(data, bytes) and _is_kept(data, settings.short_side):
+    if isinstance(data, bytes) and _is_kept(data, settings.short_side, max_pixels):
         return {"image": data}
     return {"image": _to_jpeg(pixels, settings.quality)}
 
 
-def _is_kept(data: bytes, short_side: int) -> bool:
+def _is_kept(data: bytes, short_side: int, max_pixels: int) -> bool:
     """Whether a file is a small upright JPEG, which encoding again could only spoil."""
-    header = jpeg.read_header(data) if data.startswith(jpeg.MAGIC) else None
+    header = jpeg.read_header(data, max_pixels) if data.startswith(jpeg.MAGIC) else None
     return header is not None and header.orientation == 1 and min(header.height, header.width) <= short_side
 
 
 def _to_jpeg(pixels: Pixels, quality: int | None) -> bytes:
-    grey = pixels.shape[2] == 1
+    height, width, chans = pixels.shape
+    if max(height, width) > JPEG_MOST:
+        raise UnreadableImage(
+            f"{width}x{height} pixels when it is shrunk; a JPEG has at most {JPEG_MOST} a side: "
+            "encoding = raw takes it"
+        )
+    grey = chans == 1
     encoded: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels),
         quality=quality,

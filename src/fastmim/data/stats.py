@@ -1,19 +1,18 @@
 """Mean and standard deviation of each channel of a data set, in one pass over some of its images."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from fastmim.data.bands import UnreadableImage, to_float
+from fastmim.data.bands import MAX_PIXELS, UnreadableImage, to_float
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig
 from fastmim.data.feed import STATS_SEED
 from fastmim.data.images import ImageSource
-from fastmim.data.loader import prepare_worker, read_crop
+from fastmim.data.loader import read_crop
 from fastmim.data.resize import Box
+from fastmim.data.workers import answers
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 
@@ -41,14 +40,15 @@ class _Moments:
 
 
 class _ImageMoments(Dataset[_Moments]):
-    def __init__(self, source: ImageSource, chans: int, size: Size) -> None:
+    def __init__(self, source: ImageSource, chans: int, size: Size, max_pixels: int) -> None:
         self.source = source
         self.chans = chans
         self.size = size
+        self.max_pixels = max_pixels
 
     def __getitem__(self, index: int) -> _Moments:
         try:
-            pixels = read_crop(self.source, index, _whole, self.size, self.chans)
+            pixels = read_crop(self.source, index, _whole, self.size, self.chans, max_pixels=self.max_pixels)
         except UnreadableImage as error:
             return _Moments(np.empty(0), np.empty(0), f"{self.source.name(index)}: {error}")
         values = to_float(pixels).reshape(-1, self.chans).astype(np.float64)
@@ -56,7 +56,13 @@ class _ImageMoments(Dataset[_Moments]):
 
 
 def measure_stats(
-    source: ImageSource, chans: int, size: Size, count: int | None, seed: int, workers: int = 0
+    source: ImageSource,
+    chans: int,
+    size: Size,
+    count: int | None,
+    seed: int,
+    workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> ChannelStats:
     """Mean and standard deviation of each channel over the pixels of ``count`` images drawn by ``seed``.
 
@@ -67,6 +73,7 @@ def measure_stats(
         count: how many images to draw; None for all of them.
         seed: fixes the draw; the result does not depend on ``workers``.
         workers: processes that read images (0: this one).
+        max_pixels: of an image; larger ones are left out.
 
     Raises:
         UsageError: none of the images can be read.
@@ -74,7 +81,8 @@ def measure_stats(
     drawn = np.random.default_rng([STATS_SEED, seed]).permutation(len(source))[:count]
     mean, within, between = np.zeros((3, chans))
     measured, reasons = 0, []
-    for moments in _load(_ImageMoments(source, chans, size), np.sort(drawn), workers):
+    images = _ImageMoments(source, chans, size, max_pixels)
+    for moments in answers(images, np.sort(drawn).tolist(), workers):
         if moments.reason:
             reasons.append(moments.reason)
             continue
@@ -93,29 +101,22 @@ def measure_stats(
     return ChannelStats(tuple(mean.tolist()), tuple(std.tolist()), measured, len(reasons))
 
 
-def _load(images: _ImageMoments, indices: NDArray[np.int64], workers: int) -> Iterator[_Moments]:
-    loader: DataLoader[_Moments] = DataLoader(
-        images,
-        batch_size=None,
-        sampler=indices.tolist(),
-        num_workers=workers,
-        worker_init_fn=prepare_worker,
-        generator=torch.Generator(),  # else torch's own would be drawn from
-    )
-    return iter(loader)
-
-
 def _whole(height: int, width: int) -> Box:
     return Box(0, 0, height, width)
 
 
 def channel_statistics(
-    crop: CropConfig, source: ImageSource, in_chans: int, size: Size, seed: int
+    crop: CropConfig,
+    source: ImageSource,
+    in_chans: int,
+    size: Size,
+    seed: int,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel: those given, ImageNet's for RGB, else measured."""
     if crop.mean is not None:
         return crop.statistics
     if in_chans == len(IMAGENET_MEAN):
         return IMAGENET_MEAN, IMAGENET_STD
-    stats = measure_stats(source, in_chans, size, MEASURED_IMAGES, seed)
+    stats = measure_stats(source, in_chans, size, MEASURED_IMAGES, seed, max_pixels=max_pixels)
     return stats.mean, stats.std

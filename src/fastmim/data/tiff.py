@@ -112,9 +112,10 @@ def _read(tiff: tifffile.TiffFile, chans: int, max_pixels: int) -> tuple[_Form, 
     elif source is series and "S" in series.axes and array.ndim == 3:
         array = np.moveaxis(array, series.axes.index("S"), -1)
     if form.photometric == PALETTE and array.ndim == 2:
-        array = np.moveaxis(page.colormap[:, array], 0, -1) >> 8
+        if page.colormap is None:
+            raise UnreadableImage("its palette is missing")
+        array = (np.moveaxis(page.colormap[:, array], 0, -1) >> 8).astype(np.uint8)
         form = _Form(8, UINT, 3, RGB, (), form.orientation, 1, form.nodata)
-        array = array.astype(np.uint8)
     return form, array
 
 
@@ -222,10 +223,10 @@ def _colours(values: NDArray[np.float32], form: _Form, chans: int) -> Pixels:
         if inks == 1:
             raise UnreadableImage(f"{channels_needed(chans)}, the array is {shape_of(values)}")
         raise UnreadableImage(
-            f"{values.shape[-1]} samples of {form.bits} bits in photometric interpretation {form.photometric}: "
-            "store it as RGB or grey"
+            f"{values.shape[-1]} samples of {form.bits} bits in photometric interpretation "
+            f"{form.photometric}: store it as RGB or grey"
         )
-    colours = values[..., :inks]
+    colours: NDArray[np.float32] = values[..., :inks]
     if form.photometric == INKS:
         colours = (1 - colours[..., :3]) * (1 - colours[..., 3:])
     for place, meaning in enumerate(extra, inks):
@@ -239,7 +240,7 @@ def _colours(values: NDArray[np.float32], form: _Form, chans: int) -> Pixels:
         colours = np.repeat(colours, 3, axis=-1)
     if form.bits <= 8:
         return np.rint(255 * colours.clip(0, 1)).astype(np.uint8)
-    return np.ascontiguousarray(colours, np.float32)
+    return np.ascontiguousarray(colours)
 
 
 def _number(text: Any) -> float | None:

@@ -91,7 +91,9 @@ def run_pretraining(
     resumes = resume and (run / LAST).is_file()
     if not resumes:  # what does not work is told before anything is written
         check_stages(config, module)
-    mean, std = channel_statistics(config.crop, source, config.in_chans, config.size, config.seed)
+    mean, std = channel_statistics(
+        config.crop, source, config.in_chans, config.size, config.seed, config.max_pixels
+    )
     config = replace(config, crop=replace(config.crop, mean=mean, std=std))
     precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
     start = partial(

@@ -1,6 +1,7 @@
 """What a leg of a run works with: data, network, how its steps are computed, and what measures it."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +86,10 @@ def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -
     network.learner.to(fabric.device)
     teacher = teaching.teacher.to(fabric.device) if teaching is not None else None
 
-    crops = Crops(given.source, split.held_out, config.crop, size, chans)
+    crops_of = partial(
+        Crops, given.source, config=config.crop, size=size, chans=chans, max_pixels=config.max_pixels
+    )
+    crops = crops_of(split.held_out)
     images = to_images(held_out_crops(crops, config.held_out, config.seed, skips), mean, std)
     generator = seeded_generator(HELD_OUT_SEED, MASK_SEED, config.seed)
     mask = method.draw_mask(generator, len(images), size).to(fabric.device)
@@ -110,7 +114,7 @@ def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -
 
     stream = Stream(split.training, config.seed)
     feeder = Feeder(
-        Crops(given.source, split.training, config.crop, size, chans),
+        crops_of(split.training),
         batches=lambda step: stream.batches(leg, step, rank, world),
         beside=lambda batch, step: method.draw_mask(
             seeded_generator(MASK_SEED, config.seed, rank, step), len(batch.flips_B), size

@@ -138,6 +138,7 @@ def _run_on(
             size,
             chans,
             RandAugment(config.augment, size, config.crop.statistics[0]) if varies else as_it_is,
+            config.max_pixels,
         ),
         batches=lambda step: stream.batches(leg, step, rank, world),
         beside=lambda batch, _: labels[batch.indices],
@@ -159,6 +160,7 @@ def _run_on(
         workers,
         mean,
         std,
+        config.max_pixels,
     )
     truth = validation.by_index()
 
@@ -265,7 +267,8 @@ def _resolved(config: FinetuneConfig, start: Start, training: Labelled, epochs: 
     if crop.mean is None:
         mean, std = start.mean, start.std
         if mean is None:
-            mean, std = channel_statistics(crop, training.source, chans, config.size, config.split_seed)
+            source, seed = training.source, config.split_seed
+            mean, std = channel_statistics(crop, source, chans, config.size, seed, config.max_pixels)
         crop = replace(crop, mean=mean, std=std)
     if schedule.warmup_epochs is None:
         schedule = replace(schedule, warmup_epochs=round(min(WARMUP_EPOCHS, 0.1 * epochs), 6))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmim import __version__
+from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.images import ImageSource, open_images
 from fastmim.data.labels import class_names
 from fastmim.errors import RunError, UsageError
@@ -30,6 +31,8 @@ class EmbedConfig:
     """Pixels, a side or height and width. Default: that of the weights."""
     overwrite: bool = False
     """Replace the file."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of an image; larger ones are left out."""
     workers: int | None = None
     """Processes that read images. Default: this machine's CPUs, less one, at most 8."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -62,7 +65,13 @@ def embed(config: EmbedConfig) -> Embedded:
     if file.exists() and not config.overwrite:
         raise UsageError(f"out: {file} is there already; --overwrite replaces it")
     source = open_images(config.data)
-    extractor = build_extractor(config.encoder, config.image_size, config.accelerator, workers=config.workers)
+    extractor = build_extractor(
+        config.encoder,
+        config.image_size,
+        config.accelerator,
+        workers=config.workers,
+        max_pixels=config.max_pixels,
+    )
     beside = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

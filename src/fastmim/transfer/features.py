@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
+from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.images import ImageSource
 from fastmim.data.loader import Unreadable, loader_workers
 from fastmim.data.views import Views
@@ -42,6 +43,7 @@ class Extractor:
     std: Tensor
     fabric: Fabric
     workers: int | None = None
+    max_pixels: int = MAX_PIXELS
 
     @property
     def size(self) -> Size:
@@ -60,6 +62,7 @@ class Extractor:
             loader_workers(self.workers, 1),
             self.mean,
             self.std,
+            self.max_pixels,
         )
         for images, shown, unreadable in views:
             with torch.no_grad(), self.fabric.autocast():
@@ -75,6 +78,7 @@ def build_extractor(
     precision: Any = "auto",
     workers: int | None = None,
     module: nn.Module | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Extractor:
     """Load a backbone without its classifier, frozen, on the device.
 
@@ -82,6 +86,7 @@ def build_extractor(
         encoder: a run's folder, an encoder.safetensors, or ``timm:NAME``.
         image_size: pixels; default: that of the weights.
         module: of one's own, where that was pre-trained.
+        max_pixels: of an image; larger ones are unreadable.
 
     Raises:
         UsageError: there are no such weights, or they do not take the size.
@@ -99,4 +104,4 @@ def build_extractor(
     model = Encoder(loaded.model, loaded.name, loaded.kwargs, size, loaded.origin["in_chans"])
     model = model.eval().requires_grad_(False).to(fabric.device)
     mean, std = (torch.tensor(loaded.origin[name], device=fabric.device) for name in ("mean", "std"))
-    return Extractor(model, {"from": encoder, **loaded.origin}, mean, std, fabric, workers)
+    return Extractor(model, {"from": encoder, **loaded.origin}, mean, std, fabric, workers, max_pixels)

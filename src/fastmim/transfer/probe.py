@@ -21,6 +21,7 @@ from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
 from fastmim.config import build, check_least
+from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.feed import PROBE_SEED, seeded_generator
 from fastmim.data.labels import Labelled, few_labels, open_labelled, parse_labels, split_classes
 from fastmim.errors import RunError, UsageError
@@ -65,6 +66,8 @@ class ProbeConfig:
     """Of attentive: AdamW's learning rate for a batch of 256."""
     max_unreadable: float = 0.05
     """Share of the images that may be unreadable."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of an image; larger ones count as unreadable."""
     workers: int | None = None
     """Processes that read images. Default: this machine's CPUs, less one, at most 8."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -72,6 +75,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         least = {"neighbours": 1, "epochs": 1, "seed": 0, "split_seed": 0, "workers": 0, "max_unreadable": 0}
+        least["max_pixels"] = 1
         check_least(self, least)
         for name in ("temperature", "base_lr"):
             if getattr(self, name) <= 0:
@@ -127,7 +131,12 @@ def run_probe(config: ProbeConfig, module: nn.Module | None = None) -> ProbeResu
     if not config.data:
         raise UsageError("data is missing: give a folder with train/ and val/, or demo:digits to try it")
     extractor = build_extractor(
-        config.encoder, config.image_size, config.accelerator, workers=config.workers, module=module
+        config.encoder,
+        config.image_size,
+        config.accelerator,
+        workers=config.workers,
+        module=module,
+        max_pixels=config.max_pixels,
     )
     training, validation = open_labelled(config.data, config.val_share, config.split_seed)
     training = few_labels(training, config.labels, config.seed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.loader import available_cpus
 from fastmim.data.pack import SKIPPED, pack, verify
 from fastmim.data.packed import Manifest
@@ -46,6 +47,8 @@ class PackCommand:
     """Arrow is read at random; parquet is for exchange, JPEG only."""
     in_chans: int = 3
     """3: RGB, 1: grey. Images of 16 bits become 8 where they are read so; others are skipped."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of an image; larger ones are skipped."""
     workers: int | None = None
     """Processes. Default: the CPUs that this process may use."""
     overwrite: bool = False
@@ -60,6 +63,8 @@ def run(arguments: list[str]) -> int:
         raise UsageError("out is missing: give a folder to write")
     if not command.data and not command.verify:
         raise UsageError("data is missing: give a folder of images")
+    if command.max_pixels < 1:
+        raise UsageError(f"max_pixels = {command.max_pixels} must be at least 1")
     if command.workers is not None and command.workers < 0:
         raise UsageError(f"workers = {command.workers} must be at least 0")
     workers = command.workers if command.workers is not None else available_cpus()
@@ -76,6 +81,7 @@ def run(arguments: list[str]) -> int:
             workers,
             command.overwrite,
             _Line("packed"),
+            command.max_pixels,
         )
         print(_summary(manifest, command.out, time.monotonic() - started))
     return _verify(command.out, workers) if command.verify else 0

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 
+from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.images import open_images
 from fastmim.data.stats import measure_stats
 from fastmim.errors import UsageError
@@ -24,13 +25,16 @@ def run(arguments: list[str]) -> int:
         """Fixes which images are drawn."""
         workers: int = 0
         """Processes that read images."""
+        max_pixels: int = MAX_PIXELS
+        """Most pixels of an image; larger ones are left out."""
         json: bool = False
         """One JSON object."""
 
     command = parse(Command, arguments, "fastmim stats", Command())
     if not command.data:
         raise UsageError("data is missing: give a folder of images")
-    for name, least in {"in_chans": 1, "image_size": 1, "count": 0, "seed": 0, "workers": 0}.items():
+    limits = {"in_chans": 1, "image_size": 1, "count": 0, "seed": 0, "workers": 0, "max_pixels": 1}
+    for name, least in limits.items():
         if getattr(command, name) < least:
             raise UsageError(f"{name} = {getattr(command, name)} must be at least {least}")
     size = (command.image_size, command.image_size)
@@ -41,6 +45,7 @@ def run(arguments: list[str]) -> int:
         command.count or None,
         command.seed,
         command.workers,
+        command.max_pixels,
     )
     mean, std = ([round(value, 6) for value in values] for values in (stats.mean, stats.std))
     if command.json:
