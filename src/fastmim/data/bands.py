@@ -77,6 +77,12 @@ def to_pixels(array: NDArray[Any]) -> Pixels:
     return values / np.float32(np.iinfo(array.dtype).max) if array.dtype.kind in "ui" else values
 
 
+def to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """0..1 -> 0..255, rounded; values beyond are clipped."""
+    rounded: NDArray[np.uint8] = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
+    return rounded
+
+
 def to_float(pixels: Pixels) -> NDArray[np.float32]:
     """float32 with uint8's 0..255 scaled to 0..1, as `loader.to_images` does on the device."""
     values = pixels.astype(np.float32, copy=False)
@@ -139,6 +145,11 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def with_class(error: BaseException) -> str:
+    """The type and the first line of an error, as ``KeyError: 'palette'``."""
+    return ": ".join(dict.fromkeys((type(error).__name__, first_line(error))))
 
 
 def shape_of(array: NDArray[Any]) -> str:

@@ -28,6 +28,7 @@ from fastmim.data.bands import (
     read_npy,
     to_pixels,
     turn_upright,
+    with_class,
 )
 from fastmim.data.resize import (
     Box,
@@ -329,4 +330,4 @@ def _reason(error: BaseException) -> str:
         return "refused as a decompression bomb"
     if isinstance(error, EXPECTED_ERRORS):
         return first_line(error)
-    return ": ".join(dict.fromkeys((type(error).__name__, first_line(error))))
+    return with_class(error)

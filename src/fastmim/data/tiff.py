@@ -24,6 +24,7 @@ from fastmim.data.bands import (
     finite,
     first_line,
     shape_of,
+    to_bytes,
     to_pixels,
     turn_upright,
 )
@@ -188,7 +189,7 @@ def _bands(array: NDArray[Any], form: _Form, chans: int) -> Pixels:
     array = channels_last(array, chans)
     if form.kind == UINT and (form.bits not in (8, 16, 32, 64) or form.photometric == WHITE_IS_ZERO):
         values = _scaled(array, form)
-        return np.rint(255 * values).astype(np.uint8) if form.bits <= 8 else values
+        return to_bytes(values) if form.bits <= 8 else values
     return to_pixels(array)
 
 
@@ -239,8 +240,8 @@ def _colours(values: NDArray[np.float32], form: _Form, chans: int) -> Pixels:
     elif colours.shape[-1] == 1 and chans == 3:
         colours = np.repeat(colours, 3, axis=-1)
     if form.bits <= 8:
-        return np.rint(255 * colours.clip(0, 1)).astype(np.uint8)
-    return np.ascontiguousarray(colours)
+        return to_bytes(colours)
+    return colours
 
 
 def _number(text: Any) -> float | None:

@@ -17,7 +17,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fastmim.data.bands import first_line
+from fastmim.data.bands import with_class
 from fastmim.errors import FastmimError, RunError
 
 PREFETCHED_BATCHES = 3  # per worker
@@ -32,6 +32,7 @@ Answer = TypeVar("Answer")
 class _Failure:
     """What a question raised in a worker: exceptions are not always picklable, their text is."""
 
+    kind: type[FastmimError]
     message: str
     trace: str
 
@@ -46,7 +47,8 @@ class _Answers(Dataset[Any]):
         try:
             return self.dataset[question]
         except Exception as error:
-            return _Failure(_reason(error), traceback.format_exc())
+            kind = type(error) if isinstance(error, FastmimError) else RunError
+            return _Failure(kind, _reason(error), traceback.format_exc())
 
 
 class WorkerTraceback(Exception):
@@ -64,7 +66,8 @@ def answers(
     The processes end within seconds when the iterator is closed, or when this process ends.
 
     Raises:
-        RunError: a question raised an exception, or a process was killed.
+        RunError: a question raised an exception that is not ours, or a process was killed.
+        FastmimError: as a question raised it.
     """
     loader: DataLoader[Any] = DataLoader(
         _Answers(dataset),
@@ -87,9 +90,12 @@ def answers(
             processes += [process for process in mp.active_children() if process not in before]
             for answer in iterator:
                 if isinstance(answer, _Failure):
-                    raise RunError(_with_hint(answer.message, workers)) from WorkerTraceback(answer.trace)
+                    message = _with_hint(answer.message, workers)
+                    raise answer.kind(message) from WorkerTraceback(answer.trace)
                 yield answer
                 del answer  # its memory is free while the next one is waited for
+        except FastmimError:
+            raise
         except (RuntimeError, OSError) as error:  # of the loader itself
             raise RunError(_with_hint(_reason(error), workers)) from error
     finally:
@@ -114,7 +120,7 @@ def prepare_worker(_: int) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, FastmimError):
         return str(error)
-    return f"loading images failed: {type(error).__name__}: {first_line(error)}"
+    return f"loading images failed: {with_class(error)}"
 
 
 def _with_hint(message: str, workers: int) -> str:
