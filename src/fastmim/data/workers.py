@@ -106,7 +106,7 @@ def answers(
 def check_shared_memory(nbytes: int) -> None:
     """Raises RunError where a worker has no room for a batch: writing it would kill the process."""
     if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < nbytes:
-        raise RunError(f"a batch of {nbytes / 1e6:.0f} MB does not fit into shared memory")
+        raise RunError(f"a batch of {nbytes / 1e6:.3g} MB does not fit into shared memory")
 
 
 def prepare_worker(_: int) -> None:
@@ -127,7 +127,7 @@ def _with_hint(message: str, workers: int) -> str:
     if not workers:
         return message
     if any(word in message for word in SHARED_MEMORY_WORDS):
-        size = f", {shutil.disk_usage(SHARED_MEMORY).total / 1e6:.0f} MB," if SHARED_MEMORY.is_dir() else ""
+        size = f", {shutil.disk_usage(SHARED_MEMORY).total / 1e6:.3g} MB," if SHARED_MEMORY.is_dir() else ""
         return (
             f"{message}; {SHARED_MEMORY}{size} is too small for {workers} loader processes: start the "
             "container with more (docker run --shm-size=8g), or give --workers 0 or a smaller --batch-size"
