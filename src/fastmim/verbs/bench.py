@@ -16,7 +16,7 @@ from rich.console import Console
 from fastmim.bench.document import Results, as_table, methods_table, read_results, write_page
 from fastmim.bench.growth import bench_growth, bench_memory, blocks_of
 from fastmim.bench.hog import bench_hog
-from fastmim.bench.loader import bench_loader
+from fastmim.bench.loader import bench_loader, bench_pack_quality
 from fastmim.bench.measure import machine
 from fastmim.bench.methods import bench_methods
 from fastmim.bench.step import bench_step
@@ -28,7 +28,7 @@ from fastmim.train.device import Precision
 from fastmim.train.kernels import KernelConfig
 from fastmim.train.launch import build_fabric
 
-Part = Literal["step", "hog", "loader", "memory", "growth", "methods", "all", "document"]
+Part = Literal["step", "hog", "loader", "packs", "memory", "growth", "methods", "all", "document"]
 PARTS: tuple[str, ...] = get_args(Part)[:-2]
 NOT_IN_ALL = "methods"  # takes as long as all the rest
 STEP_MODELS = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
@@ -41,9 +41,10 @@ class BenchCommand:
     """How fast it is on this machine, as ratios measured side by side in one run.
 
     step: the training step beside the device's peak and the bare backbone; hog: beside its plain form;
-    loader: beside torchvision's pipeline; memory: beside the same step at 224; growth: time and memory
-    against batch, resolution and depth; all: all of these; methods: a step of each method beside FastMIM's
-    (paper: figure 2 and table 3); document: a page from the JSON of an earlier run.
+    loader: beside torchvision's pipeline; packs: how near their crops are to those of the files, by short
+    side; memory: beside the same step at 224; growth: time and memory against batch, resolution and depth;
+    all: all of these; methods: a step of each method beside FastMIM's (paper: figure 2 and table 3);
+    document: a page from the JSON of an earlier run.
     """
 
     part: Annotated[Part, tyro.conf.Positional, tyro.conf.arg(metavar="PART")]
@@ -65,7 +66,7 @@ class BenchCommand:
     methods_batch: int = 16
     """Images a step of each method; models, sizes and settings are the recipes' own."""
     data: str | None = None
-    """JPEGs of loader: a folder or tar. Default: made of the embedded photos, and said so."""
+    """JPEGs of loader and packs: a folder or tar. Default: made of the embedded photos, and said so."""
     rounds: int = 3
     """Turns of each contestant that count, in step, hog and loader."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -160,6 +161,8 @@ def _run_part(part: str, command: BenchCommand, results: Results, say: Callable[
         )
     elif part == "loader":
         results.figures[part] = bench_loader(command.data, LOADER_ROUNDS * command.rounds, say)
+    elif part == "packs":
+        results.figures[part] = bench_pack_quality(command.data, say)
     elif part == "memory":
         results.figures[part] = bench_memory(command.config(command.model, command.batch_size), say)
     elif part == "methods":

@@ -1,0 +1,140 @@
+"""How near training crops are to Pillow's of the whole files: of files as they are, and of packs."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastmim.bench.measure import Figure
+from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig, draw_crops
+from fastmim.data.decode import decode
+from fastmim.data.images import ImageSource, open_images
+from fastmim.data.loader import Batch, Crops, Draw, available_cpus, to_images
+from fastmim.data.pack import pack
+from fastmim.data.resize import Box
+from fastmim.histograms import hog
+
+BATCH, SIZE = 64, 128
+SHORT_SIDES = (144, 160, 192, 224, 256)
+QUALITIES = (75, 85, 95)
+PSNR_TARGET, HOG_TARGET = 40.0, 0.004
+REFERENCE = "Pillow's bicubic crops of the whole files"
+
+
+class Nearness(NamedTuple):
+    """Of crops to those of reference, over all of them."""
+
+    psnr: float
+    """Mean over the crops, dB."""
+    hog: float
+    """Mean square difference of the HOG targets of the normalised crops (paper: section 3.3)."""
+    gradient: float
+    """Energy of the gradients as a share of the reference's: below 1 is blurred."""
+
+
+def nearness(source: ImageSource, part: ImageSource, config: CropConfig | None = None) -> Nearness:
+    """Crops of ``part`` against the same parts of the whole images of ``source``, resized by Pillow.
+
+    Args:
+        source: files at their full size.
+        part: the same images in the same order, perhaps packed.
+        config: how crops are made.
+    """
+    config = config or CropConfig()
+    crops = Crops(part, np.arange(len(part)), config, (SIZE, SIZE), 3)
+    psnr: list[float] = []
+    squares, energies, truths = [], 0.0, 0.0
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    for step, indices in enumerate(batches(len(source))):
+        draws = draw_crops(config, len(indices), (0, step))
+        batch = crops[Draw(indices, (0, step))]
+        if len(batch.unreadable):
+            raise ValueError(f"{batch.unreadable[0].name}: {batch.unreadable[0].reason}")
+        truth = np.empty(batch.pixels_BHWC.shape, np.uint8)
+        for row, index in enumerate(indices.tolist()):
+            height, width = decode(part.read(index)).shape[:2]
+            box = draws.box(row, height, width)
+            truth[row] = _reference(open_whole(source, index).convert("RGB"), box, height, width)
+        ours = batch.pixels_BHWC.numpy()
+        errors = np.mean((ours.astype(np.float64) - truth) ** 2, axis=(1, 2, 3))
+        psnr += (10 * np.log10(255**2 / np.maximum(errors, 1e-6))).tolist()
+        wanted = Batch(torch.from_numpy(truth), batch.flips_B, indices, indices, [])
+        targets = [hog(to_images(some, mean, std)) for some in (batch, wanted)]
+        squares += ((targets[0] - targets[1]) ** 2).mean((1, 2, 3)).tolist()
+        energies, truths = energies + _gradients(ours), truths + _gradients(truth)
+    return Nearness(float(np.mean(psnr)), float(np.mean(squares)), energies / truths)
+
+
+def bench_packs(source: ImageSource, folder: Path, say: Callable[[str], None]) -> list[Figure]:
+    """How near crops of packs are, by short side and encoding.
+
+    Args:
+        source: whole files.
+        folder: where they lie, and packs may be written.
+        say: told what is read.
+    """
+    say(
+        f"packs: {len(source)} images, crops of {SIZE}x{SIZE} against {REFERENCE}; HOG differs: mean square "
+        "difference of the targets"
+    )
+    lines = []
+    for name, config in {
+        "files": CropConfig(),
+        "files, --crop.decode fast": CropConfig(decode="fast"),
+    }.items():
+        size = sum(len(source.read(index)) for index in range(len(source)))
+        lines.append(_line(name, nearness(source, source, config), size / len(source)))
+    for side in SHORT_SIDES:
+        encodings: list[tuple[str, Any, int | None]] = [(f"JPEG {q}", "jpeg", q) for q in QUALITIES]
+        for name, encoding, quality in [*encodings, ("raw", "raw", None)]:
+            out = folder / f"{encoding}{side}-{quality}"
+            manifest = pack(str(folder / "files"), out, side, encoding, quality, workers=available_cpus())
+            size = sum(shard.bytes for shard in manifest.shards)
+            near = nearness(source, open_images(str(out)))
+            lines.append(_line(f"short side {side}, {name}", near, size / len(source)))
+    return lines
+
+
+def _line(name: str, near: Nearness, size: float) -> Figure:
+    return Figure(
+        name,
+        near.hog,
+        "HOG differs by",
+        f"{REFERENCE}: {near.psnr:.1f} dB, gradient energy {near.gradient:.2f}; {size / 1000:.1f} kB each",
+        target=f"at most {HOG_TARGET:g}",
+        met=near.hog <= HOG_TARGET,
+    )
+
+
+def batches(count: int) -> list[NDArray[np.int64]]:
+    """Each image once, in an order that is not that of the files."""
+    order = np.random.default_rng(0).permutation(count)
+    return [order[start : start + BATCH] for start in range(0, count, BATCH)]
+
+
+def open_whole(source: ImageSource, index: int) -> Image.Image:
+    """As Pillow opens it."""
+    data = source.read(index)
+    return Image.fromarray(data) if isinstance(data, np.ndarray) else Image.open(io.BytesIO(data))
+
+
+def _reference(whole: Image.Image, box: Box, height: int, width: int) -> NDArray[np.uint8]:
+    """A box of an image of ``height`` and ``width``, in the image at its full size."""
+    down, across = whole.height / height, whole.width / width
+    bottom, right = (box.top + box.height) * down, (box.left + box.width) * across
+    edges = (box.left * across, box.top * down, min(right, whole.width), min(bottom, whole.height))
+    if (height, width) == (whole.height, whole.width):  # as training crops: nothing beyond the box counts
+        part = whole.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        return np.asarray(part.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    return np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, edges))
+
+
+def _gradients(pixels: NDArray[np.uint8]) -> float:
+    """Energy of the differences of neighbours, (B, H, W, C)."""
+    values = pixels.astype(np.float64)
+    return float((np.diff(values, axis=1) ** 2).sum() + (np.diff(values, axis=2) ** 2).sum())
