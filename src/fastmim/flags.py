@@ -22,6 +22,11 @@ def peek(arguments: list[str], *names: str) -> dict[str, str | None]:
     return dict(vars(known))
 
 
+def asked(arguments: list[str], name: str) -> bool:
+    """Whether a switch is given, read before the rest can be parsed."""
+    return f"--{name}" in arguments or f"--{name.replace('-', '_')}" in arguments
+
+
 def parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
     """Parse flags with tyro; its complaints become one line."""
     import tyro
