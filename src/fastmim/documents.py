@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from annotated_types import Ge
-from pydantic import AfterValidator, AllowInfNan, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from fastmim.errors import UsageError
 
@@ -32,10 +31,10 @@ def _bare(name: str) -> str:
 
 
 # Of JSON: exactly of these types, where pydantic would also take "5" or true for 5.
-Whole = Annotated[int, Strict()]
-Count = Annotated[int, Strict(), Ge(0)]
-Finite = Annotated[float, Strict(), AllowInfNan(False)]
-Truth = Annotated[bool, Strict()]
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Truth = Annotated[bool, Field(strict=True)]
 BareName = Annotated[str, AfterValidator(_bare)]
 """Of a file: with no folder in it, so that it cannot lead elsewhere."""
 

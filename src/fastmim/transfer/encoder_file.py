@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import safetensors
 import safetensors.torch
 import torch
-from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from pydantic import Field
 from torch import Tensor, nn
 
 from fastmim import __version__
@@ -25,8 +25,8 @@ MOST_SIDE = 1 << 14  # pixels
 MOST_CHANNELS = 1 << 12
 MOST_LETTERS = 256
 
-Side = Annotated[Whole, Ge(1), Le(MOST_SIDE)]
-Word = Annotated[str, MinLen(1), MaxLen(MOST_LETTERS)]
+Side = Annotated[Whole, Field(ge=1, le=MOST_SIDE)]
+Word = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class _Origin:
     kwargs: dict[str, Any]
     image_size: tuple[Side, Side]
     """(H, W) in pixels."""
-    in_chans: Annotated[Whole, Ge(1), Le(MOST_CHANNELS)]
+    in_chans: Annotated[Whole, Field(ge=1, le=MOST_CHANNELS)]
     mean: tuple[Finite, ...]
-    std: tuple[Annotated[Finite, Gt(0)], ...]
+    std: tuple[Annotated[Finite, Field(gt=0)], ...]
     method: Word
     full_kwargs: dict[str, Any] | None = None
     target: Word | None = None
@@ -163,8 +163,8 @@ def check_finite(state: dict[str, Tensor], where: str) -> None:
     for name, value in state.items():
         if (value.is_floating_point() or value.is_complex()) and not _is_finite(value):
             raise UsageError(
-                f"{where}: {name} holds numbers that are not finite: the weights of a training that diverged, or "
-                "damaged"
+                f"{where}: {name} holds numbers that are not finite: these are the weights of a training that "
+                "diverged, or they are damaged"
             )
 
 

@@ -75,8 +75,8 @@ def load_encoder(
             classifier that the file has: none after pre-training.
         drop_path_rate: stochastic depth for fine-tuning (the paper's: 0.1 for ViT-B and Swin-B).
         model: the module to load into, where one of your own was pre-trained; it is built at the size of
-            pre-training. Or the ``package.module:factory`` that the file names: none is imported because a file
-            says so.
+            pre-training. Or the ``package.module:factory`` that the file names: none is imported because a
+            file says so.
         global_pool: what the classifier sees, as timm's argument: "avg" or "token". Default: as in the file.
         trust_code: import and call whatever factory the file names.
 
