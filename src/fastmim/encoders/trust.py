@@ -1,7 +1,7 @@
 """What a file may say of a model: whose name, which arguments, and how large it may become.
 
-A factory, ``package.module:factory``, is code. One that a file names is imported only where the user gave
-the same name, or trusts the code that files name. The arguments that a file gives are plain values, for parameters
+A factory, ``package.module:factory``, is code. One that a file names is imported only where the user gave the
+same name, or trusts the code that files name. The arguments that a file gives are plain values of parameters
 that the model has, and the model is built without memory first.
 """
 
