@@ -72,4 +72,4 @@ def _found(file: Path, form: type) -> dict[str, Any]:
     """The answer in a file. Raises OSError, or UsageError where it is of another form."""
     kept = checked(dict[str, Any], read_json(file), str(file))
     answer: Any = checked(form, kept.get("found"), str(file))
-    return asdict(answer) if is_dataclass(answer) else dict(answer)
+    return asdict(answer) if is_dataclass(answer) and not isinstance(answer, type) else dict(answer)

@@ -60,20 +60,24 @@ def record_batches(file: str, raw: bool, count: int) -> list[Rows]:
     """The record batches of a file of ``count`` rows. Raises OSError where it is damaged."""
     try:
         table = open_table(file)
-        batches = table.torecord_batches()
+        batches = table.to_batches()
         for batch in batches:
             batch.validate(full=True)
         sizes = [batch.num_rows for batch in batches]
         if table.num_rows != count or any(size != BATCH_ROWS for size in sizes[:-1]):
             raise ValueError(f"it has {table.num_rows} rows in {len(sizes)} batches, not {count}")
         return [_rows(batch, raw) for batch in batches]
-    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise OSError(f"{file} is damaged: {first_line(error)}") from error
 
 
 def _rows(batch: Any, raw: bool) -> Rows:
-    """Raises KeyError, TypeError or AttributeError where columns are not those that `pack` writes."""
-    images = batch.column("pixels") if raw else batch.column("image").field("bytes")
+    """Raises KeyError or TypeError where columns are not those that `pack` writes."""
+    images = batch.column("pixels" if raw else "image")
+    if not raw:
+        if not pa.types.is_struct(images.type):
+            raise TypeError(f"the images are of {images.type}, not a file and its path")
+        images = images.field("bytes")
     shapes = None
     if raw:
         sides = [_numbers(batch.column(name), pa.int32()) for name in ("height", "width", "channels")]

@@ -163,7 +163,7 @@ def check_finite(state: dict[str, Tensor], where: str) -> None:
     for name, value in state.items():
         if (value.is_floating_point() or value.is_complex()) and not _is_finite(value):
             raise UsageError(
-                f"{where}: {name} holds numbers that are not finite: these are the weights of a training that "
+                f"{where}: {name} holds numbers that are not finite: these are weights of a training that "
                 "diverged, or they are damaged"
             )
 
