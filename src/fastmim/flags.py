@@ -63,10 +63,11 @@ def _registry() -> Any:
 
     import tyro
 
+    from fastmim.documents import parse_json, shown
     from fastmim.train.stages import Stage, parse_stages
 
     def from_json(words: list[str]) -> dict[str, Any]:
-        value = json.loads(words[0])
+        value = parse_json(words[0], shown(words[0]))
         if not isinstance(value, dict):
             raise ValueError("a JSON object is needed, as '{\"window_size\": 8}'")
         return value

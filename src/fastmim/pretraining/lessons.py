@@ -61,14 +61,17 @@ class LessonCache:
         except RunError as error:
             self._stop(str(error))
 
-    def get(self, label: str, images_BCHW: Tensor) -> list[Tensor] | None:
-        """The maps of these crops, where they are there."""
+    def get(self, label: str, images_BCHW: Tensor, blank: list[Tensor]) -> list[Tensor] | None:
+        """The maps of these crops, where they are there, of the forms of ``blank``."""
         try:
             with safetensors.safe_open(self._file(label), framework="pt") as opened:
                 if (opened.metadata() or {}).get("crops") != crops_digest(images_BCHW):
                     return None
                 maps = [opened.get_tensor(name) for name in sorted(opened.keys())]
         except (safetensors.SafetensorError, OSError):
+            return None
+        form = [(map_.shape, map_.dtype) for map_ in blank]
+        if [(map_.shape, map_.dtype) for map_ in maps] != form or not all(map(_finite, maps)):
             return None
         return [map_.to(images_BCHW.device, non_blocking=True) for map_ in maps]
 
@@ -122,7 +125,11 @@ class Lessons:
 
     def __call__(self, images_BCHW: Tensor, label: str) -> list[Tensor]:
         """Maps (B, D, h, w), half precision; ``label`` is the name of these images in the cache."""
-        maps = self.cache.get(label, images_BCHW) if self.cache is not None else None
+        maps = (
+            self.cache.get(label, images_BCHW, self.teacher.blank(len(images_BCHW)))
+            if self.cache is not None
+            else None
+        )
         if maps is None:
             with self.autocast():
                 maps = self.teacher(images_BCHW)
@@ -205,6 +212,10 @@ def held_out_distillation(learner: Distilled, held_out: HeldOut, lessons: Lesson
         start += len(images)
     learner.train(was_training)
     return total
+
+
+def _finite(map_: Tensor) -> bool:
+    return bool(torch.isfinite(map_).all())
 
 
 def make_folder(folder: Path) -> None:

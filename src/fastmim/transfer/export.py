@@ -19,6 +19,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fastmim.documents import read_json
 from fastmim.encoders.models import first_line, is_known
 from fastmim.errors import RunError, UsageError
 from fastmim.grids import Size
@@ -176,7 +177,7 @@ def _write_timm(model: nn.Module, folder: Path, size: Size, classes: list[str] |
     data_config = {"img_size": size}
     save_for_hf(model, str(folder), labels, safe_serialization=True, data_config=data_config)
     file = folder / "config.json"
-    config = json.loads(file.read_text())
+    config = read_json(file)
     config["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if k in CFG_KEYS}
     config["model_args"].pop("num_classes", None)  # stands above; transformers takes it from there alone
     file.write_text(json.dumps(config, indent=2))

@@ -12,13 +12,15 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from fastmim.config import FinetuneConfig, build, check_least, read_yaml
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.data.loader import available_cpus
+from fastmim.documents import Count, Finite, checked, read_json
 from fastmim.encoders.trust import Trust
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.train.checkpoint import write_atomically
@@ -64,6 +66,19 @@ class PayoffConfig:
             raise UsageError(f"shares = {' '.join(self.shares)}: each only once")
         if not self.shares:
             raise UsageError("shares is empty: give shares of the labels, as 0.01 0.1 1")
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What is taken of a run's results.json."""
+
+    top1: Annotated[Finite, Field(ge=0, le=100)]
+    seconds: Annotated[Finite, Field(ge=0)]
+    training_images: Count
+    labels: str | None
+    device: str
+    processes: Count
+    threads: Count
 
 
 @dataclass(frozen=True)
@@ -247,7 +262,8 @@ def _run(job: _Job, quiet: bool) -> dict[str, Any]:
     file = Path(job.config.out) / RESULTS
     if not file.is_file():
         raise RunError(f"{file} was not written")
-    values: dict[str, Any] = json.loads(file.read_text())
+    values: dict[str, Any] = read_json(file)
+    checked(_Results, values, str(file))
     return values
 
 
