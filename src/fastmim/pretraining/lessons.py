@@ -61,17 +61,14 @@ class LessonCache:
         except RunError as error:
             self._stop(str(error))
 
-    def get(self, label: str, images_BCHW: Tensor, blank: list[Tensor]) -> list[Tensor] | None:
-        """The maps of these crops, where they are there, of the forms of ``blank``."""
+    def get(self, label: str, images_BCHW: Tensor) -> list[Tensor] | None:
+        """The maps of these crops, where they are there."""
         try:
             with safetensors.safe_open(self._file(label), framework="pt") as opened:
                 if (opened.metadata() or {}).get("crops") != crops_digest(images_BCHW):
                     return None
                 maps = [opened.get_tensor(name) for name in sorted(opened.keys())]
         except (safetensors.SafetensorError, OSError):
-            return None
-        form = [(map_.shape, map_.dtype) for map_ in blank]
-        if [(map_.shape, map_.dtype) for map_ in maps] != form or not all(map(_finite, maps)):
             return None
         return [map_.to(images_BCHW.device, non_blocking=True) for map_ in maps]
 
@@ -125,17 +122,22 @@ class Lessons:
 
     def __call__(self, images_BCHW: Tensor, label: str) -> list[Tensor]:
         """Maps (B, D, h, w), half precision; ``label`` is the name of these images in the cache."""
-        maps = (
-            self.cache.get(label, images_BCHW, self.teacher.blank(len(images_BCHW)))
-            if self.cache is not None
-            else None
-        )
+        maps = self.cache.get(label, images_BCHW) if self.cache is not None else None
+        if maps is not None and not self._are_the_teachers(maps, len(images_BCHW)):
+            maps = None
         if maps is None:
             with self.autocast():
                 maps = self.teacher(images_BCHW)
             if self.cache is not None:
                 self.cache.put(label, images_BCHW, maps)
         return maps
+
+    def _are_the_teachers(self, maps: list[Tensor], count: int) -> bool:
+        """Whether maps out of a file can be those of ``count`` images."""
+        forms = [(map_.shape, map_.dtype) for map_ in maps]
+        return forms == [(map_.shape, map_.dtype) for map_ in self.teacher.blank(count)] and all(
+            bool(torch.isfinite(map_).all()) for map_ in maps
+        )
 
 
 def taught(feed: Feed, lessons: Lessons, rank: int) -> Feed:
@@ -212,10 +214,6 @@ def held_out_distillation(learner: Distilled, held_out: HeldOut, lessons: Lesson
         start += len(images)
     learner.train(was_training)
     return total
-
-
-def _finite(map_: Tensor) -> bool:
-    return bool(torch.isfinite(map_).all())
 
 
 def make_folder(folder: Path) -> None:
