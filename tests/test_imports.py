@@ -10,7 +10,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "fastmim"
 
 LAYERS = [
-    {"errors", "cache"},
+    {"errors"},
+    {"documents"},
+    {"cache"},
     {"grids", "histograms"},
     {"losses", "masking", "decoders", "encoders", "targets"},
     {"train", "methods", "data"},

@@ -28,7 +28,8 @@ from fastmim.masking import Masking
 from fastmim.methods.input_masking import InputMasking
 from fastmim.targets import TargetConfig, build_target
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step
-from fastmim.transfer.weights import describe_encoder, load_encoder, save_encoder
+from fastmim.transfer.encoder_file import describe_encoder, save_encoder
+from fastmim.transfer.weights import load_encoder
 
 NEAR = 128  # pixels; the paper's
 

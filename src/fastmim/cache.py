@@ -6,8 +6,12 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from fastmim.documents import checked, read_json
+from fastmim.errors import UsageError
 
 SWITCH = "FASTMIM_CACHE"  # another folder, or 'off'
 
@@ -22,23 +26,34 @@ def cache_folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastmim"
 
 
-def remembered(kind: str, key: dict[str, Any], find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def remembered(
+    kind: str,
+    key: dict[str, Any],
+    find_out: Callable[[], dict[str, Any]],
+    form: type = dict[str, Any],
+) -> dict[str, Any]:
     """What ``find_out()`` returned when it was first asked for ``key`` here.
 
-    Of several processes that ask at once, all get what one of them found. A cache that cannot be written
-    is done without.
+    Of several processes that ask at once, all get what one of them found. A cache that cannot be written,
+    or holds something else, is done without.
 
     Args:
         kind: the folder within the cache.
         key: plain values that the answer depends on.
+        form: what an answer is: a dataclass, or another type that pydantic knows.
     """
     folder = cache_folder()
     if folder is None:
         return find_out()
     text = json.dumps(key, sort_keys=True)
     file = folder / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return dict(json.loads(file.read_text())["found"])
+    try:
+        return _found(file, form)
+    except UsageError:
+        with contextlib.suppress(OSError):
+            file.unlink()  # so that the answer can be written in its place
+    except OSError:
+        pass
     found = find_out()
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +63,13 @@ def remembered(kind: str, key: dict[str, Any], find_out: Callable[[], dict[str, 
             os.link(temporary.name, file)  # fails where another process was first: then its answer holds
         finally:
             os.unlink(temporary.name)
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return dict(json.loads(file.read_text())["found"])
+    with contextlib.suppress(OSError, UsageError):
+        return _found(file, form)
     return found
+
+
+def _found(file: Path, form: type) -> dict[str, Any]:
+    """The answer in a file. Raises OSError, or UsageError where it is of another form."""
+    kept = checked(dict[str, Any], read_json(file), str(file))
+    answer: Any = checked(form, kept.get("found"), str(file))
+    return asdict(answer) if is_dataclass(answer) and not isinstance(answer, type) else dict(answer)

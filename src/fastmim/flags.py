@@ -22,6 +22,11 @@ def peek(arguments: list[str], *names: str) -> dict[str, str | None]:
     return dict(vars(known))
 
 
+def asked(arguments: list[str], name: str) -> bool:
+    """Whether a switch is given, read before the rest can be parsed."""
+    return f"--{name}" in arguments or f"--{name.replace('-', '_')}" in arguments
+
+
 def parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
     """Parse flags with tyro; its complaints become one line."""
     import tyro
@@ -58,10 +63,11 @@ def _registry() -> Any:
 
     import tyro
 
+    from fastmim.documents import parse_json, shown
     from fastmim.train.stages import Stage, parse_stages
 
     def from_json(words: list[str]) -> dict[str, Any]:
-        value = json.loads(words[0])
+        value = parse_json(words[0], shown(words[0]))
         if not isinstance(value, dict):
             raise ValueError("a JSON object is needed, as '{\"window_size\": 8}'")
         return value

@@ -12,6 +12,7 @@ from rich.table import Table
 from fastmim.bench.growth import Cost
 from fastmim.bench.measure import Figure
 from fastmim.bench.methods import LEAST_SHARE, MethodCost
+from fastmim.documents import checked, read_json
 from fastmim.errors import UsageError
 from fastmim.train.checkpoint import write_atomically
 
@@ -45,14 +46,10 @@ class Results:
 def read_results(file: Path) -> Results:
     """What `Results.write` wrote. Raises UsageError where it is something else."""
     try:
-        raw = json.loads(file.read_text())
-        figures = {part: [Figure(**line) for line in lines] for part, lines in raw["figures"].items()}
-        growth = {what: [Cost(**cost) for cost in costs] for what, costs in raw["growth"].items()}
-        methods = [MethodCost(**cost) for cost in raw["methods"]]
-        return Results(raw["machine"], raw["command"], raw["date"], figures, raw["notes"], growth, methods)
+        return checked(Results, read_json(file), str(file))
     except OSError as error:
         raise UsageError(f"json: {file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except UsageError as error:
         raise UsageError(f"json: {file} was not written by fastmim bench ({error})") from error
 
 

@@ -2,9 +2,10 @@
 
 from fastmim.config.finetune import FinetuneConfig
 from fastmim.config.pretrain import PretrainConfig, resolved
-from fastmim.config.resume import ALWAYS_FREE, check_resumed, config_text
+from fastmim.config.resume import ALWAYS_FREE, check_resumed, config_text, resume_flags
 from fastmim.config.run import RunConfig
-from fastmim.config.settings import build, check_least, differences, merge, read_yaml, to_yaml
+from fastmim.config.settings import build, check_least, differences, merge, to_yaml
+from fastmim.documents import read_yaml
 
 __all__ = [
     "ALWAYS_FREE",
@@ -19,5 +20,6 @@ __all__ = [
     "merge",
     "read_yaml",
     "resolved",
+    "resume_flags",
     "to_yaml",
 ]

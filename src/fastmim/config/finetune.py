@@ -8,6 +8,7 @@ from fastmim.config.settings import check_least
 from fastmim.data.augment import AugmentConfig
 from fastmim.data.crops import CropConfig
 from fastmim.data.labels import parse_labels
+from fastmim.encoders.models import is_custom
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 from fastmim.train.optim import OptimConfig
@@ -30,7 +31,8 @@ class FinetuneConfig(RunConfig):
     """Images with classes: a folder with train/ and val/, each with a folder a class; one folder of such
     folders, .parquet, a saved dataset, hf:NAME[:SPLIT] or demo:digits, of which --val-share is kept."""
     model: str | None = None
-    """With --encoder none: timm name of the backbone, or package.module:factory of your own."""
+    """With --encoder none: timm name of the backbone, or package.module:factory of your own. With a file that
+    names such a factory: the same name, without which it is not imported."""
     image_size: int | tuple[int, int] = 224
     """Side, or height and width, of the images that the model sees, in pixels."""
     epochs: float = 100.0
@@ -87,7 +89,8 @@ class FinetuneConfig(RunConfig):
                 f"model_kwargs = {self.model_kwargs} go with encoder = none only: {self.encoder} says which "
                 "model it is"
             )
-        if self.encoder not in ("", SCRATCH) and self.model:
+        from_timm = self.encoder.startswith(WITH_TIMM_WEIGHTS)
+        if self.encoder not in ("", SCRATCH) and self.model and (from_timm or not is_custom(self.model)):
             raise UsageError(
                 f"model = {self.model!r} goes with encoder = none only: {self.encoder} says which model it is"
             )

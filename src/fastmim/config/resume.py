@@ -1,11 +1,15 @@
 """A resumed run goes on as it began: what it may change, and what it says where it would not."""
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fastmim import __version__
 from fastmim.config.run import RunConfig
-from fastmim.config.settings import build, differences, read_yaml, to_yaml
+from fastmim.config.settings import build, differences, flat, to_yaml
+from fastmim.documents import read_yaml
+from fastmim.encoders.models import is_custom
 from fastmim.errors import UsageError
 from fastmim.train.rundir import CONFIG
 
@@ -46,6 +50,17 @@ def check_resumed(
         raise UsageError(
             f"the run in {run} began with {state['world_size']} processes, not {facts['world_size']}"
         )
+
+
+def resume_flags(config: RunConfig) -> str:
+    """What goes on with a run. Its factories are named again: none is imported because a file says so."""
+    settings = flat(asdict(config))
+    named = [(name, settings.get(name)) for name in ("model", "distill.model")]
+    words = ["--resume", "--out", config.out]
+    for name, model in named:
+        if model is not None and is_custom(model):
+            words += [f"--{name}", model]
+    return shlex.join(words)
 
 
 def config_text(verb: str, config: RunConfig) -> str:

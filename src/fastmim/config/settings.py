@@ -3,12 +3,12 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
-from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from fastmim.documents import complaint
 from fastmim.errors import UsageError
 from fastmim.train.stages import Stage
 
@@ -26,13 +26,9 @@ def build(cls: type[T], settings: Mapping[str, Any], where: str = "") -> T:
     try:
         return TypeAdapter(cls).validate_python(nested)
     except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, UsageError):
-            raise UsageError(f"{where}{cause}") from error
-        kinds = ("tuple[", "int", "float", "list[")  # of a union, which pydantic names, too
-        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(kinds))
-        raise UsageError(f"{where}{name} = {first['input']!r}: {first['msg'].lower()}") from error
+        cause = error.errors()[0].get("ctx", {}).get("error")
+        told = cause if isinstance(cause, UsageError) else complaint(error)
+        raise UsageError(f"{where}{told}") from error
 
 
 def merge(base: T, settings: Mapping[str, Any], where: str = "") -> T:
@@ -44,21 +40,6 @@ def merge(base: T, settings: Mapping[str, Any], where: str = "") -> T:
     if settings.get("stages"):
         values |= {"image_size": None, "epochs": None, "steps": None}
     return build(type(base), _overlay(values, _nest(settings)), where)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings of a YAML file. Raises UsageError where it is missing or no mapping."""
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UsageError(f"config: {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError(f"config: {path} must hold names and values, not a {type(values).__name__}")
-    return values
 
 
 def to_yaml(config: Any) -> str:
@@ -75,6 +56,17 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
             found |= {f"{item.name}.{name}": pair for name, pair in differences(a, b).items()}
         elif a != b:
             found[item.name] = (a, b)
+    return found
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, nested or dotted, by their dotted names; model_kwargs is one."""
+    found: dict[str, Any] = {}
+    for name, value in _nest(settings).items():
+        if isinstance(value, Mapping) and not name.endswith("model_kwargs"):
+            found |= {f"{name}.{inner}": item for inner, item in flat(value).items()}
+        else:
+            found[name] = value
     return found
 
 
@@ -109,7 +101,7 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str, prefix: str = "
     hints = get_type_hints(cls)
     for name, value in values.items():
         if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=1)
+            close = difflib.get_close_matches(str(name), hints, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(hints)}"
             raise UsageError(f"{where}unknown setting {prefix}{name}; {hint}")
         if is_dataclass(hints[name]):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastmim.data.index import IMAGE_SUFFIXES, is_image_name, list_images
 from fastmim.data.names import NameList
 from fastmim.data.packed import Manifest, PackedImages, is_packed
-from fastmim.data.tables import is_saved, open_hub, open_parquet, open_saved
+from fastmim.data.tables import is_saved, open_hub, open_packed, open_parquet, open_saved
 from fastmim.errors import UsageError
 
 
@@ -188,7 +188,7 @@ def _open_folder(path: Path) -> ImageSource:
     if is_packed(path):
         packed = Manifest.read(path)
         if packed.complete and packed.settings.format == "parquet":
-            return open_parquet([str(path / shard.file) for shard in packed.shards], str(path))
+            return open_packed(path, packed)
         return PackedImages(path)
     if is_saved(path):
         return open_saved(path)

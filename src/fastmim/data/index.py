@@ -10,10 +10,12 @@ import json
 import os
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastmim.cache import cache_folder
 from fastmim.data.names import NameList
+from fastmim.documents import BareName, Whole, checked, read_json
 
 IMAGE_SUFFIXES = frozenset({".npy"}) | frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -91,14 +93,23 @@ def _place(root: Path) -> Path | None:
     return base / "index" / hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What folders.json holds."""
+
+    names: BareName
+    folders: dict[str, tuple[Whole, Whole]]
+
+
 def _load(place: Path, root: Path) -> NameList | None:
+    file = place / "folders.json"
     try:
-        kept = json.loads((place / "folders.json").read_text())
-        for folder, stamp in kept["folders"].items():
-            if _stamp(os.path.join(root, folder)) != tuple(stamp):
+        kept = checked(_Kept, read_json(file), str(file))
+        for folder, stamp in kept.folders.items():
+            if _stamp(os.path.join(root, folder)) != stamp:
                 return None
-        return NameList.load(place / kept["names"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return NameList.load(place / kept.names) if os.curdir in kept.folders else None
+    except (OSError, ValueError):
         return None
 
 

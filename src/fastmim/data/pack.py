@@ -190,9 +190,10 @@ def _parts(settings: PackSettings, names: list[str] | None) -> Iterator[Part]:
 def _noted(folder: Path, file: str) -> Shard | None:
     """What an earlier call noted of a file that is still there."""
     try:
-        shard = read_shard(json.loads((folder / NOTES / f"{file}.json").read_text()))
-        return shard if (folder / file).stat().st_size == shard.bytes else None
-    except (OSError, ValueError, TypeError, KeyError):
+        shard = read_shard(folder / NOTES / f"{file}.json")
+        same = shard.file == file and (folder / file).stat().st_size == shard.bytes
+        return shard if same else None
+    except (OSError, UsageError):
         return None
 
 

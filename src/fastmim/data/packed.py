@@ -6,30 +6,31 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
+from fastmim.data.rows import BATCH_ROWS, NOT_WHOLE, Rows, record_batches
+from fastmim.documents import BareName, Count, Truth, Whole, checked, read_json, shown
 from fastmim.errors import UsageError
 
 MANIFEST = "fastmim-pack.json"
 VERSION = 1
-BATCH_ROWS = 256  # of a record batch: where a row lies is then known without searching
 
 
 @dataclass(frozen=True)
 class PackSettings:
     """What decides the bytes of a pack."""
 
-    short_side: int
+    short_side: Annotated[Whole, Field(ge=1)]
     encoding: Literal["jpeg", "raw"]
-    quality: int | None
+    quality: Annotated[Whole, Field(ge=1, le=100)] | None
     """Of JPEGs; None for raw pixels."""
     format: Literal["arrow", "parquet"]
-    in_chans: int
-    images: int
+    in_chans: Annotated[Whole, Field(ge=1)]
+    images: Count
     """Of the source."""
     digest: str
     """Of the source's names, see `images.fingerprint`."""
@@ -40,7 +41,7 @@ class PackSettings:
 class Skipped:
     """An image that could not be packed."""
 
-    index: int
+    index: Count
     image: str
     reason: str
 
@@ -49,11 +50,11 @@ class Skipped:
 class Shard:
     """One file of a pack, as it was written."""
 
-    file: str
-    rows: int
-    bytes: int
+    file: BareName
+    rows: Count
+    bytes: Count
     sha256: str
-    source_bytes: int
+    source_bytes: Count
     skipped: tuple[Skipped, ...] = ()
 
 
@@ -63,9 +64,9 @@ class Manifest:
 
     data: str
     settings: PackSettings
-    complete: bool = False
+    complete: Truth = False
     shards: tuple[Shard, ...] = ()
-    version: int = field(default=VERSION)
+    version: Whole = field(default=VERSION)
 
     def write(self, folder: Path) -> None:
         """Raises OSError."""
@@ -76,26 +77,22 @@ class Manifest:
         """Raises UsageError where it is missing or damaged."""
         path = folder / MANIFEST
         try:
-            entry = json.loads(path.read_text())
-            if entry["version"] != VERSION:
-                raise UsageError(
-                    f"{path}: version {entry['version']} is not {VERSION}, which this fastmim reads"
-                )
-            classes = entry["settings"].pop("classes")
-            settings = PackSettings(
-                **entry["settings"], classes=tuple(classes) if classes is not None else None
-            )
-            shards = tuple(read_shard(shard) for shard in entry["shards"])
-            return cls(entry["data"], settings, entry["complete"], shards)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UsageError):
-                raise
-            raise UsageError(f"{path} cannot be read: {error}") from error
+            values = read_json(path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        version = values.get("version") if isinstance(values, dict) else None
+        if version is not None and version != VERSION:
+            raise UsageError(f"{path}: version {shown(version)} is not {VERSION}, which this fastmim reads")
+        manifest = checked(cls, values, str(path))
+        for shard in manifest.shards:
+            if shard.rows > shard.bytes:  # an image has a byte at least
+                raise UsageError(f"{path}: {shard.file} cannot have {shard.rows} rows in {shard.bytes} bytes")
+        return manifest
 
 
-def read_shard(entry: dict[str, Any]) -> Shard:
-    """Raises TypeError where a field is missing."""
-    return Shard(**{**entry, "skipped": tuple(Skipped(**skipped) for skipped in entry["skipped"])})
+def read_shard(path: Path) -> Shard:
+    """The note of a file. Raises OSError, or UsageError where it is none."""
+    return checked(Shard, read_json(path), str(path))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -113,29 +110,11 @@ def is_packed(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """A column of binary values or strings of a record batch, where it lies in the file."""
-
-    ends: NDArray[np.int32]  # one more than there are values
-    data: NDArray[np.uint8]
-
-    def __getitem__(self, row: int) -> NDArray[np.uint8]:
-        return self.data[self.ends[row] : self.ends[row + 1]]
-
-
-class _Rows(NamedTuple):
-    """A record batch."""
-
-    images: _Values
-    paths: _Values
-    shapes: NDArray[np.int32] | None  # (rows, 3) of raw pixels
-
-
 class PackedImages:
     """The images of a complete pack of Arrow files: encoded JPEGs, or arrays that are views of the files.
 
-    Pickled it is a path and a few numbers a file; files are mapped when they are first read.
+    Pickled it is a path and a few numbers a file; files are mapped when they are first read. Each row is
+    compared with its checksum when it is read.
 
     Raises:
         UsageError: a file is missing or cut off, or the pack was not packed to its end.
@@ -147,83 +126,82 @@ class PackedImages:
             raise UsageError(
                 f"data: {folder} is not packed to its end; run the same `fastmim pack` again, it goes on"
             )
-        for shard in manifest.shards:
-            path = folder / shard.file
-            if not path.is_file() or path.stat().st_size != shard.bytes:
-                raise UsageError(f"data: {path} is missing or not as it was written; pack the images again")
+        check_files(folder, manifest)
         self.classes = manifest.settings.classes
         self._raw = manifest.settings.encoding == "raw"
         self._files = [str(folder / shard.file) for shard in manifest.shards]
         self._starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)]).tolist()
-        self._opened: dict[int, list[_Rows]] = {}
+        self._opened: dict[int, list[Rows]] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def name(self, index: int) -> str:
-        rows, row = self._find(index)
-        return rows.paths[row].tobytes().decode()
+        try:
+            rows, row = self._find(index)
+        except OSError:  # which reading it will report
+            return f"row {index}"
+        return rows.path(row)
 
     def joined_names(self) -> memoryview:
         parts = []
-        for shard in range(len(self._files)):
-            for rows in self._shard(shard):
-                text, ends = rows.paths.data, rows.paths.ends
-                parts.append(np.insert(text[ends[0] : ends[-1]], ends[1:] - ends[0], 0).tobytes())
+        for rows in self._all_rows():
+            text, ends = rows.paths.data, rows.paths.ends
+            parts.append(np.insert(text[ends[0] : ends[-1]], ends[1:] - ends[0], 0).tobytes())
         return memoryview(b"".join(parts))
 
     def labels(self, where: str) -> list[str]:
         """Each row's class by name. Raises UsageError where there are none."""
         if self.classes is None:
             raise UsageError(f"data: {where} was packed from images without classes")
-        numbers = (open_table(file).column("label").to_numpy() for file in self._files)
-        return [self.classes[number] for part in numbers for number in part.tolist()]
+        names: list[str] = []
+        for rows in self._all_rows():
+            numbers = [] if rows.labels is None else rows.labels.tolist()
+            if len(numbers) != len(rows.checksums) or not all(0 <= n < len(self.classes) for n in numbers):
+                raise UsageError(f"data: {where} has rows of none of its {len(self.classes)} classes")
+            names += [self.classes[number] for number in numbers]
+        return names
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         rows, row = self._find(index)
+        if not rows.is_whole(row):
+            raise OSError(NOT_WHOLE)
         if rows.shapes is None:
             return rows.images[row].tobytes()
-        return rows.images[row].reshape(rows.shapes[row])
+        height, width, channels = rows.shapes[row].tolist()
+        if height * width * channels != len(rows.images[row]) or min(height, width, channels) < 1:
+            raise OSError(f"its pixels are not {height} x {width} x {channels}")
+        return rows.images[row].reshape(height, width, channels)
 
-    def _find(self, index: int) -> tuple[_Rows, int]:
+    def _find(self, index: int) -> tuple[Rows, int]:
         if not 0 <= index < self._starts[-1]:
             raise IndexError(f"image {index} of {self._starts[-1]}")
         shard = bisect.bisect_right(self._starts, index) - 1
         batch, row = divmod(index - self._starts[shard], BATCH_ROWS)
         return self._shard(shard)[batch], row
 
-    def _shard(self, number: int) -> list[_Rows]:
+    def _all_rows(self) -> Iterator[Rows]:
+        """Every record batch. Raises UsageError where a file is damaged."""
+        for shard in range(len(self._files)):
+            try:
+                yield from self._shard(shard)
+            except OSError as error:
+                raise UsageError(f"data: {error}; pack the images again") from error
+
+    def _shard(self, number: int) -> list[Rows]:
+        """The record batches of a file. Raises OSError where it is damaged."""
         if number not in self._opened:
-            self._opened[number] = list(_batches(self._files[number], self._raw))
+            count = self._starts[number + 1] - self._starts[number]
+            self._opened[number] = record_batches(self._files[number], self._raw, count)
         return self._opened[number]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}
 
 
-def open_table(file: str) -> Any:
-    """A file of a pack as a pyarrow table that is mapped. Raises OSError or pyarrow.ArrowInvalid."""
-    with pa.memory_map(file) as mapped, pa.ipc.open_stream(mapped) as stream:
-        return stream.read_all()
-
-
-def _batches(file: str, raw: bool) -> Iterator[_Rows]:
-    try:
-        table = open_table(file)
-    except pa.ArrowInvalid as error:
-        raise OSError(f"{file} is damaged: {error}") from error
-    for batch in table.to_batches():
-        images = batch.column("pixels") if raw else batch.column("image").field("bytes")
-        shapes = None
-        if raw:
-            sides = [batch.column(name).to_numpy() for name in ("height", "width", "channels")]
-            shapes = np.stack(sides, axis=1)
-        yield _Rows(_values(images), _values(batch.column("path")), shapes)
-
-
-def _values(array: Any) -> _Values:
-    _, ends, data = array.buffers()
-    if data is None:
-        data = b""
-    offsets: NDArray[np.int32] = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array) + 1]
-    return _Values(offsets, np.frombuffer(data, np.uint8))
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise UsageError where a file of a pack is missing or cut off."""
+    for shard in manifest.shards:
+        path = folder / shard.file
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise UsageError(f"data: {path} is missing or not as it was written; pack the images again")

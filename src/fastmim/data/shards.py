@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from fastmim.data import jpeg
 from fastmim.data.bands import Pixels, UnreadableImage, first_line
 from fastmim.data.decode import decode, shrink
 from fastmim.data.images import ImageSource
-from fastmim.data.packed import BATCH_ROWS, PackSettings, Shard, Skipped, open_table
+from fastmim.data.packed import PackSettings, Shard, Skipped
+from fastmim.data.rows import BATCH_ROWS, checksum, open_table
 
 JPEG_MOST = 65_500  # libjpeg's limit for a side, in pixels
 
@@ -180,8 +180,8 @@ def _checksum(row: Row) -> int:
     """Of everything else in the row."""
     image = row.get("image")
     payload = image["bytes"] if isinstance(image, dict) else row["pixels"]
-    others = [row.get(name) for name in ("height", "width", "channels", "path", "label")]
-    return zlib.crc32(repr(others).encode(), zlib.crc32(payload))
+    shape = [row.get(name) for name in ("height", "width", "channels")]
+    return checksum(payload, shape, row["path"], row.get("label"))
 
 
 def _fault(row: Row, settings: PackSettings) -> str:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmim.data.bands import first_line
+from fastmim.data.packed import Manifest, check_files
+from fastmim.data.rows import NOT_WHOLE, checksum
 from fastmim.errors import UsageError
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "y", "fine_label")
@@ -42,6 +44,29 @@ class TableImages:
         if not isinstance(value, bytes):
             raise OSError("the row holds no image")
         return value
+
+
+class PackedTable(TableImages):
+    """A pack's parquet files: each row is compared with its checksum when it is read."""
+
+    def read(self, index: int) -> bytes:
+        data = super().read(index)
+        others = self._labels[index]
+        whole = checksum(data, (None, None, None), str(others.get("path")), others.get("label"))
+        if whole != others.get("crc32"):
+            raise OSError(NOT_WHOLE)
+        return data
+
+
+def open_packed(folder: Path, manifest: Manifest) -> PackedTable:
+    """The parquet files of a complete pack. Raises UsageError."""
+    check_files(folder, manifest)
+    table = read_parquet([str(folder / shard.file) for shard in manifest.shards], str(folder))
+    if len(table) != sum(shard.rows for shard in manifest.shards):
+        raise UsageError(
+            f"data: {folder} has {len(table)} rows, not those of its manifest; pack the images again"
+        )
+    return PackedTable(table, str(folder))
 
 
 def open_parquet(files: list[str], where: str) -> TableImages:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fastmim.encoders import cmt, pvt  # noqa: F401  (both register their models with timm)
+from fastmim.encoders.limits import FACTORY, MOST_PARAMETERS, TooLarge, check_loaders, limited
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 
@@ -62,9 +63,14 @@ def check_model_name(model_name: str) -> None:
 
 def _factory(model_name: str) -> Callable[..., nn.Module]:
     module, _, name = model_name.partition(":")
+    if not FACTORY.fullmatch(model_name):
+        raise UsageError(
+            f"model = {model_name!r} is no package.module:factory, and models of a hub or a folder are not "
+            "built from their names: give timm's name of the backbone, and weights as timm:NAME or as a file"
+        )
     try:
         factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the module does when it is imported
         raise UsageError(
             f"model = {model_name!r}: {error}; give package.module:factory, importable from here"
         ) from error
@@ -73,12 +79,16 @@ def _factory(model_name: str) -> Callable[..., nn.Module]:
 
 def create(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
     """The model with weights newly drawn and without a classifier; what goes wrong becomes UsageError."""
+    check_loaders(model_kwargs, "model_kwargs: ", is_custom(model_name))
     try:
-        if is_custom(model_name):
-            return _made(model_name, model_kwargs)
-        model: nn.Module = timm.create_model(
-            model_name, pretrained=False, **{"num_classes": 0, **model_kwargs}
-        )
+        with limited(MOST_PARAMETERS):
+            if is_custom(model_name):
+                return _made(model_name, model_kwargs)
+            model: nn.Module = timm.create_model(
+                model_name, pretrained=False, **{"num_classes": 0, **model_kwargs}
+            )
+    except TooLarge:
+        raise
     except MODEL_ERRORS as error:
         raise UsageError(
             f"{'' if is_custom(model_name) else 'timm '}cannot build {model_name} with "
@@ -90,6 +100,8 @@ def create(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
 def _made(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
     try:
         model = _factory(model_name)(**model_kwargs)
+    except TooLarge:
+        raise
     except Exception as error:  # somebody's own code
         raise ValueError(first_line(error)) from error
     if not isinstance(model, nn.Module):
@@ -117,6 +129,8 @@ def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.device("meta"):
             return build()
+    except TooLarge:
+        raise
     except (NotImplementedError, UsageError, RuntimeError):
         with torch.random.fork_rng(devices=[]):
             return build()

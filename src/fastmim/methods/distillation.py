@@ -46,7 +46,8 @@ class DistillConfig:
     weights, or with --distill.model a .safetensors or .pth of its weights; none: new ones, to try it.
     Default: no teacher."""
     model: str | None = None
-    """timm name of the teacher, where a file does not say it."""
+    """timm name of the teacher, where a file does not say it; or the package.module:factory that it names,
+    without which that is not imported."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of that model, as JSON."""
     layers: Annotated[tuple[str, ...], BeforeValidator(_pairs_as_text)] = ()

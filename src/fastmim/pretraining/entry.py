@@ -15,6 +15,7 @@ from fastmim.encoders.build import name_of
 from fastmim.errors import UsageError
 from fastmim.pretraining.run import RunResult, run_on
 from fastmim.pretraining.start import check_stages
+from fastmim.pretraining.teaching import with_factory
 from fastmim.recipes import base_config
 from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.launch import run_everywhere
@@ -30,6 +31,7 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    trust_code: bool = False,
     **settings: Any,
 ) -> RunResult:
     """Pre-train a backbone on a folder of unlabelled images.
@@ -46,6 +48,8 @@ def pretrain(
         resume: go on with the run in ``out``, if there is one.
         overwrite: replace the run in ``out``.
         quiet: print nothing.
+        trust_code: import and call whatever factory a file names: ``config``, the run's that is resumed, or
+            the teacher's. Without it only those that are given here, as ``model`` and ``distill.model``.
         settings: any field of `fastmim.config.PretrainConfig`; groups as mappings
             (``mask={"ratio": 0.6}``) or dotted (``**{"mask.ratio": 0.6}``). ``method`` begins with the
             settings of its own paper.
@@ -63,8 +67,10 @@ def pretrain(
     named = {"data": data, "out": out, "model": name}
     given = {name: os.fspath(value) for name, value in named.items() if value is not None} | settings
     resumed = given.get("out") if resume else None
-    base = base_config(PretrainConfig, config, recipe, resumed, settings.get("method"))
-    return run_pretraining(merge(base, given), resume, overwrite, quiet, module)
+    base = base_config(
+        PretrainConfig, config, recipe, resumed, settings.get("method"), given, trust_code=trust_code
+    )
+    return run_pretraining(merge(base, given), resume, overwrite, quiet, module, trust_code)
 
 
 def run_pretraining(
@@ -73,11 +79,14 @@ def run_pretraining(
     overwrite: bool = False,
     quiet: bool = False,
     module: nn.Module | None = None,
+    trust_code: bool = False,
 ) -> RunResult:
     """Run a configuration, on one device in this process or on several in processes of their own.
 
     Args:
+        config: the models that it names may be imported: whoever read it from a file has asked.
         module: what ``config.model`` names, where that is no name that a model can be built from.
+        trust_code: the factory that the teacher's file names may be imported, too.
     """
     if resume and config.out and not config.data:
         raise UsageError(f"out: there is no run in {config.out} to go on with; to begin one, give data")
@@ -87,6 +96,8 @@ def run_pretraining(
         raise UsageError("out is missing: give a folder that the run is written to")
     run = Path(config.out).expanduser()
     config = replace(config, out=str(run))
+    if trust_code:
+        config = replace(config, distill=with_factory(config.distill))
     source = open_images(config.data)
     resumes = resume and (run / LAST).is_file()
     if not resumes:  # what does not work is told before anything is written

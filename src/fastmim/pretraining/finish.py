@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from fastmim.config import PretrainConfig
+from fastmim.config import PretrainConfig, resume_flags
 from fastmim.data.skips import SKIPPED
 from fastmim.grids import Size
 from fastmim.pretraining.material import Material, Network
@@ -20,7 +20,7 @@ from fastmim.train.rundir import REPORT
 from fastmim.train.runlog import Display
 from fastmim.train.stages import Leg, Plan
 from fastmim.transfer.batchnorm import batch_norms, recalibrated
-from fastmim.transfer.weights import WEIGHTS, describe_encoder, save_encoder
+from fastmim.transfer.encoder_file import WEIGHTS, describe_encoder, save_encoder
 
 
 def summary(
@@ -100,7 +100,7 @@ def leave(
     if not complete:
         display.say(
             f"stopped at step {outcome.steps} of {outcome.total_steps}; "
-            f"a checkpoint is written: go on with --resume --out {run}"
+            f"a checkpoint is written: go on with {resume_flags(config)}"
         )
     display.say(f"{run / WEIGHTS}: the encoder; {run / REPORT}: the report")
     display.say(outcome.verdict)

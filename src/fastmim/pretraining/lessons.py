@@ -123,12 +123,21 @@ class Lessons:
     def __call__(self, images_BCHW: Tensor, label: str) -> list[Tensor]:
         """Maps (B, D, h, w), half precision; ``label`` is the name of these images in the cache."""
         maps = self.cache.get(label, images_BCHW) if self.cache is not None else None
+        if maps is not None and not self._are_the_teachers(maps, len(images_BCHW)):
+            maps = None
         if maps is None:
             with self.autocast():
                 maps = self.teacher(images_BCHW)
             if self.cache is not None:
                 self.cache.put(label, images_BCHW, maps)
         return maps
+
+    def _are_the_teachers(self, maps: list[Tensor], count: int) -> bool:
+        """Whether maps out of a file can be those of ``count`` images."""
+        forms = [(map_.shape, map_.dtype) for map_ in maps]
+        return forms == [(map_.shape, map_.dtype) for map_ in self.teacher.blank(count)] and all(
+            bool(torch.isfinite(map_).all()) for map_ in maps
+        )
 
 
 def taught(feed: Feed, lessons: Lessons, rank: int) -> Feed:

@@ -33,7 +33,7 @@ from fastmim.train.runlog import METRICS
 from fastmim.train.schedules import build_schedule
 from fastmim.train.session import opened
 from fastmim.train.stages import build_plan
-from fastmim.transfer.weights import ORIGIN, WEIGHTS
+from fastmim.transfer.encoder_file import ORIGIN, WEIGHTS
 
 Evaluate = Callable[[], dict[str, float]]
 

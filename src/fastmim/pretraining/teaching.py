@@ -1,6 +1,7 @@
 """The teacher that a run is told to have, and the method that learns from it."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,15 +9,16 @@ import torch
 
 from fastmim.config import PretrainConfig
 from fastmim.encoders.adapter import Encoder
-from fastmim.encoders.models import create, fit_kwargs
+from fastmim.encoders.models import create, fit_kwargs, is_custom
 from fastmim.encoders.resize import resize
+from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import NEW, WITH_TIMM_WEIGHTS, DistillConfig, Distilled, Pair, pairs_of
 from fastmim.methods.teacher import Statistics, Teacher
 from fastmim.transfer.timm_file import timm_file
-from fastmim.transfer.weights import Loaded, load_with, replace_classifier, timm_weights
+from fastmim.transfer.weights import Loaded, factory_of, load_with, replace_classifier, timm_weights
 
 
 class Teaching(NamedTuple):
@@ -95,7 +97,7 @@ def _load(told: DistillConfig, in_chans: int, seed: int) -> Loaded:
         )
     path = Path(source).expanduser()
     try:
-        if told.model is None or path.is_dir():
+        if told.model is None or path.is_dir() or (is_custom(told.model) and factory_of_file(path)):
             return _of_this_project(told, path)
         return timm_file(path, told.model, {**told.model_kwargs, **_channels(told, in_chans)})
     except UsageError as error:
@@ -105,14 +107,31 @@ def _load(told: DistillConfig, in_chans: int, seed: int) -> Loaded:
 
 
 def _of_this_project(told: DistillConfig, path: Path) -> Loaded:
-    for name, value in (("model", told.model), ("model_kwargs", told.model_kwargs)):
+    trust = Trust.of(told.model)
+    named = None if trust.names else told.model  # a factory only says which may be imported
+    for name, value in (("model", named), ("model_kwargs", told.model_kwargs)):
         if value:
             raise UsageError(f"distill.{name} = {value}: {told.teacher} says which model it is; leave it out")
     if path.is_file() and path.suffix != ".safetensors":
         raise UsageError(
             f"distill.model is missing: {told.teacher} does not say which model of timm's it is of"
         )
-    return load_with(path, {})
+    return load_with(path, {}, trust=trust, setting="distill.model")
+
+
+def with_factory(told: DistillConfig) -> DistillConfig:
+    """``told`` whose ``model`` is the factory that the teacher's file names, which the user trusts unseen."""
+    if told.model or told.teacher in ("", NEW) or told.teacher.startswith(WITH_TIMM_WEIGHTS):
+        return told
+    return replace(told, model=factory_of_file(Path(told.teacher).expanduser()))
+
+
+def factory_of_file(path: Path) -> str | None:
+    """The factory that a file of this project's names; None where it names none, or is of another kind."""
+    try:
+        return factory_of(path)
+    except UsageError:
+        return None
 
 
 def _new(told: DistillConfig, in_chans: int, seed: int) -> Loaded:

@@ -1,16 +1,21 @@
 """What the settings that somebody gives are laid over."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from fastmim.config import FinetuneConfig, PretrainConfig, RunConfig, build, merge, read_yaml
+from fastmim.config.settings import flat
+from fastmim.encoders.models import is_custom
+from fastmim.encoders.trust import Trust, check_plain
 from fastmim.errors import UsageError
 from fastmim.recipes.catalogue import recipe
 from fastmim.recipes.methods import defaults_of
 from fastmim.train.rundir import CONFIG
 
 C = TypeVar("C", bound=RunConfig)
+MODELS = ("model", "distill.model")  # settings that name a model
 VERBS: dict[type[RunConfig], str] = {PretrainConfig: "pretrain", FinetuneConfig: "finetune"}
 
 
@@ -20,14 +25,19 @@ def base_config(
     recipe_name: str | None,
     resumed: str | None,
     method: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
 ) -> C:
     """A stored run, a recipe, or the defaults, which are those of the method's paper, and a file over it.
 
     Args:
         method: the one that is asked for by name, beside recipe and file.
+        given: settings that the user gave and that win over those of files, nested or dotted.
+        trust_code: whether files may name factories that the user has not given.
 
     Raises:
-        UsageError: something is not there, or recipe, file and method do not go together.
+        UsageError: something is not there, recipe, file and method do not go together, or a file names a
+            factory that the user has not given.
     """
     base = cls()
     if recipe_name:
@@ -35,7 +45,11 @@ def base_config(
         if not isinstance(found.config, cls):
             raise UsageError(f"recipe: {recipe_name} is one for `fastmim {found.verb}`")
         base = found.config
-    settings = read_yaml(Path(config).expanduser()) if config else {}
+    by_user = flat(given or {})
+    settings: dict[str, Any] = {}
+    if config:
+        settings = read_yaml(Path(config).expanduser(), pipe=True)
+        _check_models(settings, os.fspath(config), by_user, trust_code)
     if isinstance(base, PretrainConfig):
         asked = {
             f"recipe {recipe_name}": base.method if recipe_name else None,
@@ -47,10 +61,24 @@ def base_config(
             base = cast(C, defaults_of(named))
     if resumed and (stored := Path(resumed).expanduser() / CONFIG).is_file():
         _check_kind(cls, stored)
-        base = build(cls, read_yaml(stored), f"{stored}: ")
+        began = read_yaml(stored)
+        _check_models(began, str(stored), by_user, trust_code)
+        base = build(cls, began, f"{stored}: ")
     if config:
         base = merge(base, settings, f"{os.fspath(config)}: ")
     return base
+
+
+def _check_models(settings: dict[str, Any], where: str, given: Mapping[str, Any], trust_code: bool) -> None:
+    """Raise UsageError where a file asks for models that may not be built, and the user gave no others."""
+    trust = Trust.of(*(given.get(name) for name in MODELS), everything=trust_code)
+    asked = flat(settings)
+    for name in MODELS:
+        model, kwargs = asked.get(name), asked.get(f"{name}_kwargs")
+        if isinstance(model, str) and given.get(name) is None:
+            trust.check(model, where, name)
+        if isinstance(kwargs, dict):
+            check_plain(kwargs, f"{where}: {name}_kwargs", isinstance(model, str) and is_custom(model))
 
 
 def _one_method(asked: dict[str, str | None]) -> str | None:

@@ -13,9 +13,8 @@ from inspect import getdoc
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import yaml
-
 from fastmim.decoders import DecoderConfig
+from fastmim.documents import parse_yaml
 from fastmim.recipes import ablations, main_results
 from fastmim.recipes.definition import Recipe
 
@@ -52,8 +51,7 @@ class Table:
 def paper_figures() -> dict[str, Any]:
     """The paper's tables as they stand in paper.yaml."""
     text = files("fastmim.recipes").joinpath("paper.yaml").read_text(encoding="utf-8")
-    figures: dict[str, Any] = yaml.safe_load(text)
-    return figures
+    return parse_yaml(text, "paper.yaml")
 
 
 def recipes_of(table: Table) -> Iterator[Recipe]:

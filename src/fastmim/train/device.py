@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from fastmim.cache import remembered
+from fastmim.documents import Finite
 
 Precision = Literal["auto", "bf16-mixed", "32-true"]
 
@@ -23,13 +25,21 @@ MEMORY_SHARE = 0.6  # of what is free, for activations; the rest is for gradient
 WORTH_IT = 1.2  # bfloat16 must be at least this much faster
 
 
+@dataclass(frozen=True)
+class _Gain:
+    """What is remembered of bfloat16."""
+
+    times: Finite
+
+
 def choose_precision(device: torch.device) -> Literal["bf16-mixed", "32-true"]:
     """bf16-mixed where the device multiplies matrices faster in bfloat16, else 32-true."""
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if device.type != "cpu":
         return "32-true"
-    times_faster: float = remembered("bfloat16", about(device), lambda: {"times": _bfloat16_gain()})["times"]
+    kept = remembered("bfloat16", about(device), lambda: {"times": _bfloat16_gain()}, _Gain)
+    times_faster: float = kept["times"]
     return "bf16-mixed" if times_faster > WORTH_IT else "32-true"
 
 

@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from fastmim.cache import remembered
+from fastmim.documents import Finite
 from fastmim.errors import UsageError
 from fastmim.train.device import about
 from fastmim.train.launch import precision_of
@@ -59,6 +60,20 @@ class Kernels:
     def __str__(self) -> str:
         compiled = "" if self.compile == "none" else f", {self.compile} compiled"
         return f"{self.attention} attention, {self.memory_format}{compiled}, {self.optimizer} AdamW"
+
+
+@dataclass(frozen=True)
+class _Faster:
+    """What is remembered of AdamW's kernels."""
+
+    optimizer: OptimizerKernel
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is remembered of a step."""
+
+    seconds: Finite
 
 
 def use_attention(module: nn.Module, attention: Attention) -> None:
@@ -123,13 +138,17 @@ def settle_kernels(
         if not questions:
             return start
         about = key | {"start": asdict(start), "questions": questions}
-        return Kernels(**remembered(kind, about, lambda: asdict(_fastest(start, questions, seconds))))
+        return Kernels(
+            **remembered(kind, about, lambda: asdict(_fastest(start, questions, seconds)), Kernels)
+        )
 
     chosen = ask("kernels", replace(Kernels(), **told), _questions(config, module))
     if config.optimizer == "auto":
-        chosen = replace(chosen, **remembered("optimizer", here, lambda: _faster_adamw(device)))
+        chosen = replace(chosen, **remembered("optimizer", here, lambda: _faster_adamw(device), _Faster))
     if config.compile == "auto":
-        step = remembered("step", key | asdict(chosen), lambda: {"seconds": seconds(chosen)})["seconds"]
+        step = remembered("step", key | asdict(chosen), lambda: {"seconds": seconds(chosen)}, _Step)[
+            "seconds"
+        ]
         if planned_images / images * step >= COMPILE_PAYS_AFTER:
             ways = ["none", "model", *(["cudagraphs"] if on_gpu else [])]
             chosen = ask("compile", chosen, [("compile", ways)])

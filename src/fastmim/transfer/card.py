@@ -1,13 +1,14 @@
 """The model card of an export: what the weights are, and how to load them."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from timm.models import model_entrypoint
 from torch import Tensor
 
+from fastmim.documents import checked, read_yaml
 from fastmim.encoders.models import is_known
 from fastmim.grids import Size
 from fastmim.train.rundir import CONFIG
@@ -27,6 +28,17 @@ LOADING = {
 }
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What a card tells of config.yaml."""
+
+    data: str | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    stages: tuple[dict[str, Any], ...] | None = None
+    batch_size: int | None = None
+
+
 def model_card(
     format: Format,
     origin: dict[str, Any],
@@ -39,8 +51,10 @@ def model_card(
     """README.md: what the weights are and how to load them. No paths but the name that the data had."""
     path = Path(encoder).expanduser()
     config_file = (path if path.is_dir() else path.parent) / CONFIG
-    config = yaml.safe_load(config_file.read_text()) if config_file.is_file() else {}
-    data = str(config.get("data") or "")
+    config = _Run()
+    if config_file.exists():
+        config = checked(_Run, read_yaml(config_file), str(config_file))
+    data = config.data or ""
     name, classes = origin["model"], origin["kwargs"].get("num_classes", 0)
     rows = {
         "Model": f"`{name}`",
@@ -51,13 +65,13 @@ def model_card(
         "Pre-training": origin.get("fine_tuned_from", {}).get("method"),
         "Target": origin.get("target"),
         "Data": data if data.startswith("hf:") else re.split(r"[\\/]", data.rstrip("\\/"))[-1],
-        "Epochs": None if config.get("steps") else config.get("epochs"),
-        "Steps": config.get("steps"),
+        "Epochs": None if config.steps else config.epochs,
+        "Steps": config.steps,
         "Stages": "; ".join(
             ", ".join(f"{what} {value}" for what, value in stage.items() if value is not None)
-            for stage in config.get("stages") or ()
+            for stage in config.stages or ()
         ),
-        "Batch size": config.get("batch_size"),
+        "Batch size": config.batch_size,
         "fastmim": origin.get("fastmim_version"),
     }
     own = is_known(name) and model_entrypoint(name).__module__.startswith("fastmim.")

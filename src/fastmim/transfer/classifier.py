@@ -16,11 +16,13 @@ from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder, name_of
 from fastmim.encoders.models import arguments_of, check_model_name, create, without_memory
+from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.train.optim import OptimConfig
 from fastmim.transfer.weights import (
     Loaded,
     as_size,
+    check_encoder,
     load_with,
     read_encoder,
     replace_classifier,
@@ -136,12 +138,17 @@ def build_classifier(config: FinetuneConfig, classes: int, module: nn.Module | N
 
 
 def _from_file(config: FinetuneConfig, classes: int, module: nn.Module | None) -> Start:
-    origin, _ = read_encoder(config.encoder)
+    origin, state = read_encoder(config.encoder)
     if config.in_chans not in (RGB, origin["in_chans"]):
         raise UsageError(f"in_chans = {config.in_chans}: the encoder was trained on {origin['in_chans']}")
-    name, kwargs = origin["model"], origin.get("full_kwargs", origin["kwargs"])
-    changes, notes = _changes(config, name, kwargs) if module is None else ({}, [])
-    return _with_classifier(config, load_with(config.encoder, changes, config.size, module), classes, notes)
+    trust = Trust.of(config.model)
+    changes: dict[str, Any] = {}
+    notes: list[str] = []
+    if module is None:
+        check_encoder(origin, state, config.encoder, trust)
+        changes, notes = _changes(config, origin["model"], origin.get("full_kwargs") or origin["kwargs"])
+    loaded = load_with(config.encoder, changes, config.size, module, trust)
+    return _with_classifier(config, loaded, classes, notes)
 
 
 def _from_timm(config: FinetuneConfig, classes: int) -> Start:

@@ -9,13 +9,16 @@ from typing import Any
 from torch import nn
 
 from fastmim.config import FinetuneConfig, merge
+from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.data.labels import few_labels, open_labelled
 from fastmim.encoders.build import name_of
+from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
 from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.launch import run_everywhere
 from fastmim.transfer.classify_run import FinetuneResult, run_on
+from fastmim.transfer.weights import factory_of
 
 
 def finetune(
@@ -29,6 +32,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    trust_code: bool = False,
     **settings: Any,
 ) -> FinetuneResult:
     """Fine-tune a backbone for classification (paper: section 4.1, table 12).
@@ -38,8 +42,9 @@ def finetune(
         data: images with classes, see `fastmim.data.labels.open_labelled`.
         out: folder that the run is written to.
         model: with ``encoder="none"``, the backbone's name; or a module of your own, into which the
-            encoder's weights are loaded.
+            encoder's weights are loaded; or the factory of your own that the encoder's file names.
         config, recipe, resume, overwrite, quiet: as for `fastmim.pretrain`.
+        trust_code: import and call whatever factory a file names: the encoder's, ``config`` or a run's.
         settings: any field of `fastmim.config.FinetuneConfig`; groups as mappings or dotted.
 
     Returns:
@@ -54,8 +59,9 @@ def finetune(
     name = (name_of(model) if scratch else None) if isinstance(model, nn.Module) else model
     named = {"encoder": encoder, "data": data, "out": out, "model": name}
     given = {name: os.fspath(value) for name, value in named.items() if value is not None} | settings
-    base = base_config(FinetuneConfig, config, recipe, given.get("out") if resume else None)
-    return run_finetuning(merge(base, given), resume, overwrite, quiet, module)
+    resumed = given.get("out") if resume else None
+    base = base_config(FinetuneConfig, config, recipe, resumed, given=given, trust_code=trust_code)
+    return run_finetuning(merge(base, given), resume, overwrite, quiet, module, trust_code)
 
 
 def run_finetuning(
@@ -64,8 +70,14 @@ def run_finetuning(
     overwrite: bool = False,
     quiet: bool = False,
     module: nn.Module | None = None,
+    trust_code: bool = False,
 ) -> FinetuneResult:
-    """Run a configuration, on one device in this process or on several in processes of their own."""
+    """Run a configuration, on one device in this process or on several in processes of their own.
+
+    Args:
+        config: its ``model`` may be imported: whoever read it from a file has asked.
+        trust_code: so may the factory that the encoder's file names.
+    """
     if resume and config.out and not config.data:
         raise UsageError(f"out: there is no run in {config.out} to go on with; to begin one, give data")
     hints = {
@@ -76,6 +88,8 @@ def run_finetuning(
     for setting, hint in hints.items():
         if not getattr(config, setting):
             raise UsageError(f"{setting} is missing: {hint}")
+    if trust_code and module is None:
+        config = with_factory(config, Trust(everything=True))
     run = Path(config.out).expanduser()
     if run.resolve() == Path(config.data).expanduser().resolve():
         raise UsageError(f"out: {run} is where the data lies; give another folder")
@@ -95,3 +109,18 @@ def run_finetuning(
         module=module,
     )
     return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)
+
+
+def with_factory(config: FinetuneConfig, trust: Trust) -> FinetuneConfig:
+    """``config`` whose ``model`` is the factory that its encoder's file names: all processes may import it.
+
+    Raises:
+        UsageError: the file names one that is not trusted, or cannot be read.
+    """
+    if config.encoder in ("", SCRATCH) or config.encoder.startswith(WITH_TIMM_WEIGHTS):
+        return config
+    name = factory_of(config.encoder)
+    if name is None:
+        return config
+    trust.check(name, config.encoder)
+    return replace(config, model=name)

@@ -12,7 +12,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from fastmim import __version__
-from fastmim.config import ALWAYS_FREE, FinetuneConfig, check_resumed, config_text
+from fastmim.config import ALWAYS_FREE, FinetuneConfig, check_resumed, config_text, resume_flags
+from fastmim.config.finetune import SCRATCH
 from fastmim.data.augment import Mixing, RandAugment
 from fastmim.data.feed import Feeder
 from fastmim.data.images import fingerprint
@@ -36,8 +37,8 @@ from fastmim.train.stages import build_plan
 from fastmim.transfer.accuracy import Accuracy, check_readable, measure_accuracy
 from fastmim.transfer.classifier import Learner, Start, build_classifier, build_layered_adamw
 from fastmim.transfer.classify_trial import Trial
+from fastmim.transfer.encoder_file import ORIGIN, WEIGHTS, encoder_digest
 from fastmim.transfer.results import RESULTS, write_classifier, write_results
-from fastmim.transfer.weights import ORIGIN, WEIGHTS, encoder_digest
 
 RUN_FILES = (CONFIG, METRICS, LAST, WEIGHTS, ORIGIN, RESULTS, SKIPPED)
 WARMUP_EPOCHS = 5.0  # the paper's, but at most a tenth of the run
@@ -112,7 +113,8 @@ def _run_on(
         "encoder_digest": encoder_digest(config.encoder),
     }
     if state is not None:
-        check_resumed(run, config, ALWAYS_FREE, state, facts)
+        free = ALWAYS_FREE if config.encoder == SCRATCH else ALWAYS_FREE | {"model"}  # its file says which
+        check_resumed(run, config, free, state, facts)
         if state["encoder_digest"] != facts["encoder_digest"]:
             raise UsageError(f"encoder: {config.encoder} no longer holds the weights that {run} began with")
 
@@ -227,7 +229,7 @@ def _run_on(
         if not complete:
             display.say(
                 f"stopped at step {steps} of {plan.total_steps}; "
-                f"a checkpoint is written: go on with --resume --out {run}"
+                f"a checkpoint is written: go on with {resume_flags(config)}"
             )
             return FinetuneResult(run, False, steps, float("nan"), float("nan"), stop.signal)
         accuracy = measure()

@@ -37,6 +37,8 @@ class EmbedConfig:
     """Processes that read images. Default: this machine's CPUs, less one, at most 8."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
+    model: str | None = None
+    """The package.module:factory that the encoder's file names, without which that is not imported."""
 
 
 class Embedded(NamedTuple):
@@ -49,8 +51,11 @@ class Embedded(NamedTuple):
     """Name and reason of each image that is left out."""
 
 
-def embed(config: EmbedConfig) -> Embedded:
+def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
     """Write the mean of a frozen backbone's last features for every image that can be read.
+
+    Args:
+        trust_code: import and call whatever factory the encoder's file names.
 
     Raises:
         UsageError: a setting, path or model does not work.
@@ -71,6 +76,8 @@ def embed(config: EmbedConfig) -> Embedded:
         config.accelerator,
         workers=config.workers,
         max_pixels=config.max_pixels,
+        model=config.model,
+        trust_code=trust_code,
     )
     beside = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:

@@ -19,12 +19,13 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fastmim.documents import read_json
 from fastmim.encoders.models import first_line, is_known
 from fastmim.errors import RunError, UsageError
 from fastmim.grids import Size
 from fastmim.transfer.card import LOADING, Format, model_card
 from fastmim.transfer.torchvision_keys import as_torchvision, load_torchvision
-from fastmim.transfer.weights import load_with, read_encoder
+from fastmim.transfer.weights import as_given, load_with, read_encoder
 
 Outputs = Callable[[Tensor], Sequence[Tensor]]
 
@@ -73,6 +74,8 @@ def export_encoder(
     image_size: int | Size | None = None,
     images: Tensor | None = None,
     overwrite: bool = False,
+    model: str | None = None,
+    trust_code: bool = False,
 ) -> Exported:
     """Write an encoder, and a model card, into a folder of its own.
 
@@ -82,6 +85,8 @@ def export_encoder(
         image_size: pixels, a side or (height, width). Default: that of the encoder.
         images: normalised images (B, C, H, W) to compare outputs on. Default: two of noise.
         overwrite: replace an earlier export in ``out``.
+        model: the factory of your own that the encoder's file names, without which that is not imported.
+        trust_code: import and call whatever factory the file names.
 
     Raises:
         UsageError: the format cannot hold this model, a package is not there, ``out`` is taken.
@@ -98,8 +103,10 @@ def export_encoder(
     name = origin["model"]
     if format in ("timm", "huggingface") and not is_known(name):
         raise UsageError(f"format {format} is for timm's models, and {name} is none; format onnx takes any")
-    model = load_with(encoder, origin["kwargs"], image_size).model.eval()  # as deep as it was pre-trained
-    channels, height, width = model.pretrained_cfg["input_size"]  # type: ignore[index]
+    _, trust = as_given(model, trust_code)
+    loaded = load_with(encoder, origin["kwargs"], image_size, trust=trust)  # as deep as it was pre-trained
+    module = loaded.model.eval()
+    channels, height, width = module.pretrained_cfg["input_size"]  # type: ignore[index]
     shape = (channels, height, width)
     if images is not None and tuple(images.shape[1:]) != shape:
         raise UsageError(f"images of shape {tuple(images.shape)} must be (B, {channels}, {height}, {width})")
@@ -109,8 +116,8 @@ def export_encoder(
         folder.parent.mkdir(parents=True, exist_ok=True)
         part.mkdir()
         with torch.inference_mode():
-            expected = _Outputs(model)(sample)
-        read_back = _write(format, model, origin, part, (height, width), sample)
+            expected = _Outputs(module)(sample)
+        read_back = _write(format, module, origin, part, (height, width), sample)
         with torch.inference_mode():
             difference, largest = _compare(expected, read_back(sample), folder, format)
         found = f"{len(sample)} {'images of noise' if images is None else 'real images'}, the outputs are at "
@@ -170,7 +177,7 @@ def _write_timm(model: nn.Module, folder: Path, size: Size, classes: list[str] |
     data_config = {"img_size": size}
     save_for_hf(model, str(folder), labels, safe_serialization=True, data_config=data_config)
     file = folder / "config.json"
-    config = json.loads(file.read_text())
+    config = read_json(file)
     config["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if k in CFG_KEYS}
     config["model_args"].pop("num_classes", None)  # stands above; transformers takes it from there alone
     file.write_text(json.dumps(config, indent=2))

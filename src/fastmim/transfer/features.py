@@ -19,7 +19,7 @@ from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.grids import Size
 from fastmim.train.launch import build_fabric
-from fastmim.transfer.weights import load_with, replace_classifier, timm_weights
+from fastmim.transfer.weights import as_given, load_with, replace_classifier, timm_weights
 
 BATCH = 64
 
@@ -77,7 +77,8 @@ def build_extractor(
     accelerator: str = "auto",
     precision: Any = "auto",
     workers: int | None = None,
-    module: nn.Module | None = None,
+    model: nn.Module | str | None = None,
+    trust_code: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Extractor:
     """Load a backbone without its classifier, frozen, on the device.
@@ -85,7 +86,8 @@ def build_extractor(
     Args:
         encoder: a run's folder, an encoder.safetensors, or ``timm:NAME``.
         image_size: pixels; default: that of the weights.
-        module: of one's own, where that was pre-trained.
+        model: a module of one's own, where that was pre-trained, or the factory that the file names.
+        trust_code: import and call whatever factory the file names.
         max_pixels: of an image; larger ones are unreadable.
 
     Raises:
@@ -96,12 +98,13 @@ def build_extractor(
     if encoder.startswith(WITH_TIMM_WEIGHTS):
         loaded = timm_weights(encoder.removeprefix(WITH_TIMM_WEIGHTS), {}, image_size)
     else:
-        loaded = load_with(encoder, {}, image_size, module)
+        module, trust = as_given(model, trust_code)
+        loaded = load_with(encoder, {}, image_size, module, trust)
     if hasattr(loaded.model, "reset_classifier"):
         replace_classifier(loaded, 0)
     size = loaded.size
     fabric = build_fabric(accelerator, 1, 1, precision)
-    model = Encoder(loaded.model, loaded.name, loaded.kwargs, size, loaded.origin["in_chans"])
-    model = model.eval().requires_grad_(False).to(fabric.device)
+    frozen = Encoder(loaded.model, loaded.name, loaded.kwargs, size, loaded.origin["in_chans"])
+    frozen = frozen.eval().requires_grad_(False).to(fabric.device)
     mean, std = (torch.tensor(loaded.origin[name], device=fabric.device) for name in ("mean", "std"))
-    return Extractor(model, {"from": encoder, **loaded.origin}, mean, std, fabric, workers, max_pixels)
+    return Extractor(frozen, {"from": encoder, **loaded.origin}, mean, std, fabric, workers, max_pixels)

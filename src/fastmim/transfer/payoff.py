@@ -12,19 +12,22 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from fastmim.config import FinetuneConfig, build, check_least, read_yaml
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.data.loader import available_cpus
+from fastmim.documents import Count, Finite, checked, read_json
+from fastmim.encoders.trust import Trust
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.train.checkpoint import write_atomically
 from fastmim.train.launch import build_fabric, precision_of
 from fastmim.train.rundir import CONFIG
 from fastmim.train.runlog import METRICS, read_metrics
-from fastmim.transfer.classify import run_finetuning
+from fastmim.transfer.classify import run_finetuning, with_factory
 from fastmim.transfer.comparison import CONFIDENCE, FROM_SCRATCH, LONGER, OURS, Cell, Payoff, verdicts
 from fastmim.transfer.results import RESULTS
 from fastmim.transfer.weights import load_with, read_encoder, timm_weights
@@ -66,17 +69,33 @@ class PayoffConfig:
 
 
 @dataclass(frozen=True)
+class _Results:
+    """What is taken of a run's results.json."""
+
+    top1: Annotated[Finite, Field(ge=0, le=100)]
+    seconds: Annotated[Finite, Field(ge=0)]
+    training_images: Count
+    labels: str | None
+    device: str
+    processes: Count
+    threads: Count
+
+
+@dataclass(frozen=True)
 class _Job:
     arm: str
     share: str
     config: FinetuneConfig
 
 
-def payoff(config: FinetuneConfig, what: PayoffConfig, quiet: bool = False) -> Payoff:
+def payoff(
+    config: FinetuneConfig, what: PayoffConfig, quiet: bool = False, trust_code: bool = False
+) -> Payoff:
     """Fine-tune every arm with every share and seed, and compare; finished runs in config.out are kept.
 
     Args:
         config: how to fine-tune; ``encoder`` is what is judged, ``out`` the folder of all runs.
+        trust_code: import and call whatever factories the encoders' files name.
 
     Raises:
         UsageError: a setting, path or model that does not work.
@@ -89,17 +108,24 @@ def payoff(config: FinetuneConfig, what: PayoffConfig, quiet: bool = False) -> P
     out = Path(config.out).expanduser()
     if not config.out:
         raise UsageError("out is missing: give a folder for the runs and the comparison")
+    trust = Trust.of(config.model, everything=trust_code)
+    starts = [replace(config, encoder=name, model=None) for name in (config.encoder, *what.against)]
+    starts = [with_factory(start, trust) for start in starts]
+    unused = trust.names.difference(start.model or "" for start in starts)
+    if unused:
+        raise UsageError(f"model = {min(unused)}: none of the encoders is of it; leave it out")
     accelerator = build_fabric(config.accelerator, 1, 1, config.precision)
     if what.processes > 1 and accelerator.device.type != "cpu":
         raise UsageError(f"processes = {what.processes} at a time are for a CPU; use --accelerator cpu, or 1")
     # Chosen once: it is found by timing, and all arms must have the same.
-    config = replace(config, precision=precision_of(accelerator))
+    precision = precision_of(accelerator)
+    config, *others = (replace(start, precision=precision) for start in starts)
     scratch = scratch_of(config, what.scratch_lr)
     jobs = [
         job
         for share in what.shares
         for seed in range(config.seed, config.seed + what.seeds)
-        for job in _arms(config, scratch, what, share, seed, out)
+        for job in _arms([scratch, config, *others], share, seed, out)
     ]
     results = _run_all(jobs, what.processes, quiet)
     seconds, obstacle = _pretraining_seconds(config.encoder, results.values(), what)
@@ -140,7 +166,7 @@ def scratch_of(config: FinetuneConfig, scratch_lr: float | None = None) -> Finet
     if config.encoder.startswith(WITH_TIMM_WEIGHTS):
         loaded = timm_weights(config.encoder.removeprefix(WITH_TIMM_WEIGHTS), {}, config.size)
     else:
-        loaded = load_with(config.encoder, {}, config.size)
+        loaded = load_with(config.encoder, {}, config.size, trust=Trust.of(config.model))
     crop, optim = config.crop, config.optim
     if crop.mean is None:
         crop = replace(crop, mean=tuple(loaded.origin["mean"]), std=tuple(loaded.origin["std"]))
@@ -156,12 +182,9 @@ def scratch_of(config: FinetuneConfig, scratch_lr: float | None = None) -> Finet
     )
 
 
-def _arms(
-    config: FinetuneConfig, scratch: FinetuneConfig, what: PayoffConfig, share: str, seed: int, out: Path
-) -> Iterator[_Job]:
-    starts = {FROM_SCRATCH: scratch, OURS: config}
-    starts |= {other: replace(config, encoder=other) for other in what.against}
-    for arm, start in starts.items():
+def _arms(starts: list[FinetuneConfig], share: str, seed: int, out: Path) -> Iterator[_Job]:
+    scratch, ours, *others = starts
+    for arm, start in {FROM_SCRATCH: scratch, OURS: ours, **{o.encoder: o for o in others}}.items():
         run = out / "runs" / _folder(arm, share, seed)
         yield _Job(arm, share, replace(start, labels=share, seed=seed, out=str(run)))
 
@@ -239,7 +262,8 @@ def _run(job: _Job, quiet: bool) -> dict[str, Any]:
     file = Path(job.config.out) / RESULTS
     if not file.is_file():
         raise RunError(f"{file} was not written")
-    values: dict[str, Any] = json.loads(file.read_text())
+    values: dict[str, Any] = read_json(file)
+    checked(_Results, values, str(file))
     return values
 
 

@@ -72,6 +72,8 @@ class ProbeConfig:
     """Processes that read images. Default: this machine's CPUs, less one, at most 8."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
+    model: str | None = None
+    """The package.module:factory that the encoder's file names, without which that is not imported."""
 
     def __post_init__(self) -> None:
         least = {"neighbours": 1, "epochs": 1, "seed": 0, "split_seed": 0, "workers": 0, "max_unreadable": 0}
@@ -103,7 +105,8 @@ def probe(
     *,
     encoder: str | os.PathLike[str],
     data: str | os.PathLike[str],
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
+    trust_code: bool = False,
     **settings: Any,
 ) -> ProbeResult:
     """What a frozen backbone's features know: `run_probe` with settings by name.
@@ -111,18 +114,22 @@ def probe(
     Args:
         encoder: a run's folder, its encoder.safetensors, or ``timm:NAME``.
         data: images with classes, as for `fastmim.finetune`.
-        model: the module, where one of your own was pre-trained.
+        model: the module, where one of your own was pre-trained, or the factory that the file names.
+        trust_code: import and call whatever factory the file names.
         settings: any field of `ProbeConfig`, such as ``kind="knn"``.
     """
     given = {"encoder": os.fspath(encoder), "data": os.fspath(data), **settings}
-    return run_probe(build(ProbeConfig, given), model)
+    module = model if isinstance(model, nn.Module) else None
+    config = build(ProbeConfig, given | ({"model": model} if module is None else {}))
+    return run_probe(config, module, trust_code)
 
 
-def run_probe(config: ProbeConfig, module: nn.Module | None = None) -> ProbeResult:
+def run_probe(config: ProbeConfig, module: nn.Module | None = None, trust_code: bool = False) -> ProbeResult:
     """Probe a frozen backbone.
 
     Args:
         module: of one's own, where that was pre-trained.
+        trust_code: import and call whatever factory the encoder's file names.
 
     Raises:
         UsageError: a setting, path or model does not work.
@@ -135,8 +142,9 @@ def run_probe(config: ProbeConfig, module: nn.Module | None = None) -> ProbeResu
         config.image_size,
         config.accelerator,
         workers=config.workers,
-        module=module,
         max_pixels=config.max_pixels,
+        model=config.model if module is None else module,
+        trust_code=trust_code,
     )
     training, validation = open_labelled(config.data, config.val_share, config.split_seed)
     training = few_labels(training, config.labels, config.seed)

@@ -21,6 +21,7 @@ from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.models import check_model_name, create, fit_kwargs, without_memory
 from fastmim.errors import UsageError
+from fastmim.transfer.encoder_file import check_finite
 from fastmim.transfer.weights import describe_encoder, save_encoder
 
 Source = Literal["mae", "simmim", "fastmim"]
@@ -145,6 +146,7 @@ def _read(
         raise UsageError(f"layout = {layout!r} must be one of {', '.join(TABLES)}")
     check_model_name(model)
     released = read_torch_file(Path(file).expanduser())
+    check_finite(released, str(file))
     architecture, state, left_out = _renamed(file, layout, released)
     if (layout, architecture) == ("fastmim", "ViT") and "num_heads" not in model_kwargs:
         raise UsageError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmim.config import ALWAYS_FREE, FinetuneConfig
+from fastmim.config.finetune import SCRATCH
 from fastmim.encoders.models import first_line
 from fastmim.errors import UsageError
 from fastmim.transfer.grid_search import Point, SweepConfig, wanted_points
@@ -60,6 +61,8 @@ def _check_same(study: "optuna.Study", config: FinetuneConfig, grid: SweepConfig
     settings |= {
         name: getattr(grid, name) for name in ("centre_lr", "centre_decay", "lr_factor", "decay_step")
     }
+    if config.encoder != SCRATCH:
+        settings.pop("model")  # the file says which it is
     settings["encoder"] = encoder_digest(config.encoder)
     now = json.loads(json.dumps(settings))
     before = study.user_attrs.get("settings")

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastmim.config import FinetuneConfig
+from fastmim.encoders.trust import Trust
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.train.checkpoint import write_atomically
 from fastmim.train.launch import build_fabric, precision_of
-from fastmim.transfer.classify import run_finetuning
+from fastmim.transfer.classify import run_finetuning, with_factory
 from fastmim.transfer.grid_search import Point, SweepConfig, wanted_points
 from fastmim.transfer.study import claim_point, known_points, open_study, quiet_optuna
 
@@ -41,12 +42,17 @@ class Found(NamedTuple):
 
 
 def sweep(
-    config: FinetuneConfig, grid: SweepConfig, quiet: bool = False, say: Callable[[str], None] = print
+    config: FinetuneConfig,
+    grid: SweepConfig,
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+    trust_code: bool = False,
 ) -> Found:
     """Fine-tune at every point of the grid, together with whoever shares the study.
 
     Args:
         config: how to fine-tune, but for base_lr and layer_decay; ``out`` holds a run a point.
+        trust_code: import and call whatever factory the encoder's file names.
 
     Raises:
         UsageError: a setting, path or model that does not work, or optuna is not there.
@@ -66,6 +72,7 @@ def sweep(
         centre_lr=grid.centre_lr or config.optim.base_lr,
         centre_decay=grid.centre_decay or config.known_layer_decay,
     )
+    config = with_factory(config, Trust.of(config.model, everything=trust_code))
     study = open_study(config, grid, out)
     trial = partial(_try, config=config, grid=grid, out=out, quiet=quiet, say=say)
     while True:

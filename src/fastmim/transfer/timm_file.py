@@ -11,6 +11,7 @@ from torch import Tensor
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.models import check_model_name, create, fit_kwargs, is_custom, without_memory
 from fastmim.errors import UsageError
+from fastmim.transfer.encoder_file import check_finite
 from fastmim.transfer.released import read_torch_file, some_of
 from fastmim.transfer.weights import Loaded, as_size
 
@@ -29,6 +30,7 @@ def timm_file(file: str | Path, model: str, model_kwargs: dict[str, Any]) -> Loa
     """
     check_model_name(model)
     state = _read(Path(file).expanduser())
+    check_finite(state, str(file))
     kwargs = model_kwargs if is_custom(model) else {**model_kwargs, "num_classes": 0}
     shape = without_memory(partial(create, model, kwargs))
     settings = getattr(shape, "pretrained_cfg", None) or {}

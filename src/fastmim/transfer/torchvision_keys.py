@@ -4,12 +4,14 @@ A layout is recognised by the keys and shapes of the weights alone. What keys ca
 a stride) is left to the check that `export_encoder` makes: the rebuilt model must give the same outputs.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -18,9 +20,13 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from fastmim.encoders.models import first_line
+from fastmim.documents import Truth, checked, read_json
+from fastmim.encoders.limits import limited
+from fastmim.encoders.models import MODEL_ERRORS, first_line
+from fastmim.encoders.trust import check_plain, most_parameters
 from fastmim.errors import UsageError
 from fastmim.grids import Size
+from fastmim.transfer.encoder_file import check_finite
 
 State = dict[str, Tensor]
 
@@ -138,12 +144,35 @@ def load_torchvision(folder: str | Path) -> nn.Module:
     config_file, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
     if not (config_file.is_file() and weights.is_file()):
         raise UsageError(f"{folder} holds no config.json and model.safetensors: it is no export")
-    config = json.loads(config_file.read_text())
-    if config.get("library") != "torchvision" or config.get("architecture") not in LAYOUTS:
+    config = checked(_Config, read_json(config_file), str(config_file))
+    if config.library != "torchvision" or config.architecture not in LAYOUTS:
         raise UsageError(f"{config_file} is not that of an export for torchvision")
-    model = _build(config["architecture"], config["arguments"], config["features"])
-    model.load_state_dict(safetensors.torch.load_file(weights))
+    check_plain(config.arguments, f"{config_file}: arguments", custom=False)
+    try:
+        state = safetensors.torch.load_file(weights)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UsageError(f"{weights} is not a readable safetensors file: {error}") from error
+    check_finite(state, str(weights))
+    numbers = sum(value.numel() for value in state.values())
+    build = partial(_build, config.architecture, config.arguments, config.features)
+    try:
+        with torch.device("meta"), limited(most_parameters(numbers)):
+            build()  # before memory is taken
+        model = build()
+        model.load_state_dict(state)
+    except MODEL_ERRORS as error:
+        raise UsageError(f"{config_file} and {weights.name} do not fit: {first_line(error)}") from error
     return model
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What is read of an export's config.json."""
+
+    library: str
+    architecture: str
+    arguments: dict[str, Any]
+    features: Truth
 
 
 def _build(architecture: str, arguments: dict[str, Any], features: bool) -> nn.Module:

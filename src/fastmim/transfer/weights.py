@@ -1,103 +1,42 @@
 """The pre-trained encoder as a file, and back as a plain timm module."""
 
-import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import timm
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastmim import __version__
-from fastmim.encoders.adapter import Encoder
-from fastmim.encoders.models import (
-    check_model_name,
-    create,
-    first_line,
-    fit_kwargs,
-    is_custom,
-    is_known,
-)
+from fastmim.encoders.build import name_of
+from fastmim.encoders.limits import limited
+from fastmim.encoders.models import check_model_name, create, first_line, fit_kwargs, is_custom, is_known
 from fastmim.encoders.resize import resize
+from fastmim.encoders.trust import NOTHING, Trust, check_described, most_parameters
 from fastmim.errors import UsageError
 from fastmim.grids import Size
-from fastmim.train.checkpoint import write_atomically
-
-WEIGHTS = "encoder.safetensors"
-ORIGIN = "encoder.json"
+from fastmim.transfer.encoder_file import (
+    ORIGIN as ORIGIN,
+)
+from fastmim.transfer.encoder_file import (
+    WEIGHTS as WEIGHTS,
+)
+from fastmim.transfer.encoder_file import (
+    describe_encoder as describe_encoder,
+)
+from fastmim.transfer.encoder_file import (
+    encoder_digest as encoder_digest,
+)
+from fastmim.transfer.encoder_file import (
+    read_description,
+)
+from fastmim.transfer.encoder_file import (
+    read_encoder as read_encoder,
+)
+from fastmim.transfer.encoder_file import (
+    save_encoder as save_encoder,
+)
 
 logger = logging.getLogger("fastmim")
-
-
-def describe_encoder(
-    encoder: Encoder, mean: tuple[float, ...], std: tuple[float, ...], method: str, target: str
-) -> dict[str, Any]:
-    """What encoder.json holds: how the model is rebuilt, and what its input must look like.
-
-    ``kwargs`` build the model that the weights fit strictly; where blocks were left out (encoder.depth),
-    ``full_kwargs`` build the one that has them.
-    """
-    shortened = encoder.full_kwargs != encoder.model_kwargs
-    return {
-        "model": encoder.model_name,
-        "kwargs": encoder.model_kwargs,
-        **({"full_kwargs": encoder.full_kwargs} if shortened else {}),
-        "image_size": list(encoder.image_size),
-        "in_chans": encoder.in_chans,
-        "mean": list(mean),
-        "std": list(std),
-        "method": method,
-        "target": target,
-        "fastmim_version": __version__,
-    }
-
-
-def save_encoder(run: Path, model: nn.Module, origin: dict[str, Any]) -> None:
-    """Write encoder.safetensors (timm's own keys; the description rides along) and encoder.json."""
-    state = {}
-    written = set()
-    for name, value in model.state_dict().items():
-        shared = value.data_ptr() in written  # safetensors takes no tensor under two names
-        written.add(value.data_ptr())
-        state[name] = (
-            value.detach().cpu().contiguous().clone() if shared else value.detach().cpu().contiguous()
-        )
-    text = json.dumps(origin, indent=2)
-    weights = safetensors.torch.save(state, metadata={"fastmim": text})
-    write_atomically(run / WEIGHTS, lambda file: file.write(weights))
-    write_atomically(run / ORIGIN, lambda file: file.write(text.encode() + b"\n"))
-
-
-def read_encoder(run_or_file: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The description and the weights of an exported encoder.
-
-    Args:
-        run_or_file: a run directory, or an encoder.safetensors anywhere.
-
-    Raises:
-        UsageError: there is none, or it was not written by fastmim.
-    """
-    path = Path(run_or_file).expanduser()
-    file = path / WEIGHTS if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(f"{run_or_file} holds no {WEIGHTS}; give a finished run's folder or that file")
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            text = (opened.metadata() or {}).get("fastmim")
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UsageError(f"{file} is not a readable safetensors file: {error}") from error
-    if text is None:
-        beside = file.with_name(ORIGIN)
-        if not beside.is_file():
-            raise UsageError(f"{file} does not say which model it is, and no {ORIGIN} lies beside it")
-        text = beside.read_text()
-    origin: dict[str, Any] = json.loads(text)
-    return origin, state
 
 
 class Loaded(NamedTuple):
@@ -117,23 +56,14 @@ class Loaded(NamedTuple):
     """Keys of the file that the model has no place for, as it pools otherwise."""
 
 
-def encoder_digest(encoder: str) -> str:
-    """Of the file's bytes, whether an encoder is still the same; of other weights, their name."""
-    path = Path(encoder).expanduser()
-    file = path / WEIGHTS if path.is_dir() else path
-    if not file.is_file():
-        return encoder
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
-
-
 def load_encoder(
     run_or_file: str | Path,
     image_size: int | Size | None = None,
     num_classes: int | None = None,
     drop_path_rate: float = 0.0,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     global_pool: str | None = None,
+    trust_code: bool = False,
 ) -> nn.Module:
     """A pre-trained backbone as a plain module, at any image size and with a new classifier.
 
@@ -145,8 +75,10 @@ def load_encoder(
             classifier that the file has: none after pre-training.
         drop_path_rate: stochastic depth for fine-tuning (the paper's: 0.1 for ViT-B and Swin-B).
         model: the module to load into, where one of your own was pre-trained; it is built at the size of
-            pre-training.
+            pre-training. Or the ``package.module:factory`` that the file names: none is imported because a
+            file says so.
         global_pool: what the classifier sees, as timm's argument: "avg" or "token". Default: as in the file.
+        trust_code: import and call whatever factory the file names.
 
     Returns:
         The model that ``timm.create_model`` builds, in training mode. What is newly initialised (a
@@ -158,7 +90,8 @@ def load_encoder(
     changes: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     if global_pool is not None:
         changes["global_pool"] = global_pool
-    loaded = load_with(run_or_file, changes, image_size, model)
+    module, trust = as_given(model, trust_code)
+    loaded = load_with(run_or_file, changes, image_size, module, trust)
     fresh = loaded.fresh
     if num_classes is not None and (num_classes or "num_classes" in loaded.kwargs):
         fresh = fresh + replace_classifier(loaded, num_classes)
@@ -175,21 +108,30 @@ def load_with(
     changes: dict[str, Any],
     image_size: int | Size | None = None,
     model: nn.Module | None = None,
+    trust: Trust = NOTHING,
+    setting: str = "model",
 ) -> Loaded:
-    """The backbone, built with ``changes`` to its arguments (see `load_encoder`)."""
+    """The backbone, built with ``changes`` to its arguments (see `load_encoder`).
+
+    Args:
+        trust: which factories may be imported though the file names them.
+        setting: where the user would give a factory's name.
+    """
     origin, state = read_encoder(run_or_file)
-    name, kwargs = origin["model"], dict(origin.get("full_kwargs", origin["kwargs"]))
+    name, kwargs = origin["model"], dict(origin.get("full_kwargs") or origin["kwargs"])
     stored_pool = kwargs.get("global_pool")
     kwargs |= changes
+    if model is None or is_known(name) or trust.allows(name):
+        check_encoder(origin, state, str(run_or_file), trust, setting, changes)
+    else:
+        name, kwargs = name_of(model), {}  # what the file says of it is not built, at no size
     if model is None:
-        if not (is_custom(name) or is_known(name)):
-            raise UsageError(f"{run_or_file} holds the weights of your own module {name}: give it as model=")
-        check_model_name(name)
-        model = create(name, kwargs)
+        with limited(most_parameters(count(state))):
+            model = create(name, kwargs)
     fresh = sorted(set(model.state_dict()) - set(state))
     pools_otherwise = "global_pool" in changes and changes["global_pool"] != stored_pool
     left_out = sorted(set(state) - set(model.state_dict())) if pools_otherwise else []
-    if "full_kwargs" not in origin and fresh and not pools_otherwise:
+    if not origin.get("full_kwargs") and fresh and not pools_otherwise:
         raise UsageError(f"{run_or_file} does not fit {name}: it has no {', '.join(fresh)}")
     kept = {key: value for key, value in state.items() if key not in left_out}
     try:
@@ -200,6 +142,40 @@ def load_with(
     model, kwargs = resize(model, name, kwargs, as_size(origin["image_size"]), size)
     _note_input(model, origin, size)
     return Loaded(model, name, kwargs, origin, size, fresh, left_out)
+
+
+def check_encoder(
+    origin: dict[str, Any],
+    state: dict[str, Tensor],
+    where: str,
+    trust: Trust = NOTHING,
+    setting: str = "model",
+    changes: dict[str, Any] | None = None,
+) -> None:
+    """Raise UsageError unless the model that a file describes, with ``changes``, may be built."""
+    name = origin["model"]
+    if trust.names and name not in trust.names and not is_custom(name):
+        raise UsageError(f"{setting} = {next(iter(trust.names))}: {where} is of {name}; leave {setting} out")
+    kwargs = {**(origin.get("full_kwargs") or origin["kwargs"]), **(changes or {})}
+    check_described(name, kwargs, count(state), where, trust, setting)
+
+
+def count(state: dict[str, Tensor]) -> int:
+    """Numbers that weights are."""
+    return sum(value.numel() for value in state.values())
+
+
+def as_given(model: nn.Module | str | None, trust_code: bool) -> tuple[nn.Module | None, Trust]:
+    """Of a model that somebody gave: the module, or which factory may be imported."""
+    module = model if isinstance(model, nn.Module) else None
+    return module, Trust.of(model, everything=trust_code)
+
+
+def factory_of(encoder: str | Path) -> str | None:
+    """The factory that an encoder's file names, if it does; nothing is imported. Raises UsageError."""
+    _, origin = read_description(encoder)
+    name: str = origin["model"]
+    return name if is_custom(name) else None
 
 
 def timm_weights(
@@ -213,6 +189,8 @@ def timm_weights(
     Raises:
         UsageError: timm has none, or they cannot be downloaded.
     """
+    if is_custom(name):
+        raise UsageError(f"{setting} = timm:{name}: a name of timm's is needed, as timm:vit_base_patch16_224")
     check_model_name(name)
     settings = timm.models.get_pretrained_cfg(name)
     if settings is None or not settings.has_weights:

@@ -1,5 +1,10 @@
 """`fastmim embed`."""
 
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
 from fastmim.flags import parse
 from fastmim.transfer.embed import EmbedConfig, embed
 
@@ -7,7 +12,15 @@ SHOWN = 5
 
 
 def run(arguments: list[str]) -> int:
-    written = embed(parse(EmbedConfig, arguments, "fastmim embed", EmbedConfig()))
+    @dataclass(frozen=True)
+    class Command:
+        settings: Annotated[EmbedConfig, tyro.conf.arg(name="")]
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names. Without it: only one that
+        is given as --model."""
+
+    command = parse(Command, arguments, "fastmim embed", Command(EmbedConfig()))
+    written = embed(command.settings, command.trust_code)
     for line in written.unreadable[:SHOWN]:
         print(f"left out: {line}")
     if len(written.unreadable) > SHOWN:

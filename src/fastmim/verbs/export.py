@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastmim.data.images import open_images
 from fastmim.data.views import Views
+from fastmim.encoders.models import is_custom
 from fastmim.errors import UsageError
 from fastmim.flags import parse
 from fastmim.transfer.export import export_encoder
@@ -41,11 +42,14 @@ class ExportCommand:
     source: Annotated[Literal["mae", "simmim", "fastmim"] | None, tyro.conf.arg(name="from")] = None
     """Whose released checkpoint --encoder is; the result is an encoder.safetensors in --out."""
     model: str | None = None
-    """With --from: timm's name of the checkpoint's backbone."""
+    """With --from: timm's name of the checkpoint's backbone. Without: the package.module:factory that the
+    encoder's file names, without which that is not imported."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """With --from: its arguments, as JSON; a ViT of FastMIM's needs its heads: '{"num_heads": 6}'."""
     overwrite: bool = False
     """Replace an earlier export in --out."""
+    trust_code: bool = False
+    """Import and call whatever factory (package.module:function) the encoder's file names."""
 
 
 def run(arguments: list[str]) -> int:
@@ -64,11 +68,18 @@ def run(arguments: list[str]) -> int:
                 print(f"{what}: {', '.join(keys)}")
         print(f"{Path(command.out) / WEIGHTS}: the encoder")
         return 0
-    if command.model is not None or command.model_kwargs:
+    if command.model_kwargs or (command.model is not None and not is_custom(command.model)):
         raise UsageError("model and model_kwargs go with --from only: the encoder says which model it is")
     images = _images(command)
     exported = export_encoder(
-        command.encoder, command.out, command.format, command.image_size, images, command.overwrite
+        command.encoder,
+        command.out,
+        command.format,
+        command.image_size,
+        images,
+        command.overwrite,
+        command.model,
+        command.trust_code,
     )
     print(
         f"{exported.folder}: {', '.join(exported.files)}; read back, outputs on {len(images)} images of "

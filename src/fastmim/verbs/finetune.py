@@ -7,7 +7,7 @@ import tyro
 
 from fastmim.config import FinetuneConfig
 from fastmim.errors import UsageError
-from fastmim.flags import parse, peek
+from fastmim.flags import asked, parse, peek
 from fastmim.recipes import base_config, recipe, smoke_finetuning
 from fastmim.transfer.classify import run_finetuning
 
@@ -26,14 +26,22 @@ def run(arguments: list[str]) -> int:
         """Go on with the run in --out, if there is one."""
         overwrite: bool = False
         """Replace the run in --out."""
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names: the encoder's, --config, a
+        resumed run. Without it: only one that is given as --model."""
 
-    given = peek(arguments, "config", "recipe", "out")
+    given = peek(arguments, "config", "recipe", "out", "model")
     resumed = given["out"] if "--resume" in arguments else None
-    base = base_config(FinetuneConfig, given["config"], given["recipe"], resumed)
+    trusted = asked(arguments, "trust-code")
+    base = base_config(
+        FinetuneConfig, given["config"], given["recipe"], resumed, given=given, trust_code=trusted
+    )
     if "--smoke" in arguments:
         if not given["recipe"]:
             raise UsageError("--smoke tries a recipe: give --recipe NAME; `fastmim recipes` lists them")
         base = smoke_finetuning(base, recipe(given["recipe"]).backbone)
     command = parse(Command, arguments, "fastmim finetune", Command(base))
-    result = run_finetuning(command.settings, command.resume, command.overwrite)
+    result = run_finetuning(
+        command.settings, command.resume, command.overwrite, trust_code=command.trust_code
+    )
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastmim.config import FinetuneConfig
-from fastmim.flags import parse, peek
+from fastmim.flags import asked, parse, peek
 from fastmim.recipes import base_config
 from fastmim.report.plots import write_payoff_plot
 from fastmim.transfer.comparison import as_table
@@ -33,11 +33,17 @@ def run(arguments: list[str]) -> int:
         """Recipe to start from; `fastmim recipes` lists them."""
         quiet: bool = False
         """Show only the result."""
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names: an encoder's, --config.
+        Without it: only one that is given as --model."""
 
-    given = peek(arguments, "config", "recipe")
-    base = base_config(FinetuneConfig, given["config"], given["recipe"], None)
+    given = peek(arguments, "config", "recipe", "model")
+    trusted = asked(arguments, "trust-code")
+    base = base_config(
+        FinetuneConfig, given["config"], given["recipe"], None, given=given, trust_code=trusted
+    )
     command = parse(Command, arguments, "fastmim payoff", Command(base, PayoffConfig()))
-    found = payoff(command.settings, command.compare, command.quiet)
+    found = payoff(command.settings, command.compare, command.quiet, trust_code=command.trust_code)
     out = Path(command.settings.out).expanduser()
     text = "\n".join([as_table(found), "", INTERVALS, *found.verdicts])
     (out / TABLE).write_text(text + "\n")

@@ -7,9 +7,10 @@ import tyro
 
 from fastmim.config import PretrainConfig, merge
 from fastmim.errors import UsageError
-from fastmim.flags import parse, peek
+from fastmim.flags import asked, parse, peek
 from fastmim.pretraining import run_pretraining
 from fastmim.recipes import base_config, smoke
+from fastmim.recipes.base import MODELS
 
 
 def run(arguments: list[str]) -> int:
@@ -26,10 +27,16 @@ def run(arguments: list[str]) -> int:
         """Go on with the run in --out, if there is one."""
         overwrite: bool = False
         """Replace the run in --out."""
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names: --config, a resumed run,
+        the teacher. Without it: only one that is given as --model, or as --distill.model."""
 
-    given = peek(arguments, "config", "recipe", "out", "stages", "method")
+    given = peek(arguments, "config", "recipe", "out", "stages", "method", *MODELS)
     resumed = given["out"] if "--resume" in arguments else None
-    base = base_config(PretrainConfig, given["config"], given["recipe"], resumed, given["method"])
+    trusted = asked(arguments, "trust-code")
+    base = base_config(
+        PretrainConfig, given["config"], given["recipe"], resumed, given["method"], given, trust_code=trusted
+    )
     if "--smoke" in arguments:
         if not given["recipe"]:
             raise UsageError("--smoke tries a recipe: give --recipe NAME; `fastmim recipes` lists them")
@@ -37,5 +44,7 @@ def run(arguments: list[str]) -> int:
     if given["stages"] and not resumed:
         base = merge(base, {"stages": given["stages"]})  # in place of the base's one size and length
     command = parse(Command, arguments, "fastmim pretrain", Command(base))
-    result = run_pretraining(command.settings, command.resume, command.overwrite)
+    result = run_pretraining(
+        command.settings, command.resume, command.overwrite, trust_code=command.trust_code
+    )
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

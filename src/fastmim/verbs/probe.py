@@ -19,10 +19,13 @@ def run(arguments: list[str]) -> int:
         settings: Annotated[ProbeConfig, tyro.conf.arg(name="")]
         json: bool = False
         """One JSON object, with the accuracy of each class."""
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names. Without it: only one that
+        is given as --model."""
 
     command = parse(Command, arguments, "fastmim probe", Command(ProbeConfig()))
     config = command.settings
-    result = run_probe(config)
+    result = run_probe(config, trust_code=command.trust_code)
     accuracy = result.accuracy
     if command.json:
         found = {

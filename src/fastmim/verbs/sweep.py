@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastmim.config import FinetuneConfig
-from fastmim.flags import parse, peek
+from fastmim.flags import asked, parse, peek
 from fastmim.recipes import base_config
 from fastmim.report.plots import write_heat_map
 from fastmim.transfer.grid_search import SweepConfig
@@ -32,11 +32,17 @@ def run(arguments: list[str]) -> int:
         """Recipe to start from; `fastmim recipes` lists them."""
         quiet: bool = False
         """Show only each point's result."""
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names: an encoder's, --config.
+        Without it: only one that is given as --model."""
 
-    given = peek(arguments, "config", "recipe")
-    base = base_config(FinetuneConfig, given["config"], given["recipe"], None)
+    given = peek(arguments, "config", "recipe", "model")
+    trusted = asked(arguments, "trust-code")
+    base = base_config(
+        FinetuneConfig, given["config"], given["recipe"], None, given=given, trust_code=trusted
+    )
     command = parse(Command, arguments, "fastmim sweep", Command(base, SweepConfig()))
-    found = sweep(command.settings, command.grid, command.quiet)
+    found = sweep(command.settings, command.grid, command.quiet, trust_code=command.trust_code)
     out = Path(command.settings.out).expanduser()
     write_heat_map(out / PLOT, found.accuracy)
     rate, decay = found.best

@@ -1,0 +1,65 @@
+"""What no backbone is built with: arguments that load something else, and more parameters than any has."""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import UninitializedParameter
+
+from fastmim.errors import UsageError
+
+FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+# Arguments of timm.create_model that are not the backbone's: what reads weights, and what changes its form.
+READING = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"}
+    | {"pretrained_custom_load", "checkpoint_path", "cache_dir"}
+)
+CHANGING = frozenset(
+    {"features_only", "feature_cfg", "out_indices", "kwargs_filter", "scriptable", "exportable", "no_jit"}
+    | {"device", "dtype"}
+)
+MOST_PARAMETERS = 1 << 36  # of any backbone: 275 GB in float32
+MOST_TENSORS = 20_000  # that are parameters; timm's largest backbone has some 2,000
+
+
+class TooLarge(UsageError):
+    """A model has more parameters than it may have."""
+
+
+def check_loaders(names: Iterable[str], where: str, custom: bool) -> None:
+    """Raise UsageError where arguments are not for the backbone but for what timm does around it.
+
+    Args:
+        where: begins the message.
+        custom: they are for somebody's own factory, which may give another form, but no other weights.
+    """
+    for name in names:
+        if name in READING:
+            raise UsageError(
+                f"{where}{name} is not taken: a backbone is built without weights; --encoder timm:NAME, or a "
+                "file of weights, brings them"
+            )
+        if name in CHANGING and not custom:
+            raise UsageError(f"{where}{name} is not taken: it is for timm.create_model, not for the backbone")
+
+
+@contextlib.contextmanager
+def limited(numbers: int, tensors: int = MOST_TENSORS) -> Iterator[None]:
+    """Within the block, raise TooLarge as soon as the modules that are built have more parameters."""
+    counted = [0, 0]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None or isinstance(parameter, UninitializedParameter):
+            return
+        counted[0] += parameter.numel()
+        counted[1] += 1
+        if counted[0] > numbers or counted[1] > tensors:
+            raise TooLarge(f"it has more than {numbers} parameters, or more than {tensors} tensors of them")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
