@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fastmim.data.bands import first_line
-from fastmim.data.images import ImageSource, fingerprint, open_images
+from fastmim.data.columns import Columns
+from fastmim.data.images import ImageSource, fingerprint, notes_of, open_images
 from fastmim.data.labels import class_names, in_order
 from fastmim.data.packed import MANIFEST, Manifest, PackSettings, Shard, is_packed, read_shard, write_json
 from fastmim.data.processes import in_processes
@@ -40,6 +41,8 @@ def pack(
     workers: int = 0,
     overwrite: bool = False,
     progress: Progress = lambda done, images: None,
+    columns: Columns | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write the images of ``data``, made small, to the folder ``out``; go on where an earlier call ended.
 
@@ -55,14 +58,18 @@ def pack(
         workers: processes; 0 or 1: this one alone. The result does not depend on them.
         overwrite: replace another pack in ``out``.
         progress: told from time to time.
+        columns: which of a table's columns hold what. Default: found by name and type.
+        say: told what was left out of the images.
 
     Raises:
         UsageError: settings that do not go together, or are not those of the pack that is there.
         RunError: no image can be read, or nothing can be written.
     """
     folder = Path(out)
-    source = open_images(data)
+    source = open_images(data, columns, folder)
     names = class_names(data, source)
+    for note in notes_of(source):
+        say(f"data: {note}")
     classes = in_order(names) if names is not None and len(set(names)) > 1 else None
     settings = _settings(source, short_side, encoding, quality, format, in_chans, classes)
     with _disk_errors(folder):

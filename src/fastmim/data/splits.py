@@ -140,8 +140,8 @@ def find_splits(tree: Tree, where: str) -> Found | None:
     if nested or (len(roles) == len(names) > 1):
         alone = nested or roles
         raise UsageError(
-            f"data: {at} holds {_list(names)}: {_list(alone)} sounds like a split, not like a class, and there "
-            f"is none to go with it: give {at}/{alone[0]}, or have train and val"
+            f"data: {at} holds {_list(names)}: {_list(alone)} sounds like a split, not like a class, and "
+            f"there is none to go with it: give {at}/{alone[0]}, or have train and val"
         )
     inner = {name: choose_splits(tree.folders((*place, name)), f"{at}/{name}") for name in names}
     found = [name for name, splits in inner.items() if splits]

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
 from fastmim.config import build, check_least
+from fastmim.data.columns import Columns
 from fastmim.data.feed import PROBE_SEED, seeded_generator
 from fastmim.data.labels import Labelled, few_labels, open_labelled, parse_labels, split_classes
 from fastmim.errors import RunError, UsageError
@@ -63,6 +64,7 @@ class ProbeConfig:
     """Of attentive: passes over the training images."""
     base_lr: float = 1e-3
     """Of attentive: AdamW's learning rate for a batch of 256."""
+    columns: Columns = field(default_factory=Columns)
     max_unreadable: float = 0.05
     """Share of the images that may be unreadable."""
     workers: int | None = None
@@ -90,6 +92,8 @@ class ProbeResult(NamedTuple):
     training_images: int
     note: str
     """What was chosen on the way."""
+    data_notes: tuple[str, ...] = ()
+    """What a person should be told of the images."""
 
 
 Scorer = Callable[[Tensor], Tensor]  # features -> scores (B, classes)
@@ -129,7 +133,7 @@ def run_probe(config: ProbeConfig, module: nn.Module | None = None) -> ProbeResu
     extractor = build_extractor(
         config.encoder, config.image_size, config.accelerator, workers=config.workers, module=module
     )
-    training, validation = open_labelled(config.data, config.val_share, config.split_seed)
+    training, validation = open_labelled(config.data, config.val_share, config.split_seed, config.columns)
     training = few_labels(training, config.labels, config.seed)
     pooled = config.kind != "attentive"
     with tempfile.TemporaryDirectory(prefix="fastmim-") as folder:
@@ -148,7 +152,7 @@ def run_probe(config: ProbeConfig, module: nn.Module | None = None) -> ProbeResu
             for start in range(0, len(asked.labels), VOTES)
         ]
         accuracy = count_hits(torch.cat(scores), asked.labels, classes)
-    return ProbeResult(accuracy, training.classes, len(known.labels), note)
+    return ProbeResult(accuracy, training.classes, len(known.labels), note, training.notes)
 
 
 class _Known(NamedTuple):

@@ -8,6 +8,8 @@ SHOWN = 5
 
 def run(arguments: list[str]) -> int:
     written = embed(parse(EmbedConfig, arguments, "fastmim embed", EmbedConfig()))
+    for note in written.notes:
+        print(f"data: {note}")
     for line in written.unreadable[:SHOWN]:
         print(f"left out: {line}")
     if len(written.unreadable) > SHOWN:

@@ -2,10 +2,11 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fastmim.data.columns import Columns
 from fastmim.data.loader import available_cpus
 from fastmim.data.pack import SKIPPED, pack, verify
 from fastmim.data.packed import Manifest
@@ -48,6 +49,7 @@ class PackCommand:
     """3: RGB, 1: grey. Images of 16 bits become 8 where they are read so; others are skipped."""
     workers: int | None = None
     """Processes. Default: the CPUs that this process may use."""
+    columns: Columns = field(default_factory=Columns)
     overwrite: bool = False
     """Replace another pack in --out."""
     verify: bool = False
@@ -76,6 +78,8 @@ def run(arguments: list[str]) -> int:
             workers,
             command.overwrite,
             _Line("packed"),
+            command.columns,
+            print,
         )
         print(_summary(manifest, command.out, time.monotonic() - started))
     return _verify(command.out, workers) if command.verify else 0
