@@ -115,11 +115,11 @@ def _index(path: str) -> tuple[list[tuple[str, Place]], tuple[str, ...]]:
             elif member.isreg() and not member.issparse():
                 links.files[plain(member.name)] = place
             *folders, base = plain(member.name).split("/")
-            if not is_image_name(base):
-                if base and not base.startswith(".") and not member.isdir() and not is_link:
+            if not is_image_name(base.lstrip(".")):
+                if not base.startswith(".") and not member.isdir() and not is_link:
                     others[posixpath.splitext(base)[1].lower()] += 1
-            elif any(map(is_hidden, folders)):
-                left["in hidden folders"] += 1
+            elif any(map(is_hidden, (*folders, base))):
+                left["hidden, or in hidden folders"] += not member.isdir()
             elif member.issparse():
                 left["stored with holes (sparse)"] += 1
             elif is_link or member.isreg():
@@ -134,7 +134,7 @@ def _index(path: str) -> tuple[list[tuple[str, Place]], tuple[str, ...]]:
         else:
             images.append((name, place_of))
     notes = [*headers.notes, *left_out(others)]
-    notes += [f"{counted(count, 'image')} left out: {which}" for which, count in left.items()]
+    notes += [f"{counted(count, 'file')} left out: {which}" for which, count in left.items() if count]
     return images, tuple(f"{path}: {note}" for note in notes)
 
 
