@@ -3,12 +3,17 @@
 import contextlib
 import io
 import itertools
+import os
 import re
+from collections.abc import Iterator
 from typing import Any, TypeVar, get_args
 
 from fastmim.errors import UsageError
 
 T = TypeVar("T")
+WIDE = "100000"  # columns: no line of a complaint is broken, and no word of it
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+FRAME = "│╭╮╰╯ \t"
 
 
 def peek(arguments: list[str], *names: str) -> dict[str, str | None]:
@@ -31,9 +36,10 @@ def parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
     """Parse flags with tyro; its complaints become one line."""
     import tyro
 
-    complaint = io.StringIO()
+    complaint = _Plain()
+    helped = not {"-h", "--help"}.isdisjoint(arguments)
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), contextlib.nullcontext() if helped else _unadorned():
             return tyro.cli(cls, args=arguments, prog=program, default=default, registry=_registry())
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -41,9 +47,30 @@ def parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
         raise UsageError(_one_line(complaint.getvalue())) from stop
 
 
+class _Plain(io.StringIO):
+    """A stream that is no terminal and takes every letter, as a frame's."""
+
+    encoding = "utf-8"
+
+
+@contextlib.contextmanager
+def _unadorned() -> Iterator[None]:
+    """Have tyro write neither colours nor broken lines, whatever the terminal is."""
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = WIDE
+    try:
+        with contextlib.redirect_stdout(_Plain()):
+            yield
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
 def _one_line(boxed: str) -> str:
     """The message of tyro's error box, and the flag it suggests, without frame and help text."""
-    rows = iter([row.strip("│╭╮╰╯ \t") for row in boxed.splitlines()[1:]])  # without the title
+    lines = COLOURS.sub("", boxed).splitlines()
+    rows = iter([row.strip(FRAME) for row in lines if row.lstrip()[:1] not in "╭╰"])
 
     def is_rule(row: str) -> bool:
         return set(row) <= set("─-")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from fastmim.config.settings import check_least
 from fastmim.data.bands import MAX_PIXELS
+from fastmim.data.columns import Columns
 from fastmim.errors import UsageError
 from fastmim.train.device import Precision
 from fastmim.train.kernels import KernelConfig
@@ -38,6 +39,7 @@ class RunConfig:
     """Images a device holds at a time. Default: what fits, up to 64 on a CPU."""
     seed: int = 0
     """Fixes everything that is drawn: weights, order, crops, masks."""
+    columns: Columns = field(default_factory=Columns)
     max_unreadable: float = 0.05
     """Share of the images that may be unreadable before the run stops."""
     max_pixels: int = MAX_PIXELS

@@ -10,10 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmim.data.index import IMAGE_SUFFIXES, is_image_name, list_images
+from fastmim.data.columns import Columns
+from fastmim.data.files import read_regular, why_not_regular
+from fastmim.data.index import IMAGE_SUFFIXES, left_out, list_images
 from fastmim.data.names import NameList
 from fastmim.data.packed import Manifest, PackedImages, is_packed
 from fastmim.data.tables import is_saved, open_hub, open_packed, open_parquet, open_saved
+from fastmim.data.tars import TarImages as TarImages
 from fastmim.errors import UsageError
 
 
@@ -40,10 +43,23 @@ class JoinsNames(Protocol):
         ...
 
 
+@runtime_checkable
+class HasNotes(Protocol):
+    """A source that knows what was left out of it, or what else a person should be told of it."""
+
+    notes: tuple[str, ...]
+
+
+def notes_of(source: object) -> tuple[str, ...]:
+    """Sentences about a source that every verb shows."""
+    return source.notes if isinstance(source, HasNotes) else ()
+
+
 class FileImages:
     """Image files below a folder, in sorted order; or a given list of files."""
 
-    def __init__(self, root: str, names: Iterable[str] | NameList) -> None:
+    def __init__(self, root: str, names: Iterable[str] | NameList, notes: tuple[str, ...] = ()) -> None:
+        self.notes = notes
         self._root = root
         self._names = names if isinstance(names, NameList) else NameList(names)
 
@@ -57,42 +73,7 @@ class FileImages:
         return self._names.joined()
 
     def read(self, index: int) -> bytes:
-        with open(os.path.join(self._root, self._names[index]), "rb") as file:
-            return file.read()
-
-
-class TarImages:
-    """The image files of an uncompressed tar, read at random where they lie."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        names, places = [], []
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isfile() and is_image_name(member.name):
-                    names.append(member.name)
-                    places.append((member.offset_data, member.size))
-        self._names = NameList(names)
-        self._places = np.array(places, dtype=np.int64).reshape(-1, 2)
-        self._opened: tuple[int, int] | None = None  # (process, file descriptor)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        return self._names[index]
-
-    def joined_names(self) -> memoryview:
-        return self._names.joined()
-
-    def read(self, index: int) -> bytes:
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), os.open(self._path, os.O_RDONLY))
-        offset, size = (int(number) for number in self._places[index])
-        return os.pread(self._opened[1], size, offset)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        return read_regular(os.path.join(self._root, self._names[index]))
 
 
 class ArrayImages:
@@ -117,6 +98,7 @@ class Subset:
     """Some of the images of a source."""
 
     def __init__(self, source: ImageSource, indices: NDArray[np.int64]) -> None:
+        self.notes = notes_of(source)
         self._source = source
         self._indices = indices
 
@@ -141,66 +123,99 @@ def fingerprint(source: ImageSource) -> str:
     return digest.hexdigest()[:16]
 
 
-def open_images(spec: str) -> ImageSource:
+def open_images(
+    spec: str, columns: Columns | None = None, without: str | os.PathLike[str] | None = None
+) -> ImageSource:
     """Open what a person calls their data.
 
     Args:
         spec: a folder (nested or not), what `fastmim pack` wrote, a .tar of images, a .parquet file or a
             folder of them, a dataset saved by Hugging Face's ``save_to_disk``, ``hf:NAME[:SPLIT]``,
             ``demo:photos`` or ``demo:digits``.
+        columns: which of a table's columns hold what. Default: found by name and type.
+        without: a folder that is none of the data, even where it lies within: the one that is written to.
 
     Raises:
         UsageError: it does not exist, holds no images, or is of no kind that can be read.
     """
+    columns = columns or Columns()
     if spec.startswith("demo:"):
         from fastmim.data.demo import open_demo
 
         return open_demo(spec.removeprefix("demo:"))
     if spec.startswith("hf:"):
-        return open_hub(spec)
+        return open_hub(spec, columns)
+    path = find_path(spec)
+    outside = Path(without).expanduser() if without else None
+    source = _open_folder(path, columns, outside) if path.is_dir() else _open_file(path, columns)
+    if not len(source):
+        raise UsageError(f"data: {spec} holds no images{_said(notes_of(source))}")
+    return source
+
+
+def find_path(spec: str) -> Path:
+    """The folder or file that is named. Raises UsageError where there is none, or none that can be read."""
     path = Path(spec).expanduser()
-    if not path.exists():
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except ValueError:  # a zero byte
+        there = folder = False
+    if not there:
         raise UsageError(
             f"data: {spec} does not exist; "
             "give a folder, a .tar, .parquet, hf:NAME, demo:photos or demo:digits"
         )
-    source = _open_folder(path) if path.is_dir() else _open_file(path)
-    if not len(source):
-        raise UsageError(f"data: {spec} holds no images")
-    return source
+    reason = None if folder else why_not_regular(path)
+    if reason:
+        raise UsageError(f"data: {spec} cannot be read: {reason}; give a folder, a .tar or a .parquet file")
+    return path
 
 
-def _open_file(path: Path) -> ImageSource:
+def _open_file(path: Path, columns: Columns) -> ImageSource:
     if path.suffix == ".parquet":
-        return open_parquet([str(path)], str(path))
-    if not tarfile.is_tarfile(path):
-        raise UsageError(f"data: {path} is a file, but neither a tar nor parquet; give the folder it is in")
+        return open_parquet([str(path)], str(path), columns)
     try:
         return TarImages(str(path))
     except tarfile.ReadError as error:
+        if _is_tar(path):
+            raise UsageError(
+                f"data: {path} is a compressed tar; images are read from it at random, so unpack it first "
+                "(tar -xf) and give the folder"
+            ) from error
         raise UsageError(
-            f"data: {path} is a compressed or damaged tar ({error}); images are read from it at random, "
-            "so unpack it first (tar -xf) and give the folder"
+            f"data: {path} is a file, but neither a tar nor parquet; give the folder it is in"
         ) from error
+    except OSError as error:
+        raise UsageError(f"data: {path} cannot be read: {error.strerror or error}") from error
 
 
-def _open_folder(path: Path) -> ImageSource:
+def _is_tar(path: Path) -> bool:
+    """Whether the standard library takes a regular file for a tar, perhaps a compressed one."""
+    try:
+        return tarfile.is_tarfile(path)
+    except (EOFError, OSError, ValueError, MemoryError):
+        return False
+
+
+def _open_folder(path: Path, columns: Columns, without: Path | None) -> ImageSource:
     if is_packed(path):
         packed = Manifest.read(path)
         if packed.complete and packed.settings.format == "parquet":
             return open_packed(path, packed)
         return PackedImages(path)
     if is_saved(path):
-        return open_saved(path)
-    names, others = list_images(path)
+        return open_saved(path, columns)
+    names, others = list_images(path, without)
+    notes = tuple(left_out(others))
     if len(names):
-        return FileImages(str(path), names)
+        return FileImages(str(path), names, notes)
     tables = sorted(str(file) for file in path.rglob("*.parquet"))
     if tables:
-        return open_parquet(tables, str(path))
+        return open_parquet(tables, str(path), columns)
     found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(4))
-    raise UsageError(f"data: {path} holds no images (found: {found or 'nothing'}); {_suffixes()} are read")
+    suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+    raise UsageError(f"data: {path} holds no images (found: {found or 'nothing'}); {suffixes} are read")
 
 
-def _suffixes() -> str:
-    return " ".join(sorted(IMAGE_SUFFIXES))
+def _said(notes: tuple[str, ...]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""

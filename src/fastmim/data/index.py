@@ -10,16 +10,33 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fastmim.cache import cache_folder
 from fastmim.data.names import NameList
-from fastmim.documents import BareName, Whole, checked, read_json
+from fastmim.documents import BareName, Count, Whole, checked, read_json
 
 IMAGE_SUFFIXES = frozenset({".npy"}) | frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2", ".j2k", ".bmp", ".dib", ".tif"}
+    | {".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
+# Folders that systems and archivers add: their files are copies, thumbnails or remains.
+SYSTEM_FOLDERS = frozenset(
+    ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
+)
+# What tells a folder that was written here, and not meant as data: all names of a line lie in it.
+RUN_MARKS = (
+    {"config.yaml", "metrics.jsonl"},
+    {"config.yaml", "last.ckpt"},
+    {"payoff.json"},
+    {"sweep.json"},
+    {"fastmim-pack.json"},
+)
+RUN_PICTURES = frozenset({"samples.png", "payoff.png", "sweep.png"})
+OF_RUNS = "of runs/"  # the key of such folders in what is left out; folders end in a slash
 LEAST_KEPT = 10_000  # images; fewer are walked in a moment
 SETTLED = 2.0  # seconds since a folder's last change: within the clock's tick another would not be seen
 OUTDATED = 7 * 86_400  # seconds: a run that is still going may need an older list
@@ -28,26 +45,89 @@ Stamp = tuple[int, int]  # time of the last change in ns, inode
 Folders = dict[str, Stamp]  # by path relative to the root
 
 
-def list_images(root: Path) -> tuple[NameList, Counter[str]]:
-    """Sorted paths of the images below ``root``, relative to it; and how many other files of each suffix.
+class Visited(NamedTuple):
+    """A folder that a walk comes through."""
 
-    Hidden files and folders are left out, links followed. The others are not counted where the list was
-    kept from an earlier time.
+    path: str
+    relative: str
+    """To the root; "." of itself."""
+    images: list[str]
+    others: list[str]
+
+
+def list_images(root: Path, without: Path | None = None) -> tuple[NameList, Counter[str]]:
+    """Sorted paths of the images below ``root``, relative to it; and how much else there is.
+
+    Hidden files and folders are left out, links followed.
+
+    Args:
+        without: a folder that is none of the data, such as the one that a run is written to.
+
+    Returns:
+        The names; and of files that are no images, how many there are of each suffix, and of folders that
+        are left out, how many of each name (with a slash).
     """
-    place = _place(root)
+    outside = _within(root, without)
+    place = _place(root, outside)
     kept = _load(place, root) if place else None
     if kept is not None:
-        return kept, Counter()
+        return kept
     started = time.time()
     folders: Folders = {}
     others: Counter[str] = Counter()
-    names = _walk(root, folders, others)
+    names: list[str] = []
+    for visited in walk(root, outside, others):
+        with contextlib.suppress(OSError):
+            folders[visited.relative] = _stamp(visited.path)
+        prefix = "" if visited.relative == "." else visited.relative + os.sep
+        names += [prefix + name for name in visited.images]
+        others.update(os.path.splitext(name)[1].lower() for name in visited.others)
     listed = NameList(sorted(names))
     settled = all(stamp[0] < (started - SETTLED) * 1e9 for stamp in folders.values())
     if place is not None and len(listed) >= LEAST_KEPT and settled:
         with contextlib.suppress(OSError, ValueError):
-            return _keep(place, listed, folders), others
+            return _keep(place, listed, folders, others), others
     return listed, others
+
+
+def walk(root: Path, outside: str | None = None, left: Counter[str] | None = None) -> Iterator[Visited]:
+    """Every folder that may hold data, each once; those left out are counted in ``left``.
+
+    Args:
+        outside: the real path of a folder that is left out; of the root itself, a run's pictures are.
+    """
+    left = Counter() if left is None else left
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        relative = os.path.relpath(folder, root)
+        top = relative == "."
+        if real in seen or (real == outside and not top):
+            subfolders.clear()
+            continue
+        seen.add(real)
+        of_run = real == outside or _holds_run(files)
+        if of_run and not top:
+            left[OF_RUNS] += 1
+            subfolders.clear()
+            files = []
+        left.update(f"{name}/" for name in subfolders if name.lower() in SYSTEM_FOLDERS)
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        images: list[str] = []
+        others: list[str] = []
+        for name in files:
+            if not name.startswith(".") and not (of_run and name in RUN_PICTURES):
+                (images if is_image_name(name) else others).append(name)
+        yield Visited(folder, relative, images, others)
+
+
+def holds_images(folder: Path, below: bool = True) -> bool:
+    """Whether there are images in a folder, or, with ``below``, in one within it, at any depth."""
+    visited = walk(folder)
+    if not below:
+        first = next(visited, None)
+        return first is not None and bool(first.images)
+    return any(found.images for found in visited)
 
 
 def is_image_name(name: str) -> bool:
@@ -55,29 +135,45 @@ def is_image_name(name: str) -> bool:
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
 
 
-def _walk(root: Path, folders: Folders, others: Counter[str]) -> list[str]:
-    seen = set()
-    names = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        relative = os.path.relpath(folder, root)
-        with contextlib.suppress(OSError):
-            folders[relative] = _stamp(folder)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        prefix = "" if relative == "." else relative + os.sep
-        for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix in IMAGE_SUFFIXES:
-                names.append(prefix + name)
-            else:
-                others[suffix] += 1
-    return names
+def is_hidden(name: str) -> bool:
+    """Whether a folder or file of this name is none of the data."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def left_out(others: Counter[str]) -> Iterator[str]:
+    """Sentences that say what `list_images` left out."""
+    files = Counter({suffix: count for suffix, count in others.items() if not suffix.endswith("/")})
+    folders = Counter({name: count for name, count in others.items() if name.endswith("/")})
+    if files:
+        kind = "file of another kind was" if files.total() == 1 else "files of other kinds were"
+        yield f"{files.total()} {kind} left out: {suffix_counts(files)}"
+    if folders:
+        said = ", ".join(f"{name.rstrip('/')} ({count})" for name, count in folders.most_common())
+        yield f"{counted(folders.total(), 'folder')} left out: {said}"
+
+
+def counted(count: int, noun: str) -> str:
+    """As ``3 folders``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def suffix_counts(others: Counter[str], most: int = 6) -> str:
+    """As ``.heic (20), .txt (1)``, the most frequent first."""
+    said = [f"{suffix or 'without suffix'} ({count})" for suffix, count in others.most_common(most)]
+    return ", ".join([*said, *(["..."] if len(others) > most else [])])
+
+
+def _holds_run(files: Iterable[str]) -> bool:
+    there = set(files)
+    return any(marks <= there for marks in RUN_MARKS)
+
+
+def _within(root: Path, folder: Path | None) -> str | None:
+    """The real path of ``folder``, where it is the root or lies below it."""
+    if folder is None:
+        return None
+    real, base = os.path.realpath(folder), os.path.realpath(root)
+    return real if os.path.commonpath([real, base]) == base else None
 
 
 def _stamp(folder: str) -> Stamp:
@@ -85,12 +181,13 @@ def _stamp(folder: str) -> Stamp:
     return status.st_mtime_ns, status.st_ino
 
 
-def _place(root: Path) -> Path | None:
+def _place(root: Path, outside: str | None) -> Path | None:
     """The folder where the list of ``root`` is kept; None where nothing shall be."""
     base = cache_folder()
     if base is None:
         return None
-    return base / "index" / hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
+    key = os.fsencode(os.path.realpath(root)) + (b"\0" + os.fsencode(outside) if outside else b"")
+    return base / "index" / hashlib.sha256(key).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -99,27 +196,30 @@ class _Kept:
 
     names: BareName
     folders: dict[str, tuple[Whole, Whole]]
+    others: dict[str, Count]
 
 
-def _load(place: Path, root: Path) -> NameList | None:
+def _load(place: Path, root: Path) -> tuple[NameList, Counter[str]] | None:
     file = place / "folders.json"
     try:
         kept = checked(_Kept, read_json(file), str(file))
         for folder, stamp in kept.folders.items():
             if _stamp(os.path.join(root, folder)) != stamp:
                 return None
-        return NameList.load(place / kept.names) if os.curdir in kept.folders else None
+        if os.curdir not in kept.folders:
+            return None
+        return NameList.load(place / kept.names), Counter(kept.others)
     except (OSError, ValueError):
         return None
 
 
-def _keep(place: Path, names: NameList, folders: Folders) -> NameList:
+def _keep(place: Path, names: NameList, folders: Folders, others: Counter[str]) -> NameList:
     """Write the list, then what makes it valid; an older list stays for a while. Raises OSError."""
     place.mkdir(parents=True, exist_ok=True)
     file = place / f"{hashlib.sha256(names.joined()).hexdigest()[:16]}.names"
     names.save(file)
     part = place / f"folders.json.{os.getpid()}.part"
-    part.write_text(json.dumps({"names": file.name, "folders": folders}))
+    part.write_text(json.dumps({"names": file.name, "folders": folders, "others": others}))
     part.replace(place / "folders.json")
     for other in place.iterdir():
         if other != file and other.stat().st_mtime < time.time() - OUTDATED and other.suffix != ".json":

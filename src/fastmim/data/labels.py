@@ -1,26 +1,22 @@
 """Images with classes: what is trained on and what is measured on, and how few labels may be used."""
 
+import os
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmim.data.columns import Columns
 from fastmim.data.demo import digit_labels
 from fastmim.data.feed import FEW_SEED, LABEL_SEED
-from fastmim.data.images import ImageSource, Subset, open_images
-from fastmim.data.packed import PackedImages, is_packed
-from fastmim.data.tables import TableImages, is_saved, read_hub, read_labels, read_parquet, read_saved
+from fastmim.data.images import ImageSource, notes_of
+from fastmim.data.packed import PackedImages
+from fastmim.data.parts import classes_by_folder, open_parts
+from fastmim.data.tables import TableImages
 from fastmim.errors import UsageError
 
-TRAINING = ("train", "training")
-VALIDATION = ("val", "validation", "valid", "test", "testing")
-# Opens a part of the data: the source, and the class of each of its images.
-Split = Callable[[], tuple[ImageSource, list[str]]]
 IMBALANCED = 3.0  # times as many images in the largest class as in the smallest
 
 
@@ -34,6 +30,8 @@ class Labelled:
     labels: NDArray[np.int64]
     """Of the same length, 0 .. len(classes) - 1."""
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What a person should be told of where they come from."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -53,27 +51,36 @@ class Labelled:
         return replace(self, indices=self.indices[positions], labels=self.labels[positions])
 
 
-def open_labelled(spec: str, val_share: float, seed: int) -> tuple[Labelled, Labelled]:
+def open_labelled(
+    spec: str,
+    val_share: float,
+    seed: int,
+    columns: Columns | None = None,
+    without: str | os.PathLike[str] | None = None,
+) -> tuple[Labelled, Labelled]:
     """Open what a person calls their labelled data: (for training, for validation).
 
     Args:
-        spec: a folder with train/ and val/ (or validation/, test/), each with a folder a class; or one
-            folder of such folders, parquet, a saved dataset, ``hf:NAME[:SPLIT]`` or ``demo:digits``.
+        spec: a folder with train/ and val/ (or training_set/, dev/, Test/ and the like), each with a folder a
+            class; or one folder of such folders, a tar, parquet, a saved dataset, ``hf:NAME[:SPLIT]`` or
+            ``demo:digits``.
         val_share: share of each class that is kept for validation where the data has no such split.
         seed: draws them.
+        columns: which of a table's columns hold what. Default: found by name and type.
+        without: a folder that is none of the data, even where it lies within.
 
     Raises:
-        UsageError: there are no images, no classes, or classes that only validation has.
+        UsageError: there are no images, no classes, or classes that only validation has; or it is open which
+            part of the data is meant.
     """
-    splits = _splits(spec)
-    training, validation = _first(splits, TRAINING), _first(splits, VALIDATION)
-    if training is None or validation is None:
-        source, names = (training or validation or next(iter(splits.values())))()
-        whole = _labelled(source, names, in_order(names), spec)
-        return split_classes(whole, val_share, seed, spec)
-    source, names = training()
+    parts = open_parts(spec, columns or Columns(), without)
+    source, names = parts.training()
     classes = in_order(names)
-    return _labelled(source, names, classes, spec), _labelled(*validation(), classes, spec)
+    training = _labelled(source, names, classes, spec)
+    training = replace(training, notes=(*parts.notes, *notes_of(source)))
+    if parts.validation is None:
+        return split_classes(training, val_share, seed, spec)
+    return training, _labelled(*parts.validation(), classes, spec)
 
 
 def class_names(spec: str, source: ImageSource) -> list[str] | None:
@@ -83,12 +90,10 @@ def class_names(spec: str, source: ImageSource) -> list[str] | None:
     try:
         if isinstance(source, (TableImages, PackedImages)):
             return source.labels(spec)
-        folders = [Path(source.name(index)).parts[:-1] for index in range(len(source))]
-        splits = all(parts[:1] and parts[0] in (*TRAINING, *VALIDATION) for parts in folders)
-        level = 1 if splits else _class_level(folders)
-        return [parts[level] for parts in folders]
-    except (UsageError, IndexError):
+        names = classes_by_folder(source, spec)
+    except UsageError:
         return None
+    return None if any(name is None for name in names) else [name for name in names if name is not None]
 
 
 def few_labels(data: Labelled, wanted: str | None, seed: int) -> Labelled:
@@ -157,80 +162,6 @@ def imbalance(data: Labelled) -> str | None:
     )
 
 
-def _splits(spec: str) -> dict[str, Split]:
-    """Every split by name; its classes are read when it is called, as those of a test split may be secret."""
-    if spec == "demo:digits":
-        return {"train": lambda: (open_images(spec), digit_labels())}
-    if spec.startswith("demo:"):
-        raise UsageError(f"data: {spec} has no classes; demo:digits has")
-    if spec.startswith("hf:"):
-        return {
-            name: partial(_table, table, spec) for name, table in read_hub(spec, every_split=True).items()
-        }
-    path = Path(spec).expanduser()
-    if path.is_dir() and is_packed(path):
-        return _packed(path, spec)
-    if path.is_dir() and is_saved(path):
-        return {name: partial(_table, table, spec) for name, table in read_saved(path).items()}
-    folders = {name: path / name for name in (*TRAINING, *VALIDATION) if (path / name).is_dir()}
-    if any(name in folders for name in TRAINING) and any(name in folders for name in VALIDATION):
-        return {name: partial(_classes_of, str(folder)) for name, folder in folders.items()}
-    files = {split: sorted(path.rglob(f"{split}*.parquet")) for split in (*TRAINING, *VALIDATION)}
-    if path.is_dir() and any(files[name] for name in TRAINING) and any(files[name] for name in VALIDATION):
-        return {split: partial(_parquet, found, spec) for split, found in files.items() if found}
-    return {"train": partial(_classes_of, spec)}
-
-
-def _parquet(files: list[Path], spec: str) -> tuple[ImageSource, list[str]]:
-    return _table(read_parquet([str(file) for file in files], spec), spec)
-
-
-def _classes_of(spec: str) -> tuple[ImageSource, list[str]]:
-    """A source of files, whose classes are their first folders; or a table."""
-    source = open_images(spec)
-    if isinstance(source, (TableImages, PackedImages)):
-        return source, source.labels(spec)
-    names = [Path(source.name(index)).parts for index in range(len(source))]
-    level = _class_level([parts[:-1] for parts in names])
-    for parts in names:
-        if len(parts) < level + 2:
-            raise UsageError(
-                f"data: {spec}: {'/'.join(parts)} lies in no folder of a class; one folder a class is "
-                "needed, or train/ and val/ of such folders"
-            )
-    return source, [parts[level] for parts in names]
-
-
-def _class_level(folders: list[tuple[str, ...]]) -> int:
-    """Which folder of each path is the class: a tar, or a folder, may hold everything in one more folder."""
-    level = 0
-    while all(len(parts) > level + 1 for parts in folders) and len({parts[level] for parts in folders}) == 1:
-        level += 1
-    return level
-
-
-def _packed(path: Path, spec: str) -> dict[str, Split]:
-    """The splits that the packed paths begin with, if they do."""
-    source = open_images(str(path))
-    if not isinstance(source, PackedImages):
-        return {"train": partial(_classes_of, spec)}
-    firsts = [source.name(index).partition("/")[0] for index in range(len(source))]
-    found = set(firsts)
-    if not (found <= {*TRAINING, *VALIDATION} and found & set(TRAINING) and found & set(VALIDATION)):
-        return {"train": partial(_classes_of, spec)}
-
-    def part(split: str) -> tuple[ImageSource, list[str]]:
-        rows = [row for row, first in enumerate(firsts) if first == split]
-        names = source.labels(spec)
-        return Subset(source, np.array(rows, dtype=np.int64)), [names[row] for row in rows]
-
-    return {split: partial(part, split) for split in found}
-
-
-def _table(table: object, where: str) -> tuple[ImageSource, list[str]]:
-    return TableImages(table, where), read_labels(table, where)
-
-
 def _labelled(source: ImageSource, names: list[str], classes: tuple[str, ...], spec: str) -> Labelled:
     if not names:
         raise UsageError(f"data: {spec} has a split without images")
@@ -245,10 +176,6 @@ def _labelled(source: ImageSource, names: list[str], classes: tuple[str, ...], s
         )
     labels = np.array([numbers[name] for name in names], dtype=np.int64)
     return Labelled(source, np.arange(len(labels)), labels, classes)
-
-
-def _first(splits: dict[str, Split], names: tuple[str, ...]) -> Split | None:
-    return next((splits[name] for name in names if name in splits), None)
 
 
 def in_order(names: list[str]) -> tuple[str, ...]:

@@ -14,6 +14,11 @@ MAGIC = b"fastmim names 1\n"
 HEAD = len(MAGIC) + 16  # number of names and of bytes follow it, then the ends, then the names
 
 
+def as_text(name: str) -> str:
+    """A name as text that can be written anywhere: bytes that are not UTF-8 become ``\\xe9``."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 class NameList:
     """Names by number: a million paths cost no Python object each.
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fastmim.data.bands import MAX_PIXELS, first_line
-from fastmim.data.images import ImageSource, fingerprint, open_images
+from fastmim.data.columns import Columns
+from fastmim.data.images import ImageSource, fingerprint, notes_of, open_images
 from fastmim.data.labels import class_names, in_order
 from fastmim.data.packed import MANIFEST, Manifest, PackSettings, Shard, is_packed, read_shard, write_json
 from fastmim.data.processes import in_processes
@@ -41,6 +42,8 @@ def pack(
     overwrite: bool = False,
     progress: Progress = lambda done, images: None,
     max_pixels: int = MAX_PIXELS,
+    columns: Columns | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write the images of ``data``, made small, to the folder ``out``; go on where an earlier call ended.
 
@@ -57,14 +60,18 @@ def pack(
         overwrite: replace another pack in ``out``.
         progress: told from time to time.
         max_pixels: of an image; larger ones are skipped.
+        columns: which of a table's columns hold what. Default: found by name and type.
+        say: told what was left out of the images.
 
     Raises:
         UsageError: settings that do not go together, or are not those of the pack that is there.
         RunError: no image can be read, or nothing can be written.
     """
     folder = Path(out)
-    source = open_images(data)
+    source = open_images(data, columns, folder)
     names = class_names(data, source)
+    for note in notes_of(source):
+        say(f"data: {note}")
     classes = in_order(names) if names is not None and len(set(names)) > 1 else None
     settings = _settings(source, short_side, encoding, quality, format, in_chans, classes)
     with _disk_errors(folder):

@@ -17,6 +17,7 @@ from fastmim.data import jpeg
 from fastmim.data.bands import Pixels, UnreadableImage, first_line
 from fastmim.data.decode import decode, shrink
 from fastmim.data.images import ImageSource
+from fastmim.data.names import as_text
 from fastmim.data.packed import PackSettings, Shard, Skipped
 from fastmim.data.rows import BATCH_ROWS, checksum, open_table
 
@@ -167,7 +168,7 @@ def _to_jpeg(pixels: Pixels, quality: int | None) -> bytes:
 
 def _label(row: Row, settings: PackSettings, name: str, part: Part, index: int) -> Row:
     """With its path (as text), class and checksum."""
-    path = os.fsencode(name).decode(errors="backslashreplace")
+    path = as_text(name)
     row = {**row, "path": path}
     if part.labels is not None:
         row["label"] = int(part.labels[index - part.first])

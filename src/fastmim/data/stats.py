@@ -1,13 +1,16 @@
 """Mean and standard deviation of each channel of a data set, in one pass over some of its images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from fastmim.data.bands import MAX_PIXELS, UnreadableImage, to_float
+from fastmim.data import tiff
+from fastmim.data.bands import MAX_PIXELS, NPY_MAGIC, UnreadableImage, to_float
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig
+from fastmim.data.decode import decode
 from fastmim.data.feed import STATS_SEED
 from fastmim.data.images import ImageSource
 from fastmim.data.loader import read_crop
@@ -17,6 +20,8 @@ from fastmim.errors import UsageError
 from fastmim.grids import Size
 
 MEASURED_IMAGES = 1024  # where the statistics are not given
+RANGED_IMAGES = 32  # whose range tells what floating-point RGB means
+MAYBE_FLOAT = (NPY_MAGIC, *tiff.MAGICS)  # what files begin with whose numbers may be floating-point
 FLAT = 1e-6  # a channel whose std is no larger share of its mean is constant but for rounding
 
 
@@ -96,6 +101,8 @@ def measure_stats(
     if not measured:
         first = f"; the first is {reasons[0]}" if reasons else ""
         raise UsageError(f"data: none of {len(drawn)} images can be read with {chans} channels{first}")
+    if not np.isfinite([mean, within, between]).all():
+        raise UsageError("data: the values are too large to be measured: mark missing pixels another way")
     std = np.sqrt((within + between) / measured)
     std = np.where(std <= FLAT * np.abs(mean), 1.0, std)
     return ChannelStats(tuple(mean.tolist()), tuple(std.tolist()), measured, len(reasons))
@@ -105,6 +112,10 @@ def _whole(height: int, width: int) -> Box:
     return Box(0, 0, height, width)
 
 
+def quietly(_: str) -> None:
+    """Say nothing."""
+
+
 def channel_statistics(
     crop: CropConfig,
     source: ImageSource,
@@ -112,11 +123,36 @@ def channel_statistics(
     size: Size,
     seed: int,
     max_pixels: int = MAX_PIXELS,
+    say: Callable[[str], None] = quietly,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel: those given, ImageNet's for RGB, else measured."""
+    """Mean and standard deviation of each channel: those given, ImageNet's for RGB, else measured.
+
+    RGB whose floating-point numbers are not those of a photograph (0..1) is measured, too.
+    """
     if crop.mean is not None:
         return crop.statistics
+    why = f"images of {in_chans} channels"
     if in_chans == len(IMAGENET_MEAN):
-        return IMAGENET_MEAN, IMAGENET_STD
+        least, most = value_range(source, in_chans, seed)
+        if least >= 0 and most <= 1:
+            return IMAGENET_MEAN, IMAGENET_STD
+        why = f"values of {least:g} to {most:g} are not those of photographs (0 to 1)"
     stats = measure_stats(source, in_chans, size, MEASURED_IMAGES, seed, max_pixels=max_pixels)
+    say(f"mean and standard deviation are measured on {stats.images} images, since {why}")
     return stats.mean, stats.std
+
+
+def value_range(source: ImageSource, chans: int, seed: int) -> tuple[float, float]:
+    """The least and the largest of 0 and the values of a few images drawn by ``seed``, 8 bits as 0..1."""
+    drawn = np.random.default_rng([STATS_SEED, seed]).permutation(len(source))[:RANGED_IMAGES]
+    least, most = 0.0, 0.0
+    for index in np.sort(drawn).tolist():
+        try:
+            data = source.read(index)
+            if isinstance(data, bytes) and not data.startswith(MAYBE_FLOAT):
+                continue
+            pixels = to_float(decode(data, chans))
+        except (UnreadableImage, OSError):
+            continue
+        least, most = min(least, float(pixels.min())), max(most, float(pixels.max()))
+    return least, most

@@ -4,26 +4,30 @@ from pathlib import Path
 from typing import Any
 
 from fastmim.data.bands import first_line
+from fastmim.data.columns import Columns, choose_image, choose_label, taken
+from fastmim.data.files import read_regular, why_not_regular
 from fastmim.data.packed import Manifest, check_files
 from fastmim.data.rows import NOT_WHOLE, checksum
+from fastmim.data.splits import choose_split
 from fastmim.errors import UsageError
-
-LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "y", "fine_label")
-IMAGE_COLUMNS = ("image", "img", "images", "jpg", "png", "bytes", "picture", "photo")
 
 
 class TableImages:
     """The image column of a Hugging Face dataset (parquet, saved to disk, or from the hub)."""
 
-    def __init__(self, table: Any, where: str) -> None:
+    def __init__(
+        self, table: Any, where: str, columns: Columns | None = None, notes: tuple[str, ...] = ()
+    ) -> None:
         import datasets
 
-        self._column = _image_column(table, where)
-        columns = [name for name in table.features if name != self._column]
+        self._chosen = columns or Columns()
+        self._column, others = choose_image(table.features, self._chosen, where)
+        self.notes = (*notes, *taken("images", self._column, others))
+        labels = [name for name in table.features if name != self._column]
         if isinstance(table.features[self._column], datasets.Image):
             table = table.cast_column(self._column, datasets.Image(decode=False))
         self._table = table.select_columns([self._column])
-        self._labels = table.select_columns(columns)
+        self._labels = table.select_columns(labels)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -32,14 +36,16 @@ class TableImages:
         return f"row {index}"
 
     def labels(self, where: str) -> list[str]:
-        """Each row's class by name, see `read_labels`."""
-        return read_labels(self._labels, where)
+        """Each row's class by name, see `read_labels`; where there was a choice of columns, it is noted."""
+        column, others = choose_label(self._labels.features, self._chosen, where)
+        self.notes = tuple(dict.fromkeys((*self.notes, *taken("classes", column, others))))
+        return read_labels(self._labels, where, self._chosen)
 
     def read(self, index: int) -> bytes:
         value = self._table[index][self._column]
         if isinstance(value, dict):
             if value.get("bytes") is None and value.get("path"):
-                return Path(value["path"]).read_bytes()
+                return read_regular(value["path"])
             value = value.get("bytes")
         if not isinstance(value, bytes):
             raise OSError("the row holds no image")
@@ -69,26 +75,32 @@ def open_packed(folder: Path, manifest: Manifest) -> PackedTable:
     return PackedTable(table, str(folder))
 
 
-def open_parquet(files: list[str], where: str) -> TableImages:
+def open_parquet(
+    files: list[str], where: str, columns: Columns | None = None, notes: tuple[str, ...] = ()
+) -> TableImages:
     """One or several parquet files as one source. Raises UsageError, like the others below."""
-    return TableImages(read_parquet(files, where), where)
+    return TableImages(read_parquet(files, where), where, columns, notes)
 
 
-def open_saved(path: Path) -> TableImages:
+def open_saved(path: Path, columns: Columns | None = None) -> TableImages:
     """What ``save_to_disk`` of Hugging Face's datasets wrote; of several splits the one for training."""
     splits = read_saved(path)
-    return TableImages(splits.get("train", next(iter(splits.values()))), str(path))
+    name = choose_split(splits, str(path))
+    others = [f"{other} ({len(table)})" for other, table in splits.items() if other != name]
+    note = f"images are those of split {name!r} ({len(splits[name])}); left: {', '.join(others)}"
+    return TableImages(splits[name], str(path), columns, (note,) if others else ())
 
 
-def open_hub(spec: str) -> TableImages:
+def open_hub(spec: str, columns: Columns | None = None) -> TableImages:
     """``hf:NAME[:SPLIT]``, a dataset of the Hugging Face hub."""
-    return TableImages(read_hub(spec)["train"], spec)
+    return TableImages(read_hub(spec)["train"], spec, columns)
 
 
 def read_parquet(files: list[str], where: str) -> Any:
     """The table in one or several parquet files."""
     import datasets
 
+    _check_files(files, where)
     datasets.disable_progress_bars()
     try:
         return datasets.Dataset.from_parquet(files)
@@ -100,6 +112,7 @@ def read_saved(path: Path) -> dict[str, Any]:
     """The tables of a saved dataset by split; one without splits is called train."""
     import datasets
 
+    _check_files([str(file) for file in path.rglob("*") if not file.is_dir()], str(path))
     try:
         table = datasets.load_from_disk(str(path))
     except Exception as error:
@@ -125,32 +138,19 @@ def is_saved(path: Path) -> bool:
     return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
-def _image_column(table: Any, where: str) -> str:
+def _check_files(files: list[str], where: str) -> None:
+    """Raises UsageError where a reader could wait for one of them, or it cannot be opened."""
+    for file in files:
+        reason = why_not_regular(file)
+        if reason:
+            raise UsageError(f"data: {where} cannot be read: {file}: {reason}")
+
+
+def read_labels(table: Any, where: str, columns: Columns | None = None) -> list[str]:
+    """Each row's class by name. Raises UsageError where no column holds classes, or which one is open."""
     import datasets
 
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            return str(name)
-    for name in IMAGE_COLUMNS:
-        if name in table.features:
-            return name
-    raise UsageError(
-        f"data: {where} has no image column (columns: {', '.join(table.features)}); "
-        "one of Hugging Face's Image type, or one named 'image', is needed"
-    )
-
-
-def read_labels(table: Any, where: str) -> list[str]:
-    """Each row's class by name. Raises UsageError where no column holds classes."""
-    import datasets
-
-    named = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
-    column = next(iter([*named, *(name for name in LABEL_COLUMNS if name in table.features)]), None)
-    if column is None:
-        raise UsageError(
-            f"data: {where} has no column of classes (columns: {', '.join(table.features)}); one of Hugging "
-            "Face's ClassLabel type, or one named 'label', is needed"
-        )
+    column, _ = choose_label(table.features, columns or Columns(), where)
     values = list(table[column][:])
     feature = table.features[column]
     for row, value in enumerate(values):

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastmim.config import PretrainConfig, merge
 from fastmim.data.images import open_images
-from fastmim.data.stats import channel_statistics
+from fastmim.data.stats import channel_statistics, quietly
 from fastmim.encoders.build import name_of
 from fastmim.errors import UsageError
 from fastmim.pretraining.run import RunResult, run_on
@@ -98,12 +98,13 @@ def run_pretraining(
     config = replace(config, out=str(run))
     if trust_code:
         config = replace(config, distill=with_factory(config.distill))
-    source = open_images(config.data)
+    source = open_images(config.data, config.columns, config.out)
     resumes = resume and (run / LAST).is_file()
     if not resumes:  # what does not work is told before anything is written
         check_stages(config, module)
+    say = quietly if quiet else print
     mean, std = channel_statistics(
-        config.crop, source, config.in_chans, config.size, config.seed, config.max_pixels
+        config.crop, source, config.in_chans, config.size, config.seed, config.max_pixels, say
     )
     config = replace(config, crop=replace(config.crop, mean=mean, std=std))
     precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision

@@ -13,7 +13,7 @@ from torch import nn
 from fastmim import __version__
 from fastmim.config import PretrainConfig, check_resumed, config_text, resolved
 from fastmim.data.feed import split_images
-from fastmim.data.images import ImageSource, fingerprint
+from fastmim.data.images import ImageSource, fingerprint, notes_of
 from fastmim.data.skips import SKIPPED, SkipList
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
@@ -111,6 +111,8 @@ def learn(
     text = config_text("pretrain", config)
     with opened(run, plan, text, state, first, quiet, config.deterministic) as (display, log, stop):
         progress = Progress()
+        for note in notes_of(source):
+            display.say(f"data: {note}")
 
         while True:
             choices = state["choices"] if state else {"micro_batch": leg.micro_batch}

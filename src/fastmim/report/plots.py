@@ -20,7 +20,10 @@ def write_payoff_plot(file: Path, found: Payoff) -> None:
         axes.errorbar(
             [cell.training_images for cell in cells],
             [cell.mean for cell in cells],
-            yerr=[0 if math.isnan(cell.interval) else cell.interval for cell in cells],
+            yerr=[
+                [cell.mean - cell.bounds[0] for cell in cells],
+                [cell.bounds[1] - cell.mean for cell in cells],
+            ],
             marker="o",
             capsize=4,
             label=arm,

@@ -94,7 +94,9 @@ def run_finetuning(
     if run.resolve() == Path(config.data).expanduser().resolve():
         raise UsageError(f"out: {run} is where the data lies; give another folder")
     config = replace(config, out=str(run))
-    training, validation = open_labelled(config.data, config.val_share, config.split_seed)
+    training, validation = open_labelled(
+        config.data, config.val_share, config.split_seed, config.columns, config.out
+    )
     training = few_labels(training, config.labels, config.seed)
     resumes = resume and (run / LAST).is_file()
     precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +97,8 @@ def _run_on(
     start = build_classifier(config, len(classes), module)
     plan = build_plan(config.course, len(training), config.batch_size, config.micro_batch)
     (leg,) = plan.legs
-    config = _resolved(config, start, training, plan.total_epochs)
+    told: list[str] = []
+    config = _resolved(config, start, training, plan.total_epochs, told.append)
     learner = Learner(start.model, config.ema).to(fabric.device)
     optimizer = build_layered_adamw(learner.model, config.known_layer_decay, config.optim)
     learner.follow(optimizer)
@@ -203,7 +205,7 @@ def _run_on(
             say=display.say,
         )
         display.say(f"{start.name} from {start.origin['from']}: {_million(start.model)} M parameters")
-        for line in (*start.notes, imbalance(training)):
+        for line in (*start.notes, *told, *(f"data: {note}" for note in training.notes), imbalance(training)):
             if line:
                 display.say(line)
         display.say(
@@ -263,14 +265,16 @@ def _run_on(
     return FinetuneResult(run, True, steps, accuracy.top1, accuracy.top5, None)
 
 
-def _resolved(config: FinetuneConfig, start: Start, training: Labelled, epochs: float) -> FinetuneConfig:
+def _resolved(
+    config: FinetuneConfig, start: Start, training: Labelled, epochs: float, say: Callable[[str], None]
+) -> FinetuneConfig:
     """``config`` with what follows from encoder and data written out."""
     crop, schedule, chans = config.crop, config.schedule, start.in_chans
     if crop.mean is None:
         mean, std = start.mean, start.std
         if mean is None:
             source, seed = training.source, config.split_seed
-            mean, std = channel_statistics(crop, source, chans, config.size, seed, config.max_pixels)
+            mean, std = channel_statistics(crop, source, chans, config.size, seed, config.max_pixels, say)
         crop = replace(crop, mean=mean, std=std)
     if schedule.warmup_epochs is None:
         schedule = replace(schedule, warmup_epochs=round(min(WARMUP_EPOCHS, 0.1 * epochs), 6))

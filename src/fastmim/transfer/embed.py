@@ -1,7 +1,7 @@
 """Features of images as a parquet file: a row an image, with its name, its vector, and its class."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,10 +11,14 @@ import pyarrow.parquet as pq
 
 from fastmim import __version__
 from fastmim.data.bands import MAX_PIXELS
-from fastmim.data.images import ImageSource, open_images
+from fastmim.data.columns import Columns
+from fastmim.data.images import ImageSource, notes_of, open_images
 from fastmim.data.labels import class_names
+from fastmim.data.names import as_text
 from fastmim.errors import RunError, UsageError
 from fastmim.transfer.features import Extractor, build_extractor
+
+SUFFIXES = (".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class EmbedConfig:
     """Parquet file to write: columns image (name), class (where the data has classes) and embedding."""
     image_size: int | tuple[int, int] | None = None
     """Pixels, a side or height and width. Default: that of the weights."""
+    columns: Columns = field(default_factory=Columns)
     overwrite: bool = False
     """Replace the file."""
     max_pixels: int = MAX_PIXELS
@@ -49,6 +54,8 @@ class Embedded(NamedTuple):
     width: int
     unreadable: list[str]
     """Name and reason of each image that is left out."""
+    notes: tuple[str, ...] = ()
+    """What a person should be told of the images."""
 
 
 def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
@@ -67,9 +74,14 @@ def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
     file = Path(config.out).expanduser()
     if file.is_dir():
         raise UsageError(f"out: {file} is a folder; give a file, such as {file / 'features.parquet'}")
+    if file.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"out: {file.name}: what is written is parquet, so the name has to end in .parquet; "
+            "pandas.read_parquet and pyarrow read it and write other formats"
+        )
     if file.exists() and not config.overwrite:
         raise UsageError(f"out: {file} is there already; --overwrite replaces it")
-    source = open_images(config.data)
+    source = open_images(config.data, config.columns)
     extractor = build_extractor(
         config.encoder,
         config.image_size,
@@ -88,7 +100,7 @@ def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
         raise RunError(f"cannot write {file}: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)
-    return Embedded(file, images, extractor.encoder.width, unreadable)
+    return Embedded(file, images, extractor.encoder.width, unreadable, notes_of(source))
 
 
 def _write(file: Path, extractor: Extractor, source: ImageSource, data: str) -> tuple[list[str], int]:
@@ -103,12 +115,12 @@ def _write(file: Path, extractor: Extractor, source: ImageSource, data: str) -> 
     images = 0
     with pq.ParquetWriter(file, schema) as writer:
         for values, indices, unreadable in extractor.features(source, np.arange(len(source))):
-            broken += [f"{item.name}: {item.reason}" for item in unreadable]
+            broken += [f"{as_text(item.name)}: {item.reason}" for item in unreadable]
             images += len(indices)
             if not len(indices):
                 continue
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().ravel()), width)
-            arrays = [pa.array([source.name(int(index)) for index in indices]), vectors]
+            arrays = [pa.array([as_text(source.name(int(index))) for index in indices]), vectors]
             if classes is not None:
                 arrays.insert(1, pa.array([classes[int(index)] for index in indices]))
             writer.write_batch(pa.record_batch(arrays, schema=schema))

@@ -45,7 +45,8 @@ class PayoffConfig:
     shares: tuple[str, ...] = ("0.01", "0.1", "1")
     """Labels that are used: shares of each class (0.01), or numbers of each (10/class)."""
     seeds: int = 3
-    """Fine-tuning runs of each arm: each draws its labels, order, augmentations and new weights anew."""
+    """Fine-tuning runs of each arm, 3 or more for a verdict: each draws its labels, order, augmentations and
+    new weights anew."""
     against: tuple[str, ...] = ()
     """Further starting points: other runs, or timm:NAME for timm's own weights."""
     equal_time: bool = True
@@ -150,7 +151,7 @@ def payoff(
     values = {
         **asdict(found),
         "cells": [
-            asdict(c) | {"mean": c.mean, "interval": None if len(c.top1) < 2 else c.interval} for c in cells
+            asdict(c) | {"mean": c.mean, "interval": c.known_interval, "bounds": c.bounds} for c in cells
         ],
         "confidence": CONFIDENCE,
         "encoder": config.encoder,
@@ -282,6 +283,7 @@ def _cells(jobs: list[_Job], results: dict[str, dict[str, Any]]) -> Iterator[Cel
             tuple(run["top1"] for run in runs),
             statistics.mean(run["seconds"] for run in runs),
             runs[0]["training_images"],
+            runs[0].get("images"),
         )
 
 

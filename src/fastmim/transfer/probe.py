@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fastmim.config import build, check_least
 from fastmim.data.bands import MAX_PIXELS
+from fastmim.data.columns import Columns
 from fastmim.data.feed import PROBE_SEED, seeded_generator
 from fastmim.data.labels import Labelled, few_labels, open_labelled, parse_labels, split_classes
 from fastmim.errors import RunError, UsageError
@@ -64,6 +65,7 @@ class ProbeConfig:
     """Of attentive: passes over the training images."""
     base_lr: float = 1e-3
     """Of attentive: AdamW's learning rate for a batch of 256."""
+    columns: Columns = field(default_factory=Columns)
     max_unreadable: float = 0.05
     """Share of the images that may be unreadable."""
     max_pixels: int = MAX_PIXELS
@@ -96,6 +98,8 @@ class ProbeResult(NamedTuple):
     training_images: int
     note: str
     """What was chosen on the way."""
+    data_notes: tuple[str, ...] = ()
+    """What a person should be told of the images."""
 
 
 Scorer = Callable[[Tensor], Tensor]  # features -> scores (B, classes)
@@ -146,7 +150,7 @@ def run_probe(config: ProbeConfig, module: nn.Module | None = None, trust_code: 
         model=config.model if module is None else module,
         trust_code=trust_code,
     )
-    training, validation = open_labelled(config.data, config.val_share, config.split_seed)
+    training, validation = open_labelled(config.data, config.val_share, config.split_seed, config.columns)
     training = few_labels(training, config.labels, config.seed)
     pooled = config.kind != "attentive"
     with tempfile.TemporaryDirectory(prefix="fastmim-") as folder:
@@ -165,7 +169,7 @@ def run_probe(config: ProbeConfig, module: nn.Module | None = None, trust_code: 
             for start in range(0, len(asked.labels), VOTES)
         ]
         accuracy = count_hits(torch.cat(scores), asked.labels, classes)
-    return ProbeResult(accuracy, training.classes, len(known.labels), note)
+    return ProbeResult(accuracy, training.classes, len(known.labels), note, training.notes)
 
 
 class _Known(NamedTuple):

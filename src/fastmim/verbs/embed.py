@@ -21,6 +21,8 @@ def run(arguments: list[str]) -> int:
 
     command = parse(Command, arguments, "fastmim embed", Command(EmbedConfig()))
     written = embed(command.settings, command.trust_code)
+    for note in written.notes:
+        print(f"data: {note}")
     for line in written.unreadable[:SHOWN]:
         print(f"left out: {line}")
     if len(written.unreadable) > SHOWN:

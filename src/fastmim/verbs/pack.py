@@ -2,11 +2,12 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from fastmim.data.bands import MAX_PIXELS
+from fastmim.data.columns import Columns
 from fastmim.data.loader import available_cpus
 from fastmim.data.pack import SKIPPED, pack, verify
 from fastmim.data.packed import Manifest
@@ -51,6 +52,7 @@ class PackCommand:
     """Most pixels of an image; larger ones are skipped."""
     workers: int | None = None
     """Processes. Default: the CPUs that this process may use."""
+    columns: Columns = field(default_factory=Columns)
     overwrite: bool = False
     """Replace another pack in --out."""
     verify: bool = False
@@ -82,6 +84,8 @@ def run(arguments: list[str]) -> int:
             command.overwrite,
             _Line("packed"),
             command.max_pixels,
+            command.columns,
+            print,
         )
         print(_summary(manifest, command.out, time.monotonic() - started))
     return _verify(command.out, workers) if command.verify else 0

@@ -10,11 +10,10 @@ from fastmim.config import FinetuneConfig
 from fastmim.flags import asked, parse, peek
 from fastmim.recipes import base_config
 from fastmim.report.plots import write_payoff_plot
-from fastmim.transfer.comparison import as_table
+from fastmim.transfer.comparison import INTERVALS, as_table
 from fastmim.transfer.payoff import PAYOFF, PayoffConfig, payoff
 
 PLOT, TABLE = "payoff.png", "payoff.md"
-INTERVALS = "± is the 95 % interval of the mean over the seeds (Student's t)"
 
 
 def run(arguments: list[str]) -> int:

@@ -42,6 +42,8 @@ def run(arguments: list[str]) -> int:
         }
         print(json.dumps(found))
         return 0
+    for note in result.data_notes:
+        print(f"data: {note}")
     print(
         f"{config.kind} probe ({result.note}) on {result.training_images} labelled images: "
         f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % of {int(accuracy.images.sum())} images"

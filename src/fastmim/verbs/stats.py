@@ -1,10 +1,12 @@
 """`fastmim stats`."""
 
 import json
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 
 from fastmim.data.bands import MAX_PIXELS
-from fastmim.data.images import open_images
+from fastmim.data.columns import Columns
+from fastmim.data.images import notes_of, open_images
 from fastmim.data.stats import measure_stats
 from fastmim.errors import UsageError
 from fastmim.flags import parse
@@ -15,6 +17,7 @@ def run(arguments: list[str]) -> int:
     class Command:
         data: str = ""
         """Images, as for `fastmim pretrain`."""
+        columns: Columns = field(default_factory=Columns)
         in_chans: int = 3
         """Channels of the images."""
         image_size: int = 128
@@ -38,8 +41,11 @@ def run(arguments: list[str]) -> int:
         if getattr(command, name) < least:
             raise UsageError(f"{name} = {getattr(command, name)} must be at least {least}")
     size = (command.image_size, command.image_size)
+    source = open_images(command.data, command.columns)
+    for note in notes_of(source):
+        print(f"data: {note}", file=sys.stderr if command.json else sys.stdout)
     stats = measure_stats(
-        open_images(command.data),
+        source,
         command.in_chans,
         size,
         command.count or None,

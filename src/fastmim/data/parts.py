@@ -1,0 +1,214 @@
+"""The parts of labelled data, to train on and to measure on: found by their names, opened when needed."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastmim.data.columns import Columns
+from fastmim.data.demo import digit_labels
+from fastmim.data.images import ImageSource, Subset, find_path, open_images
+from fastmim.data.index import holds_images
+from fastmim.data.names import as_text
+from fastmim.data.packed import PackedImages, is_packed
+from fastmim.data.splits import (
+    DiskTree,
+    Folder,
+    Found,
+    NamesTree,
+    Splits,
+    choose_split,
+    choose_splits,
+    find_splits,
+    read_name,
+    shards_name,
+)
+from fastmim.data.tables import TableImages, is_saved, read_hub, read_parquet, read_saved
+from fastmim.errors import UsageError
+
+# Opens a part of the data: the source, and the class of each of its images.
+Part = Callable[[], tuple[ImageSource, list[str]]]
+
+
+class Parts(NamedTuple):
+    """What is trained on and what is measured on."""
+
+    training: Part
+    validation: Part | None = None
+    """None where it has to be taken from what is trained on."""
+    notes: tuple[str, ...] = ()
+    """What was taken and what was left."""
+
+
+def open_parts(spec: str, columns: Columns, without: str | os.PathLike[str] | None) -> Parts:
+    """Find the parts; the classes of each are read when it is called, as those of a test set may be secret.
+
+    Raises:
+        UsageError: there is no such data, or it is open which part is which.
+    """
+    if spec == "demo:digits":
+        return Parts(lambda: (open_images(spec), digit_labels()))
+    if spec.startswith("demo:"):
+        raise UsageError(f"data: {spec} has no classes; demo:digits has")
+    if spec.startswith("hf:"):
+        return _of_tables(read_hub(spec, every_split=True), spec, columns)
+    path = find_path(spec)
+    if path.is_dir() and is_saved(path) and not is_packed(path):
+        return _of_tables(read_saved(path), spec, columns)
+    if not path.is_dir() or is_packed(path):
+        return _of_paths(open_images(spec, columns), spec)
+    found = find_splits(DiskTree(path), spec)
+    if found is None:
+        return _of_files(path, spec, columns, without)
+    if found.classes_outside:
+        return _of_paths(open_images(spec, columns, without), spec)
+    folders = (str(path.joinpath(*found.place, name)) for name in found.splits[:2])
+    training, validation = (partial(_of_folder, folder, columns, without) for folder in folders)
+    return Parts(training, validation, (_said(found.splits, "/"),))
+
+
+def classes_by_folder(source: ImageSource, spec: str) -> list[str | None]:
+    """The class of each image, of all splits, as its folder names it; None of one that lies in none.
+
+    Raises UsageError where it is open which folders are classes.
+    """
+    folders = _folders(source)
+    found = find_splits(NamesTree(folders), spec)
+    if found is None:
+        return _classes(folders)
+    level = len(found.place)
+    if found.classes_outside:
+        return [parts[level] if len(parts) > level else None for parts in folders]
+    rows: dict[str, list[int]] = {}
+    for row, parts in enumerate(folders):
+        if len(parts) > level:
+            rows.setdefault(parts[level], []).append(row)
+    names: list[str | None] = [None] * len(folders)
+    for chosen in rows.values():
+        for row, name in zip(chosen, _classes([folders[row][level + 1 :] for row in chosen]), strict=True):
+            names[row] = name
+    return names
+
+
+def _of_tables(tables: Mapping[str, Any], spec: str, columns: Columns) -> Parts:
+    """The splits of a dataset that has them by name."""
+
+    def part(name: str) -> Part:
+        return partial(_table, tables[name], spec, columns)
+
+    splits = choose_splits(tables, spec) if len(tables) > 1 else None
+    if splits is not None:
+        return Parts(part(splits.training), part(splits.validation), (_said(splits),))
+    name = choose_split(tables, spec)
+    left = [other for other in tables if other != name]
+    return Parts(part(name), None, (f"{name} is taken; left: {', '.join(left)}",) if left else ())
+
+
+def _of_files(path: Path, spec: str, columns: Columns, without: str | os.PathLike[str] | None) -> Parts:
+    """A folder of classes, or of parquet files that are named after splits."""
+    files: dict[str, list[str]] = {}
+    for file in [] if holds_images(path) else sorted(path.rglob("*.parquet")):
+        own, folder = shards_name(file), file.parent.name if file.parent != path else ""
+        name = folder if read_name(own).role is None and read_name(folder).role is not None else own
+        files.setdefault(name, []).append(str(file))
+    splits = choose_splits(files, spec) if len(files) > 1 else None
+    if splits is None:
+        return Parts(partial(_of_folder, spec, columns, without))
+
+    def part(name: str) -> Part:
+        return lambda: _table(read_parquet(files[name], spec), spec, columns)
+
+    return Parts(part(splits.training), part(splits.validation), (_said(splits),))
+
+
+def _of_paths(source: ImageSource, spec: str) -> Parts:
+    """The splits that the images' own paths name, if they do."""
+    folders = _folders(source)
+    found = None if isinstance(source, TableImages) else find_splits(NamesTree(folders), spec)
+    if found is None:
+        return Parts(partial(_with_classes, source, spec))
+    level = len(found.place) + found.classes_outside
+    names = [
+        parts[level] if parts[: len(found.place)] == found.place and len(parts) > level else None
+        for parts in folders
+    ]
+
+    def part(name: str) -> Part:
+        rows = [row for row, its in enumerate(names) if its == name]
+        return partial(_rows_with_classes, source, rows, spec, found)
+
+    outside = {"/".join(parts) or "." for parts, name in zip(folders, names, strict=True) if name is None}
+    left = (*found.splits.left, *sorted(outside))
+    said = _said(found.splits._replace(left=left), "/")
+    return Parts(part(found.splits.training), part(found.splits.validation), (said,))
+
+
+def _said(splits: Splits, mark: str = "") -> str:
+    said = f"{splits.training}{mark} is to train on, {splits.validation}{mark} to measure on"
+    return said + (f"; left: {', '.join(name + mark for name in splits.left)}" if splits.left else "")
+
+
+def _table(table: Any, where: str, columns: Columns) -> tuple[ImageSource, list[str]]:
+    source = TableImages(table, where, columns)
+    return source, source.labels(where)
+
+
+def _of_folder(
+    spec: str, columns: Columns, without: str | os.PathLike[str] | None
+) -> tuple[ImageSource, list[str]]:
+    return _with_classes(open_images(spec, columns, without), spec)
+
+
+def _with_classes(source: ImageSource, spec: str) -> tuple[ImageSource, list[str]]:
+    """All of a source, with the classes that it knows, or else those of its folders."""
+    if isinstance(source, (TableImages, PackedImages)):
+        return source, source.labels(spec)
+    return source, _known(_classes(_folders(source)), source, spec)
+
+
+def _rows_with_classes(
+    source: ImageSource, rows: list[int], spec: str, found: Found
+) -> tuple[ImageSource, list[str]]:
+    part = Subset(source, np.array(rows, dtype=np.int64))
+    splits = {*found.splits[:2], *found.splits.left}
+    if isinstance(source, PackedImages) and not splits.issuperset(source.classes or ()):
+        names = source.labels(spec)
+        return part, [names[row] for row in rows]
+    level = len(found.place)
+    below = slice(level, level + 1) if found.classes_outside else slice(level + 1, None)
+    return part, _known(_classes([parts[below] for parts in _folders(part)]), part, spec)
+
+
+def _known(names: Sequence[str | None], source: ImageSource, spec: str) -> list[str]:
+    """Raises UsageError where an image lies in no folder of a class."""
+    for row, name in enumerate(names):
+        if name is None:
+            raise UsageError(
+                f"data: {spec}: {as_text(source.name(row))} lies in no folder of a class; one folder a class "
+                "is needed, or train/ and val/ of such folders"
+            )
+    return [name for name in names if name is not None]
+
+
+def _folders(source: ImageSource) -> list[Folder]:
+    """The folders of each image, as text, without those that say nothing (``./``, ``..``, the root)."""
+    cache: dict[str, Folder] = {}  # a folder has many images
+    found = []
+    for index in range(len(source)):
+        folder = os.path.dirname(source.name(index))
+        if folder not in cache:
+            parts = PurePosixPath(as_text(folder.replace(os.sep, "/"))).parts
+            cache[folder] = tuple(part for part in parts if part not in ("..", "/"))
+        found.append(cache[folder])
+    return found
+
+
+def _classes(folders: Sequence[Folder]) -> list[str | None]:
+    """The class of each: the first folder that differs, as everything may lie in one more folder."""
+    level = 0
+    while all(len(parts) > level + 1 for parts in folders) and len({parts[level] for parts in folders}) == 1:
+        level += 1
+    return [parts[level] if len(parts) > level else None for parts in folders]

@@ -1,0 +1,207 @@
+"""Which folders, files or tables are for training and which to measure on, by their names."""
+
+import os
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+from fastmim.data.index import holds_images, is_hidden
+from fastmim.errors import UsageError
+
+Role = Literal["training", "validation", "test"]
+Folder = tuple[str, ...]  # parts of a path
+
+ROLES: dict[str, Role] = {
+    **dict.fromkeys(("train", "training", "trn"), "training"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+# Words that a split's name may have besides, which say nothing.
+FILLERS = frozenset(
+    {"set", "sets", "data", "dataset", "split", "image", "images", "img", "imgs", "photos", "files"}
+)
+WORD = re.compile(r"[^\W\d_]+")
+CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])")
+OF_SHARDS = re.compile(r"-\d+-of-\d+(-\w+)?$")
+
+
+class Named(NamedTuple):
+    """What a name says."""
+
+    role: Role | None
+    rest: tuple[str, ...]
+    """Its other words; empty of one that only names a split."""
+
+
+class Splits(NamedTuple):
+    """Names of the parts of some data."""
+
+    training: str
+    validation: str
+    left: tuple[str, ...]
+
+
+class Found(NamedTuple):
+    """Where the parts of some data lie."""
+
+    place: Folder
+    """The folder that holds them; of data with the classes outside, that holds the classes."""
+    splits: Splits
+    classes_outside: bool
+    """A folder a class, and in each the splits."""
+
+
+class Tree(Protocol):
+    """Folders of images."""
+
+    def folders(self, place: Folder) -> list[str]:
+        """Those in ``place`` that have images below them, sorted."""
+        ...
+
+    def has_images(self, place: Folder) -> bool:
+        """Whether images lie in ``place`` itself."""
+        ...
+
+
+def read_name(name: str) -> Named:
+    """What a folder's or a split's name says: ``Train``, ``training_set``, ``ILSVRC2012_img_val``."""
+    roles: list[Role] = []
+    rest = []
+    for word in WORD.findall(CAMEL.sub(" ", name).lower()):
+        stems = [word, *(word.removesuffix(filler) for filler in FILLERS)]
+        stem = next((stem for stem in stems if stem in ROLES), word)
+        if stem in ROLES:
+            roles.append(ROLES[stem])
+        elif word == "trainval":
+            roles.append("training")
+        elif word not in FILLERS:
+            rest.append(word)
+    return Named("training" if "training" in roles else roles[0] if roles else None, tuple(rest))
+
+
+def choose_splits(names: Iterable[str], where: str) -> Splits | None:
+    """What is trained on and what is measured on; None where the names are not those of splits.
+
+    Raises:
+        UsageError: which of them is meant is open.
+    """
+    names = list(names)
+    known = {name: read_name(name) for name in names}
+    pairs = []
+    for rest in dict.fromkeys(said.rest for said in known.values()):
+        alike = {name: said.role for name, said in known.items() if said.rest == rest}
+        training = _of(alike, "training")
+        validation = _of(alike, "validation") or _of(alike, "test")
+        if training and validation:
+            pairs.append((training, validation))
+    if not pairs:
+        return None
+    trainings, validations = ([name for pair in pairs for name in pair[side]] for side in (0, 1))
+    for found, what in ((trainings, "train on"), (validations, "measure on")):
+        if len(found) > 1:
+            raise UsageError(
+                f"data: {where} has {_list(found)}, and which of them to {what} is open: leave one, or "
+                "rename the others"
+            )
+    left = tuple(name for name in names if name not in (trainings[0], validations[0]))
+    return Splits(trainings[0], validations[0], left)
+
+
+def choose_split(names: Collection[str], where: str) -> str:
+    """The one split to train on without classes. Raises UsageError where it is open."""
+    if len(names) == 1:
+        return next(iter(names))
+    roles: dict[str, Role | None] = {name: read_name(name).role for name in names if not read_name(name).rest}
+    training = _of(roles, "training")
+    if len(training) != 1:
+        raise UsageError(f"data: {where} has the splits {_list(names)}: give the folder of one of them")
+    return training[0]
+
+
+def find_splits(tree: Tree, where: str) -> Found | None:
+    """The splits below the top of ``tree``, in as many more folders as there are; None where it has none.
+
+    Raises:
+        UsageError: there are several, or only one of two.
+    """
+    place: Folder = ()
+    while True:
+        names = tree.folders(place)
+        splits = choose_splits(names, "/".join((where, *place)))
+        if splits is not None:
+            return Found(place, splits, False)
+        if len(names) != 1 or tree.has_images(place):
+            break
+        place = (*place, names[0])
+    at = "/".join((where, *place))
+    roles = [name for name in names if read_name(name).role and not read_name(name).rest]
+    nested = [name for name in roles if tree.folders((*place, name))]
+    if nested or (len(roles) == len(names) > 1):
+        alone = nested or roles
+        raise UsageError(
+            f"data: {at} holds {_list(names)}: {_list(alone)} sounds like a split, not like a class, and "
+            f"there is none to go with it: give {at}/{alone[0]}, or have train and val"
+        )
+    inner = {name: choose_splits(tree.folders((*place, name)), f"{at}/{name}") for name in names}
+    found = [name for name, splits in inner.items() if splits]
+    if not found:
+        return None
+    first = inner[found[0]]
+    assert first is not None
+    deep = any(tree.folders((*place, name, part)) for name in found for part in first[:2])
+    if deep or len(found) < len(names) or len({splits and splits[:2] for splits in inner.values()}) > 1:
+        raise UsageError(
+            f"data: {at} holds {_list(names)}, and {_list(found)} {'have' if len(found) > 1 else 'has'} "
+            f"{first.training} and {first.validation} within: give one of them, as {at}/{found[0]}"
+        )
+    return Found(place, first, True)
+
+
+class NamesTree:
+    """The folders of images that are known by name."""
+
+    def __init__(self, folders: Iterable[Folder]) -> None:
+        self._within: dict[Folder, set[str]] = {}
+        self._with_images = set(folders)
+        for parts in self._with_images:
+            for depth, name in enumerate(parts):
+                self._within.setdefault(parts[:depth], set()).add(name)
+
+    def folders(self, place: Folder) -> list[str]:
+        return sorted(self._within.get(place, ()))
+
+    def has_images(self, place: Folder) -> bool:
+        return place in self._with_images
+
+
+class DiskTree:
+    """The folders of images on a disk."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def folders(self, place: Folder) -> list[str]:
+        try:
+            with os.scandir(self._root.joinpath(*place)) as entries:
+                inner = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
+        except OSError:
+            return []
+        return sorted(name for name in inner if holds_images(self._root.joinpath(*place, name)))
+
+    def has_images(self, place: Folder) -> bool:
+        return holds_images(self._root.joinpath(*place), below=False)
+
+
+def shards_name(file: Path) -> str:
+    """A table's file name without its number, as ``train`` of train-00000-of-00002-ab12.parquet."""
+    return OF_SHARDS.sub("", file.stem).rstrip("0123456789").rstrip("-_. ")
+
+
+def _of(roles: dict[str, Role | None], role: Role) -> list[str]:
+    return [name for name, its in roles.items() if its == role]
+
+
+def _list(names: Iterable[str], most: int = 6) -> str:
+    names = list(names)
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
