@@ -16,8 +16,9 @@ from fastmim.errors import UsageError
 from fastmim.pretraining.run import RunResult, run_on
 from fastmim.pretraining.start import check_stages
 from fastmim.recipes import base_config
-from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.launch import run_everywhere
+from fastmim.train.resuming import newest_checkpoint
+from fastmim.train.rundir import Resume, goes_on
 
 
 def pretrain(
@@ -27,7 +28,7 @@ def pretrain(
     model: str | nn.Module | None = None,
     config: str | os.PathLike[str] | None = None,
     recipe: str | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     quiet: bool = False,
     **settings: Any,
@@ -43,7 +44,7 @@ def pretrain(
             `load_encoder`.
         config: YAML file with settings; arguments given here win.
         recipe: name of a recipe to start from.
-        resume: go on with the run in ``out``, if there is one.
+        resume: go on with the run in ``out``; "or-begin": if there is one.
         overwrite: replace the run in ``out``.
         quiet: print nothing.
         settings: any field of `fastmim.config.PretrainConfig`; groups as mappings
@@ -69,7 +70,7 @@ def pretrain(
 
 def run_pretraining(
     config: PretrainConfig,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     quiet: bool = False,
     module: nn.Module | None = None,
@@ -79,21 +80,20 @@ def run_pretraining(
     Args:
         module: what ``config.model`` names, where that is no name that a model can be built from.
     """
-    if resume and config.out and not config.data:
-        raise UsageError(f"out: there is no run in {config.out} to go on with; to begin one, give data")
+    run = Path(config.out).expanduser()
+    resumes = bool(config.out) and goes_on(run, resume)
     if not config.data:
         raise UsageError("data is missing: give a folder of images, or demo:photos to try it")
     if not config.out:
         raise UsageError("out is missing: give a folder that the run is written to")
-    run = Path(config.out).expanduser()
     config = replace(config, out=str(run))
     source = open_images(config.data)
-    resumes = resume and (run / LAST).is_file()
     if not resumes:  # what does not work is told before anything is written
         check_stages(config, module)
     mean, std = channel_statistics(config.crop, source, config.in_chans, config.size, config.seed)
     config = replace(config, crop=replace(config.crop, mean=mean, std=std))
-    precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
+    checkpoint = newest_checkpoint(run) if resumes else None
+    precision = checkpoint.state["choices"]["precision"] if checkpoint else config.precision
     start = partial(
         run_on,
         source=source,

@@ -21,8 +21,10 @@ from fastmim.train.device import peak_bytes
 from fastmim.train.optim import OptimConfig, guarded_step
 from fastmim.train.runlog import RunLog
 from fastmim.train.schedules import Schedule
+from fastmim.train.seal import Damaged
 from fastmim.train.signals import StopRequest
 from fastmim.train.stages import Leg, Plan
+from fastmim.train.state import check_fits
 
 # A part of a step's batch that fits on the device: what the module is called with, the part of the
 # batch that it is (0..1), and whether it completes the step.
@@ -245,7 +247,11 @@ class Loop:
         save_checkpoint(self.run, state, self.progress.step, self.config.keep_checkpoints)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over weights, optimiser and progress from a checkpoint."""
+        """Take over weights, optimiser and progress from a checkpoint. Raises RunError unless they fit."""
+        try:
+            check_fits(state, self.module.state_dict(), self.optimizer)
+        except Damaged as error:
+            raise RunError(f"the checkpoint in {self.run} {error}: it is not of this run") from error
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])

@@ -27,7 +27,8 @@ from fastmim.train.kernels import apply, check_kernels, checkpoint_activations
 from fastmim.train.launch import hardware, precision_of, quiet_warnings
 from fastmim.train.loop import Loop, Progress
 from fastmim.train.optim import scaled_lr, use_kernel
-from fastmim.train.rundir import CONFIG, written
+from fastmim.train.resuming import leg_of
+from fastmim.train.rundir import CONFIG, Resume, written
 from fastmim.train.runlog import METRICS
 from fastmim.train.sampler import Stream
 from fastmim.train.schedules import build_schedule
@@ -63,7 +64,7 @@ def run_on(
     training: Labelled,
     validation: Labelled,
     config: FinetuneConfig,
-    resume: bool,
+    resume: Resume,
     overwrite: bool,
     quiet: bool,
     module: nn.Module | None,
@@ -80,7 +81,7 @@ def _run_on(
     training: Labelled,
     validation: Labelled,
     config: FinetuneConfig,
-    resume: bool,
+    resume: Resume,
     overwrite: bool,
     quiet: bool,
     module: nn.Module | None,
@@ -105,7 +106,10 @@ def _run_on(
     # What is known already.
     if run.resolve() in (place := Path(config.encoder).expanduser().resolve(), *place.parents[:1]):
         raise UsageError(f"out: {run} is where the encoder lies; give another folder")
-    state = holding.enter_context(written(fabric, run, RUN_FILES, resume, overwrite))
+    checkpoint = holding.enter_context(written(fabric, run, RUN_FILES, resume, overwrite))
+    state = checkpoint.state if checkpoint is not None else None
+    if checkpoint is not None:
+        leg_of(checkpoint, plan)
     facts = {
         "data_digest": _digest(training, validation),
         "world_size": world,
@@ -163,7 +167,7 @@ def _run_on(
     truth = validation.by_index()
 
     text = config_text("finetune", config)
-    with opened(run, plan, text, state, first, quiet, config.deterministic) as (display, log, stop):
+    with opened(run, plan, text, checkpoint, first, quiet, config.deterministic) as (display, log, stop):
 
         def measure() -> Accuracy:
             return measure_accuracy(learner.best, views, truth, len(classes), fabric)

@@ -9,6 +9,7 @@ from fastmim.config import FinetuneConfig
 from fastmim.errors import UsageError
 from fastmim.flags import parse, peek
 from fastmim.recipes import base_config, recipe, smoke_finetuning
+from fastmim.train.rundir import Resume
 from fastmim.transfer.classify import run_finetuning
 
 
@@ -23,17 +24,20 @@ def run(arguments: list[str]) -> int:
         smoke: bool = False
         """Try the recipe, made narrow: two steps from scratch on a CPU, on demo:digits without --data."""
         resume: bool = False
-        """Go on with the run in --out, if there is one."""
+        """Go on with the run in --out."""
+        resume_or_begin: bool = False
+        """Go on with the run in --out if there is one, else begin it."""
         overwrite: bool = False
         """Replace the run in --out."""
 
     given = peek(arguments, "config", "recipe", "out")
-    resumed = given["out"] if "--resume" in arguments else None
+    resumed = given["out"] if {"--resume", "--resume-or-begin"} & set(arguments) else None
     base = base_config(FinetuneConfig, given["config"], given["recipe"], resumed)
     if "--smoke" in arguments:
         if not given["recipe"]:
             raise UsageError("--smoke tries a recipe: give --recipe NAME; `fastmim recipes` lists them")
         base = smoke_finetuning(base, recipe(given["recipe"]).backbone)
     command = parse(Command, arguments, "fastmim finetune", Command(base))
-    result = run_finetuning(command.settings, command.resume, command.overwrite)
+    resume: Resume = "or-begin" if command.resume_or_begin else command.resume
+    result = run_finetuning(command.settings, resume, command.overwrite)
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

@@ -10,6 +10,7 @@ from fastmim.errors import UsageError
 from fastmim.flags import parse, peek
 from fastmim.pretraining import run_pretraining
 from fastmim.recipes import base_config, smoke
+from fastmim.train.rundir import Resume
 
 
 def run(arguments: list[str]) -> int:
@@ -23,12 +24,14 @@ def run(arguments: list[str]) -> int:
         smoke: bool = False
         """Try the recipe, made narrow: two steps or one a stage, on a CPU, on demo:photos without --data."""
         resume: bool = False
-        """Go on with the run in --out, if there is one."""
+        """Go on with the run in --out."""
+        resume_or_begin: bool = False
+        """Go on with the run in --out if there is one, else begin it."""
         overwrite: bool = False
         """Replace the run in --out."""
 
     given = peek(arguments, "config", "recipe", "out", "stages", "method")
-    resumed = given["out"] if "--resume" in arguments else None
+    resumed = given["out"] if {"--resume", "--resume-or-begin"} & set(arguments) else None
     base = base_config(PretrainConfig, given["config"], given["recipe"], resumed, given["method"])
     if "--smoke" in arguments:
         if not given["recipe"]:
@@ -37,5 +40,6 @@ def run(arguments: list[str]) -> int:
     if given["stages"] and not resumed:
         base = merge(base, {"stages": given["stages"]})  # in place of the base's one size and length
     command = parse(Command, arguments, "fastmim pretrain", Command(base))
-    result = run_pretraining(command.settings, command.resume, command.overwrite)
+    resume: Resume = "or-begin" if command.resume_or_begin else command.resume
+    result = run_pretraining(command.settings, resume, command.overwrite)
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0
