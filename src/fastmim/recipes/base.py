@@ -2,13 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from fastmim.config import FinetuneConfig, PretrainConfig, RunConfig, build, merge, read_yaml
 from fastmim.errors import UsageError
 from fastmim.recipes.catalogue import recipe
 from fastmim.recipes.methods import defaults_of
-from fastmim.train.rundir import CONFIG
+from fastmim.train.rundir import CONFIG, holds_run
 
 C = TypeVar("C", bound=RunConfig)
 VERBS: dict[type[RunConfig], str] = {PretrainConfig: "pretrain", FinetuneConfig: "finetune"}
@@ -45,9 +45,9 @@ def base_config(
         named = _one_method(asked)
         if not recipe_name:
             base = cast(C, defaults_of(named))
-    if resumed and (stored := Path(resumed).expanduser() / CONFIG).is_file():
-        _check_kind(cls, stored)
-        base = build(cls, read_yaml(stored), f"{stored}: ")
+    if resumed and holds_run(run := Path(resumed).expanduser()):
+        stored = run / CONFIG
+        base = build(cls, _stored(cls, stored), f"{stored}: ")
     if config:
         base = merge(base, settings, f"{os.fspath(config)}: ")
     return base
@@ -65,9 +65,20 @@ def _one_method(asked: dict[str, str | None]) -> str | None:
     return given[0][1] if given else None
 
 
+def _stored(cls: type[RunConfig], file: Path) -> dict[str, Any]:
+    """The settings in a run's config.yaml. Raises UsageError where they are another verb's, or gone."""
+    if not file.is_file():
+        raise UsageError(f"out: {file.parent} holds a run, but its {CONFIG} is missing; put it back")
+    _check_kind(cls, file)
+    settings = read_yaml(file)
+    if not settings:
+        raise UsageError(f"out: {file} is empty, but a run's settings stand there; put it back")
+    return settings
+
+
 def _check_kind(cls: type[RunConfig], stored: Path) -> None:
     """Raise UsageError where the run is one of another verb, which its first line names."""
-    first, _, _ = stored.read_text().partition("\n")
+    first, _, _ = stored.read_text(errors="replace").partition("\n")
     for other, verb in VERBS.items():
         if other is not cls and f"`fastmim {verb} " in first:
             raise UsageError(

@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from fastmim.encoders.batch_size import explain
 from fastmim.errors import RunError
 from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint
 from fastmim.train.device import peak_bytes
@@ -146,7 +147,7 @@ class Loop:
         loss = torch.zeros((), device=self.fabric.device)
         for arguments, share, last in micro_batches:
             with self.fabric.no_backward_sync(self.module, enabled=not last):  # type: ignore[arg-type]
-                share_of_loss = self.module(*arguments).loss * share
+                share_of_loss = self._loss(arguments) * share
                 self.fabric.backward(share_of_loss)
             loss += share_of_loss.detach()
         norm, taken = guarded_step(self.optimizer, lr, self.optim.clip_norm)
@@ -156,6 +157,15 @@ class Loop:
         self.counters[TAKEN] += taken
         self.counters[SKIPPED] += 1 - taken
         self.counters[IN_A_ROW] = (self.counters[IN_A_ROW] + 1) * (1 - taken)
+
+    def _loss(self, arguments: tuple[Tensor, ...]) -> Tensor:
+        try:
+            loss: Tensor = self.module(*arguments).loss
+        except ValueError as error:
+            if cause := explain(error):
+                raise RunError(cause) from error
+            raise
+        return loss
 
     def _is_log_step(self) -> bool:
         step = self.progress.step

@@ -57,7 +57,7 @@ class _Optimizer(BaseModel):
 class _State(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    module: dict[str, Tensor]
+    module: dict[str, Any]
     optimizer: _Optimizer
     progress: _Progress
     leg: Count
@@ -92,19 +92,19 @@ def check_place(state: Mapping[str, Any], plan: Plan) -> None:
         )
 
 
-def check_fits(
-    state: Mapping[str, Any], module: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> None:
+def check_fits(state: Mapping[str, Any], module: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Raise Damaged unless the weights in ``state`` are of the module's form, and the optimiser's of theirs.
 
     Args:
         module: the state dict of the module that is to take the weights.
     """
-    saved: Mapping[str, Tensor] = state["module"]
+    saved: Mapping[str, Any] = state["module"]
     for name, tensor in module.items():
         if name not in saved:
             raise Damaged(f"has no weights {name}, which the model has")
-        if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
+        if not isinstance(tensor, Tensor):  # some module's own kind of state
+            continue
+        if not isinstance(saved[name], Tensor) or _form(saved[name]) != _form(tensor):
             raise Damaged(f"has weights {name} of {_form(saved[name])}, not {_form(tensor)}")
     if surplus := saved.keys() - module.keys():
         raise Damaged(f"has weights {min(surplus)}, which the model has not")
@@ -128,12 +128,14 @@ def check_fits(
 
 
 def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    yield from state["module"].items()
+    yield from ((name, value) for name, value in state["module"].items() if isinstance(value, Tensor))
     for index, means in state["optimizer"]["state"].items():
         yield from ((f"{key} of parameter {index}", tensor) for key, tensor in means.items())
 
 
-def _form(tensor: Tensor) -> str:
+def _form(tensor: Any) -> str:
+    if not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__}"
     return f"{'x'.join(map(str, tensor.shape)) or 'a number'} of {str(tensor.dtype).removeprefix('torch.')}"
 
 

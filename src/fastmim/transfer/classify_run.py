@@ -21,6 +21,7 @@ from fastmim.data.loader import Crops, as_it_is, loader_workers
 from fastmim.data.skips import SKIPPED, SkipList
 from fastmim.data.stats import channel_statistics
 from fastmim.data.views import Views
+from fastmim.encoders.batch_size import check_batch, has_batch_norm
 from fastmim.errors import UsageError
 from fastmim.train.checkpoint import LAST
 from fastmim.train.kernels import apply, check_kernels, checkpoint_activations
@@ -96,6 +97,9 @@ def _run_on(
     start = build_classifier(config, len(classes), module)
     plan = build_plan(config.course, len(training), config.batch_size, config.micro_batch)
     (leg,) = plan.legs
+    check_batch(
+        start.model, start.name, leg.image_size, start.in_chans, leg.batch_size // world, leg.micro_batch
+    )
     config = _resolved(config, start, training, plan.total_epochs)
     learner = Learner(start.model, config.ema).to(fabric.device)
     optimizer = build_layered_adamw(learner.model, config.known_layer_decay, config.optim)
@@ -153,6 +157,7 @@ def _run_on(
         mean=mean,
         std=std,
         mix=Mixing(config.augment, len(classes)),
+        avoid_single=has_batch_norm(start.model),
     )
     views = Views(
         validation.source,
