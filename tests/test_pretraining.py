@@ -159,7 +159,7 @@ def test_kill_minus_nine_loses_nothing(photos, tmp_path, kills, model):
         "pretrain",
         "--config",
         str(tmp_path / "config.yaml"),
-        "--resume",
+        "--resume-or-begin",
     ]
     for number in range(kills):
         process = subprocess.Popen(

@@ -187,7 +187,7 @@ def pretrained(job: Job, run: Path) -> dict[str, Any]:
     settings = COMMON | job.arm.settings | {"data": f"{job.data}/train", "seed": job.seed}
     if job.arm.teacher:
         settings["distill"] = {"teacher": str(teacher_of(job, job.arm.teacher))}
-    done = fastmim.pretrain(out=run, steps=steps_of(job, run, settings), resume=True, **settings)
+    done = fastmim.pretrain(out=run, steps=steps_of(job, run, settings), resume="or-begin", **settings)
     lines = metrics(done.run)
     return {
         "share": done.held_out_loss / done.trivial_loss,
@@ -216,7 +216,7 @@ def tune(job: Job, out: Path, start: dict[str, Any]) -> float:
         labels="0.1",
         epochs=job.epochs,
         seed=job.seed,
-        resume=True,
+        resume="or-begin",
         **FINETUNE | start,
     )
     return float(tuned.top1)

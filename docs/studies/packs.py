@@ -33,7 +33,7 @@ RUN: dict[str, Any] = {
     "accelerator": "cpu",
     "optim": {"base_lr": 4e-3},  # few steps: as in the other small studies
     "quiet": True,
-    "resume": True,
+    "resume": "or-begin",
 }
 
 

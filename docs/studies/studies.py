@@ -153,7 +153,7 @@ def do(job: tuple[str, Run, int, argparse.Namespace]) -> dict[str, Any]:
     if not result.exists():
         settings = {key: value for key, value in (COMMON | run.settings).items() if value is not None}
         data = Path(arguments.out) / "bands" / "data" if settings.pop("data", "") else arguments.data
-        fastmim.pretrain(data=data, out=out, seed=seed, quiet=True, resume=True, **settings)
+        fastmim.pretrain(data=data, out=out, seed=seed, quiet=True, resume="or-begin", **settings)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         last = lines[-1]
         numbers = {"loss": last["held_out_loss"] / last["trivial_loss"], "seconds": last["seconds"]}

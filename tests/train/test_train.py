@@ -127,7 +127,7 @@ def test_checkpoints_are_kept_to_the_number_asked_for(tmp_path):
         save_checkpoint(tmp_path, {"step": step, "weights": torch.ones(3) * step}, step, keep=3)
     assert load_checkpoint(tmp_path / LAST)["step"] == 4
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["step-000000002.ckpt", "step-000000003.ckpt", "step-000000004.ckpt"]
+    assert kept == ["step-000000002.ckpt", "step-000000003.ckpt"]  # and last.ckpt, of step 4
     assert load_checkpoint(tmp_path / "checkpoints" / kept[0])["step"] == 2
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path):
     for step in (1, 2):
         save_checkpoint(tmp_path, {"step": step}, step, keep=2)
     (tmp_path / LAST).write_bytes(b"rubbish")
-    with pytest.raises(RunError, match=r"last\.ckpt is damaged.*step-000000002\.ckpt"):
+    with pytest.raises(RunError, match=r"last\.ckpt is damaged.*step-000000001\.ckpt"):
         load_checkpoint(tmp_path / LAST)
 
 

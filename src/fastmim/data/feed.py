@@ -1,5 +1,6 @@
 """From a source of images to the micro-batches of each step, and the held-out crops beside them."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -57,6 +58,20 @@ def held_out_crops(crops: Crops, count: int, seed: int, skips: SkipList | None) 
     return batch
 
 
+def micro_batches(count: int, most: int, avoid_single: bool) -> list[int]:
+    """Cut ``count`` images into as few parts of at most ``most`` as possible, and as even ones.
+
+    Args:
+        avoid_single: where ``most`` is 2 and the count is odd, the last part has 3: no other way leaves none
+            alone.
+    """
+    if avoid_single and most == 2 and count % 2 and count > 1:
+        return [2] * (count // 2 - 1) + [3]
+    parts = -(-count // most)
+    least, larger = divmod(count, parts)
+    return [least + 1] * larger + [least] * (parts - larger)
+
+
 @dataclass(frozen=True)
 class Feeder:
     """Feeds a training loop: (images, what goes beside them) in micro-batches, from any step on.
@@ -77,6 +92,8 @@ class Feeder:
     mean: Tensor
     std: Tensor
     mix: Mix = as_they_are
+    avoid_single: bool = False
+    """Rather one image more at a time than one alone: a batch norm has no variance of that."""
 
     def __call__(self, first_step: int) -> Iterator[Iterable[tuple[tuple[Tensor, ...], float, bool]]]:
         draws = (
@@ -94,8 +111,9 @@ class Feeder:
     ) -> Iterator[tuple[tuple[Tensor, ...], float, bool]]:
         count = len(batch.flips_B)
         beside = beside.to(self.mean.device, non_blocking=True)
-        for start in range(0, count, self.micro_batch):
-            part = slice(start, min(start + self.micro_batch, count))
+        ends = list(itertools.accumulate(micro_batches(count, self.micro_batch, self.avoid_single)))
+        for start, end in itertools.pairwise([0, *ends]):
+            part = slice(start, end)
             images = to_images(copied(batch.part(part), self.mean.device), self.mean, self.std)
             pair = self.mix(images, beside[part], (MIX_SEED, self.seed, self.rank, step, start))
-            yield pair, (part.stop - part.start) / count, part.stop == count
+            yield pair, (end - start) / count, end == count

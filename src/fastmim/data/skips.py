@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +30,13 @@ class SkipList:
         self._tried = np.zeros(images, dtype=bool)
         self.skipped: dict[int, str] = {}
         path.touch()
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-                self.skipped[entry["index"]] = entry["reason"]
-            except (json.JSONDecodeError, KeyError):  # cut off by a crash: it will be met again
-                continue
-        self._tried[[index for index in self.skipped if index < images]] = True
+        for line in path.read_bytes().split(b"\n"):
+            match _entry(line):
+                case {"index": int(index), "reason": str(reason)} if 0 <= index < images:
+                    self.skipped[index] = reason
+                case _:  # cut off by a crash, or damaged: the image will be met again
+                    continue
+        self._tried[list(self.skipped)] = True
 
     def note(self, batch: Batch) -> None:
         """Take in what a batch met. Raises RunError where more than the limit cannot be read."""
@@ -64,3 +65,11 @@ class SkipList:
                 f"max_unreadable = {self._limit:g} allows; the first is image {index}: {reason}; "
                 f"{self._path} lists them"
             )
+
+
+def _entry(line: bytes) -> Any:
+    """What a line of the file holds; None where that is no JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):  # what is no UTF-8 included
+        return None

@@ -133,7 +133,7 @@ def channel_statistics(
         return crop.statistics
     why = f"images of {in_chans} channels"
     if in_chans == len(IMAGENET_MEAN):
-        least, most = value_range(source, in_chans, seed)
+        least, most = value_range(source, in_chans, seed, max_pixels)
         if least >= 0 and most <= 1:
             return IMAGENET_MEAN, IMAGENET_STD
         why = f"values of {least:g} to {most:g} are not those of photographs (0 to 1)"
@@ -142,7 +142,9 @@ def channel_statistics(
     return stats.mean, stats.std
 
 
-def value_range(source: ImageSource, chans: int, seed: int) -> tuple[float, float]:
+def value_range(
+    source: ImageSource, chans: int, seed: int, max_pixels: int = MAX_PIXELS
+) -> tuple[float, float]:
     """The least and the largest of 0 and the values of a few images drawn by ``seed``, 8 bits as 0..1."""
     drawn = np.random.default_rng([STATS_SEED, seed]).permutation(len(source))[:RANGED_IMAGES]
     least, most = 0.0, 0.0
@@ -151,7 +153,7 @@ def value_range(source: ImageSource, chans: int, seed: int) -> tuple[float, floa
             data = source.read(index)
             if isinstance(data, bytes) and not data.startswith(MAYBE_FLOAT):
                 continue
-            pixels = to_float(decode(data, chans))
+            pixels = to_float(decode(data, chans, max_pixels))
         except (UnreadableImage, OSError):
             continue
         least, most = min(least, float(pixels.min())), max(most, float(pixels.max()))

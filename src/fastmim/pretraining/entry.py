@@ -17,8 +17,9 @@ from fastmim.pretraining.run import RunResult, run_on
 from fastmim.pretraining.start import check_stages
 from fastmim.pretraining.teaching import with_factory
 from fastmim.recipes import base_config
-from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.launch import run_everywhere
+from fastmim.train.resuming import newest_checkpoint
+from fastmim.train.rundir import Resume, goes_on
 
 
 def pretrain(
@@ -28,7 +29,7 @@ def pretrain(
     model: str | nn.Module | None = None,
     config: str | os.PathLike[str] | None = None,
     recipe: str | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     quiet: bool = False,
     trust_code: bool = False,
@@ -45,7 +46,7 @@ def pretrain(
             `load_encoder`.
         config: YAML file with settings; arguments given here win.
         recipe: name of a recipe to start from.
-        resume: go on with the run in ``out``, if there is one.
+        resume: go on with the run in ``out``; "or-begin": if there is one.
         overwrite: replace the run in ``out``.
         quiet: print nothing.
         trust_code: import and call whatever factory a file names: ``config``, the run's that is resumed, or
@@ -75,7 +76,7 @@ def pretrain(
 
 def run_pretraining(
     config: PretrainConfig,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     quiet: bool = False,
     module: nn.Module | None = None,
@@ -88,18 +89,16 @@ def run_pretraining(
         module: what ``config.model`` names, where that is no name that a model can be built from.
         trust_code: the factory that the teacher's file names may be imported, too.
     """
-    if resume and config.out and not config.data:
-        raise UsageError(f"out: there is no run in {config.out} to go on with; to begin one, give data")
+    run = Path(config.out).expanduser()
+    resumes = bool(config.out) and goes_on(run, resume)
     if not config.data:
         raise UsageError("data is missing: give a folder of images, or demo:photos to try it")
     if not config.out:
         raise UsageError("out is missing: give a folder that the run is written to")
-    run = Path(config.out).expanduser()
     config = replace(config, out=str(run))
     if trust_code:
         config = replace(config, distill=with_factory(config.distill))
     source = open_images(config.data, config.columns, config.out)
-    resumes = resume and (run / LAST).is_file()
     if not resumes:  # what does not work is told before anything is written
         check_stages(config, module)
     say = quietly if quiet else print
@@ -107,7 +106,8 @@ def run_pretraining(
         config.crop, source, config.in_chans, config.size, config.seed, config.max_pixels, say
     )
     config = replace(config, crop=replace(config.crop, mean=mean, std=std))
-    precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
+    checkpoint = newest_checkpoint(run) if resumes else None
+    precision = checkpoint.state["choices"]["precision"] if checkpoint else config.precision
     start = partial(
         run_on,
         source=source,

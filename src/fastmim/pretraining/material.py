@@ -19,6 +19,7 @@ from fastmim.data.feed import (
 from fastmim.data.images import ImageSource
 from fastmim.data.loader import Crops, loader_workers, to_images
 from fastmim.data.skips import SkipList
+from fastmim.encoders.batch_size import has_batch_norm
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
 from fastmim.methods.learning import HeldOut
@@ -126,6 +127,7 @@ def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -
         rank=rank,
         mean=mean,
         std=std,
+        avoid_single=has_batch_norm(network.learner),
     )
     held_out = HeldOut(method, images, mask, micro_batch, fabric.autocast)
     return Material(leg, held_out, feeder, micro_batch, kernels)

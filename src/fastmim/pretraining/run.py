@@ -28,7 +28,8 @@ from fastmim.train.kernels import check_kernels
 from fastmim.train.launch import precision_of, quiet_warnings
 from fastmim.train.loop import Feed, Loop, Progress
 from fastmim.train.optim import build_adamw
-from fastmim.train.rundir import CONFIG, REPORT, SAMPLES, written
+from fastmim.train.resuming import Checkpoint, leg_of
+from fastmim.train.rundir import CONFIG, REPORT, SAMPLES, Resume, written
 from fastmim.train.runlog import METRICS
 from fastmim.train.schedules import build_schedule
 from fastmim.train.session import opened
@@ -57,33 +58,36 @@ def run_on(
     fabric: Fabric,
     source: ImageSource,
     config: PretrainConfig,
-    resume: bool,
+    resume: Resume,
     overwrite: bool,
     quiet: bool,
     module: nn.Module | None = None,
 ) -> RunResult:
     """A run on the devices of ``fabric``; every process of a run calls this."""
     check_kernels(config.kernels, fabric.device)
-    with written(fabric, Path(config.out), RUN_FILES, resume, overwrite) as state:
-        return learn(fabric, source, config, state, quiet, module)
+    with written(fabric, Path(config.out), RUN_FILES, resume, overwrite) as checkpoint:
+        return learn(fabric, source, config, checkpoint, quiet, module)
 
 
 def learn(
     fabric: Fabric,
     source: ImageSource,
     config: PretrainConfig,
-    state: dict[str, Any] | None,
+    checkpoint: Checkpoint | None,
     quiet: bool,
     module: nn.Module | None,
 ) -> RunResult:
-    """All of a run in its folder, from ``state`` on where there is a checkpoint's."""
+    """All of a run in its folder, from ``checkpoint`` on where there is one."""
     run = Path(config.out)
+    state = checkpoint.state if checkpoint is not None else None
     first = fabric.is_global_zero
 
     # What learns, and for how long.
     split = split_images(len(source), config.held_out, config.seed)
     plan = build_plan(config.course, len(split.training), config.batch_size, config.micro_batch)
-    leg = plan.legs[state["leg"] if state else 0]
+    leg = plan.legs[0]
+    if checkpoint is not None:
+        leg = leg_of(checkpoint, plan)
     method = build_method(config, module)
     encoder = method.encoder
     config = resolved(
@@ -109,7 +113,7 @@ def learn(
     evaluate_at = plan.evaluation_steps(config.evaluations, config.log_every_steps)
 
     text = config_text("pretrain", config)
-    with opened(run, plan, text, state, first, quiet, config.deterministic) as (display, log, stop):
+    with opened(run, plan, text, checkpoint, first, quiet, config.deterministic) as (display, log, stop):
         progress = Progress()
         for note in notes_of(source):
             display.say(f"data: {note}")

@@ -13,6 +13,7 @@ from torch import nn
 from fastmim.config import ALWAYS_FREE, PretrainConfig
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.decoders import checkpoint_blocks
+from fastmim.encoders.batch_size import check_batch
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
 from fastmim.grids import Size
@@ -26,7 +27,7 @@ from fastmim.targets import compiled_target
 from fastmim.train.device import fit_micro_batch
 from fastmim.train.kernels import KernelConfig, Kernels, apply, checkpoint_activations
 from fastmim.train.optim import use_kernel
-from fastmim.train.stages import Leg
+from fastmim.train.stages import Leg, Stage
 
 # Of a teacher, the weights decide, not where they lie or who says what they are of.
 FREE_ON_RESUME = ALWAYS_FREE | {
@@ -66,13 +67,22 @@ def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
         _check_teacher(config, method)
         if config.distill.cache is not None:
             make_folder(Path(config.distill.cache).expanduser())
+    _check_batch(config, method, config.course[0])
     for stage in config.course[1:]:
         try:
             method.set_image_size(stage.size)
+            _check_batch(config, method, stage)
             if config.distill.teacher and config.distill.size is None:
                 _check_teacher(config, method)
         except UsageError as error:
             raise UsageError(f"stages: {stage}: {error}") from error
+
+
+def _check_batch(config: PretrainConfig, method: Method, stage: Stage) -> None:
+    encoder = method.encoder
+    share = (stage.batch_size or config.batch_size) // (config.devices * config.num_nodes)
+    micro_batch = stage.micro_batch or config.micro_batch
+    check_batch(encoder, config.model, encoder.image_size, config.in_chans, share, micro_batch)
 
 
 def kernel_config(config: PretrainConfig) -> KernelConfig:

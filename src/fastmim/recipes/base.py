@@ -12,7 +12,7 @@ from fastmim.encoders.trust import Trust, check_plain
 from fastmim.errors import UsageError
 from fastmim.recipes.catalogue import recipe
 from fastmim.recipes.methods import defaults_of
-from fastmim.train.rundir import CONFIG
+from fastmim.train.rundir import CONFIG, holds_run
 
 C = TypeVar("C", bound=RunConfig)
 MODELS = ("model", "distill.model")  # settings that name a model
@@ -59,9 +59,9 @@ def base_config(
         named = _one_method(asked)
         if not recipe_name:
             base = cast(C, defaults_of(named))
-    if resumed and (stored := Path(resumed).expanduser() / CONFIG).is_file():
-        _check_kind(cls, stored)
-        began = read_yaml(stored)
+    if resumed and holds_run(run := Path(resumed).expanduser()):
+        stored = run / CONFIG
+        began = _stored(cls, stored)
         _check_models(began, str(stored), by_user, trust_code)
         base = build(cls, began, f"{stored}: ")
     if config:
@@ -93,9 +93,20 @@ def _one_method(asked: dict[str, str | None]) -> str | None:
     return given[0][1] if given else None
 
 
+def _stored(cls: type[RunConfig], file: Path) -> dict[str, Any]:
+    """The settings in a run's config.yaml. Raises UsageError where they are another verb's, or gone."""
+    if not file.is_file():
+        raise UsageError(f"out: {file.parent} holds a run, but its {CONFIG} is missing; put it back")
+    _check_kind(cls, file)
+    settings = read_yaml(file)
+    if not settings:
+        raise UsageError(f"out: {file} is empty, but a run's settings stand there; put it back")
+    return settings
+
+
 def _check_kind(cls: type[RunConfig], stored: Path) -> None:
     """Raise UsageError where the run is one of another verb, which its first line names."""
-    first, _, _ = stored.read_text().partition("\n")
+    first, _, _ = stored.read_text(errors="replace").partition("\n")
     for other, verb in VERBS.items():
         if other is not cls and f"`fastmim {verb} " in first:
             raise UsageError(

@@ -1,6 +1,9 @@
 """Checkpoints that are either whole or not there: written beside, flushed, then moved into place."""
 
+import contextlib
+import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +12,13 @@ from typing import IO, Any
 import torch
 
 from fastmim.errors import RunError
+from fastmim.train.seal import Damaged, check_sealed, sealed_step, write_sealed
 
 LAST = "last.ckpt"
 OLDER = "checkpoints"
+STARTING = ".starting"  # lies in a run's folder until its first checkpoint is written
+_OLDER_NAME = re.compile(r"step-(\d+)\.ckpt")
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -29,11 +36,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(beside, path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        reason = _reason(error, path.parent)
-        kept = "; the earlier one is intact" if path.exists() else ""
-        raise RunError(f"cannot write {path}: {reason}{kept}") from error
+        raise _unwritten(path, error) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, error: OSError | RuntimeError) -> RunError:
+    kept = "; the earlier one is intact" if path.exists() else ""
+    return RunError(f"cannot write {path}: {_reason(error, path.parent)}{kept}")
 
 
 def _reason(error: OSError | RuntimeError, folder: Path) -> str:
@@ -56,41 +66,108 @@ def _flush_folder(folder: Path) -> None:
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], step: int, keep: int) -> None:
-    """Write ``run``/last.ckpt; with ``keep`` > 1, also the keep - 1 before it, as checkpoints/step-N.ckpt."""
+    """Write ``run``/last.ckpt; keep the ``keep`` - 1 before it as checkpoints/step-N.ckpt.
+
+    The last one becomes an older one before another takes its place. So no two of them are one file, and
+    whatever fails on the way, all that were kept still are.
+
+    Raises:
+        RunError: it could not be written; the checkpoints before it are intact.
+    """
     last = run / LAST
-    write_atomically(last, lambda file: torch.save(state, file))
-    if keep <= 1:
+    if keep > 1:
+        _keep_last(run)
+    write_atomically(last, lambda file: write_sealed(state, step, file))
+    (run / STARTING).unlink(missing_ok=True)
+    if keep > 1:
+        for surplus in older_checkpoints(run)[keep - 1 :]:
+            surplus.unlink()
+
+
+def older_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints before the last one, newest first."""
+    found = {file: _OLDER_NAME.fullmatch(file.name) for file in (run / OLDER).glob("step-*.ckpt")}
+    steps = {file: int(match[1]) for file, match in found.items() if match}
+    return sorted(steps, key=lambda file: steps[file], reverse=True)
+
+
+def _keep_last(run: Path) -> None:
+    """Make last.ckpt one of the older ones, too, until another takes its place."""
+    last = run / LAST
+    step = step_of(last)
+    if step is None:
         return
-    older = run / OLDER
-    older.mkdir(exist_ok=True)
-    copy = older / f"step-{step:09d}.ckpt"
-    copy.unlink(missing_ok=True)
+    kept = run / OLDER / f"step-{step:09d}.ckpt"
+    if kept.exists() and kept.samefile(last):  # a crash between the two moves
+        return
     try:
-        os.link(last, copy)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(last, copy)
-    for surplus in sorted(older.glob("step-*.ckpt"))[:-keep]:
-        surplus.unlink()
+        kept.parent.mkdir(exist_ok=True)
+        link_atomically(last, kept)
+    except OSError as error:
+        raise _unwritten(kept, error) from error
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """Make ``path`` the same file as ``source``, or a copy where the file system has no links."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), beside)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with open(source, "rb") as content:
+            write_atomically(path, lambda file: shutil.copyfileobj(content, file))
+        return
+    os.replace(beside, path)
+    _flush_folder(path.parent)
+
+
+def step_of(file: Path) -> int | None:
+    """The step at which a checkpoint was written, if it can be read."""
+    step = sealed_step(file)
+    if step is None and file.is_file():  # of an earlier version
+        with contextlib.suppress(Exception):
+            step = int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"])
+    return step
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Check that a checkpoint is whole and read it to the CPU; only tensors and plain values are unpickled.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
+    try:
+        check_sealed(path)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Damaged:
+        raise
+    except OSError as error:
+        gone = isinstance(error, FileNotFoundError)
+        raise Damaged("is missing" if gone else f"cannot be read ({error.strerror})") from error
+    except Exception as error:  # whatever unpickling meets
+        raise Damaged("is damaged (torch cannot read it)") from error
+    return state
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU; only tensors and plain values are ever unpickled.
 
     Raises:
+        FileNotFoundError: it is not there.
         RunError: the file is damaged.
     """
+    path.stat()
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        others = sorted(str(other) for other in (path.parent / OLDER).glob("step-*.ckpt"))
-        hint = f"; copy {others[-1]} over it to go on from there" if others else ""
-        raise RunError(f"{path} is damaged and cannot be read{hint}") from error
-    return state
+        return read_checkpoint(path)
+    except Damaged as error:
+        others = older_checkpoints(path.parent)
+        hint = f"; --resume tries {others[0]} next" if others and path.name == LAST else ""
+        raise RunError(f"{path} {error}{hint}") from error
 
 
 def remove_leftovers(run: Path) -> None:
     """Delete half-written files that a killed process left behind."""
-    for part in run.glob(".*.part"):
+    for part in (*run.glob(".*.part"), *(run / OLDER).glob(".*.part")):
         part.unlink(missing_ok=True)

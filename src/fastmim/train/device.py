@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastmim.cache import remembered
 from fastmim.documents import Finite
+from fastmim.encoders.batch_size import has_batch_norm
 
 Precision = Literal["auto", "bf16-mixed", "32-true"]
 
@@ -156,7 +157,9 @@ def fit_micro_batch(
     with fabric.autocast():
         per_image = saved_bytes(module, forward) // count
     module.train()
-    return choose_micro_batch(batch_size // fabric.world_size, per_image, 3 * weights, fabric.device)
+    share = batch_size // fabric.world_size
+    fitting = choose_micro_batch(share, per_image, 3 * weights, fabric.device)
+    return max(fitting, min(2, share)) if has_batch_norm(module) else fitting
 
 
 def choose_micro_batch(share: int, bytes_per_image: int, bytes_for_state: int, device: torch.device) -> int:

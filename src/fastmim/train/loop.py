@@ -15,14 +15,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from fastmim.encoders.batch_size import explain
 from fastmim.errors import RunError
 from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint
 from fastmim.train.device import peak_bytes
 from fastmim.train.optim import OptimConfig, guarded_step
 from fastmim.train.runlog import RunLog
 from fastmim.train.schedules import Schedule
+from fastmim.train.seal import Damaged
 from fastmim.train.signals import StopRequest
 from fastmim.train.stages import Leg, Plan
+from fastmim.train.state import check_fits
 
 # A part of a step's batch that fits on the device: what the module is called with, the part of the
 # batch that it is (0..1), and whether it completes the step.
@@ -144,7 +147,7 @@ class Loop:
         loss = torch.zeros((), device=self.fabric.device)
         for arguments, share, last in micro_batches:
             with self.fabric.no_backward_sync(self.module, enabled=not last):  # type: ignore[arg-type]
-                share_of_loss = self.module(*arguments).loss * share
+                share_of_loss = self._loss(arguments) * share
                 self.fabric.backward(share_of_loss)
             loss += share_of_loss.detach()
         norm, taken = guarded_step(self.optimizer, lr, self.optim.clip_norm)
@@ -154,6 +157,15 @@ class Loop:
         self.counters[TAKEN] += taken
         self.counters[SKIPPED] += 1 - taken
         self.counters[IN_A_ROW] = (self.counters[IN_A_ROW] + 1) * (1 - taken)
+
+    def _loss(self, arguments: tuple[Tensor, ...]) -> Tensor:
+        try:
+            loss: Tensor = self.module(*arguments).loss
+        except ValueError as error:
+            if cause := explain(error):
+                raise RunError(cause) from error
+            raise
+        return loss
 
     def _is_log_step(self) -> bool:
         step = self.progress.step
@@ -245,7 +257,11 @@ class Loop:
         save_checkpoint(self.run, state, self.progress.step, self.config.keep_checkpoints)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over weights, optimiser and progress from a checkpoint."""
+        """Take over weights, optimiser and progress from a checkpoint. Raises RunError unless they fit."""
+        try:
+            check_fits(state, self.module.state_dict(), self.optimizer)
+        except Damaged as error:
+            raise RunError(f"the checkpoint in {self.run} {error}: it is not of this run") from error
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])

@@ -7,14 +7,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from lightning_fabric import Fabric
 
 from fastmim.errors import UsageError
-from fastmim.train.checkpoint import LAST, OLDER, load_checkpoint
+from fastmim.train.checkpoint import LAST, OLDER, STARTING, older_checkpoints
 from fastmim.train.launch import precision_of
+from fastmim.train.resuming import Checkpoint, newest_checkpoint, sound_checkpoint
 from fastmim.train.runlog import METRICS
+
+Resume = bool | Literal["or-begin"]
+"""Whether to go on with a run: no; yes, so that there must be one; or where there is one."""
 
 CONFIG = "config.yaml"
 SAMPLES = "samples.png"
@@ -22,26 +26,62 @@ REPORT = "report.html"
 PATIENCE = 10.0  # seconds in which a killed run's processes end
 
 
+def holds_run(run: Path) -> bool:
+    """Whether the files of a run lie in ``run``, whole or damaged."""
+    files = [run / CONFIG, run / LAST, *older_checkpoints(run)]
+    if (metrics := run / METRICS).is_file():  # an empty one is what a run leaves that was killed as it began
+        return metrics.stat().st_size > 0 or any(map(os.path.lexists, files))
+    return any(map(os.path.lexists, [*files, metrics]))
+
+
+def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
+    """Whether a run in ``run`` is to be resumed.
+
+    Args:
+        is_held: this process holds the folder.
+
+    Raises:
+        UsageError: it is to be, but there is none, or another process writes to the folder.
+    """
+    if isinstance(resume, str) and resume != "or-begin":
+        raise UsageError(f"resume = {resume!r} must be True, False or 'or-begin'")
+    if not resume or holds_run(run):
+        return bool(resume)
+    if resume == "or-begin":
+        return False
+    if run.is_dir() and not is_held:
+        with held(run):  # unless another process is just about to begin one
+            pass
+    raise UsageError(
+        f"out: there is no run in {run} to go on with; leave out --resume to begin one, or give "
+        "--resume-or-begin to do whichever is possible"
+    )
+
+
 @contextlib.contextmanager
 def written(
-    fabric: Fabric, run: Path, files: tuple[str, ...], resume: bool, overwrite: bool
-) -> Iterator[dict[str, Any] | None]:
-    """Have ``run`` for this run alone, and ready; gives what its checkpoint holds, or None for a new run.
+    fabric: Fabric, run: Path, files: tuple[str, ...], resume: Resume, overwrite: bool
+) -> Iterator[Checkpoint | None]:
+    """Have ``run`` for this run alone, and ready; gives the checkpoint to go on from, or None for a new run.
 
     Every process of a run calls this; the one that writes holds the folder. The arguments are those of
     `prepare_run_directory`.
 
     Raises:
         UsageError: what `held` and `prepare_run_directory` raise.
+        RunError: no checkpoint of the run is sound.
     """
     with held(run) if fabric.is_global_zero else contextlib.nullcontext():
+        found = None
         if fabric.is_global_zero:
             prepare_run_directory(run, files, resume, overwrite)
-        fabric.barrier()
-        state = load_checkpoint(run / LAST) if resume and (run / LAST).is_file() else None
-        if state is not None and state["choices"]["precision"] != precision_of(fabric):
+            found = newest_checkpoint(run) if goes_on(run, resume) else None
+        file = fabric.broadcast(found.file if found else None)
+        if found is None and file is not None:
+            found = sound_checkpoint(file)
+        if found is not None and found.state["choices"]["precision"] != precision_of(fabric):
             raise UsageError(f"out: another process has begun a run in {run}: start anew to go on with it")
-        yield state
+        yield found
 
 
 @contextlib.contextmanager
@@ -95,31 +135,38 @@ def _locked(directory: int) -> bool:
     return True
 
 
-def prepare_run_directory(run: Path, files: tuple[str, ...], resume: bool, overwrite: bool) -> None:
+def prepare_run_directory(run: Path, files: tuple[str, ...], resume: Resume, overwrite: bool) -> None:
     """Make ``run`` ready.
 
     Args:
         run: the directory, which is there.
         files: names of every file that a run writes.
-        resume: go on from last.ckpt if there is one.
+        resume: go on with the run that lies there; "or-begin": if there is one.
         overwrite: delete the files of an earlier run; others in the directory are left alone.
 
     Raises:
-        UsageError: the directory holds a run and neither was asked for.
+        UsageError: the directory holds a run and neither was asked for, or none and it was to be resumed.
     """
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other")
-    if resume and (run / LAST).is_file():
+    if goes_on(run, resume, is_held=True):
         return
-    holds_run = any((run / name).exists() for name in (CONFIG, LAST, METRICS))
-    if holds_run and not (overwrite or resume):
-        raise UsageError(
-            f"out: {run} already holds a run; --resume goes on with it, --overwrite deletes it, "
-            "or give another folder"
-        )
-    if holds_run:
-        for name in files:
-            (run / name).unlink(missing_ok=True)
-        for events in run.glob("events.out.tfevents.*"):
-            events.unlink()
-        shutil.rmtree(run / OLDER, ignore_errors=True)
+    if holds_run(run):
+        if not overwrite:
+            raise UsageError(
+                f"out: {run} already holds a run; --resume goes on with it, --overwrite deletes it, "
+                "or give another folder"
+            )
+        delete_run(run, files)
+    (run / STARTING).touch()
+
+
+def delete_run(run: Path, files: tuple[str, ...]) -> None:
+    """Delete the ``files`` of a run, its last checkpoint first: the rest is never taken for a whole run."""
+    for name in (LAST, *files):
+        if (run / name).is_dir() and not (run / name).is_symlink():
+            shutil.rmtree(run / name)
+        (run / name).unlink(missing_ok=True)
+    shutil.rmtree(run / OLDER, ignore_errors=True)
+    for events in run.glob("events.out.tfevents.*"):
+        events.unlink()

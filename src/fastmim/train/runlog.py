@@ -16,6 +16,7 @@ from fastmim.errors import RunError
 from fastmim.train.stages import Plan
 
 METRICS = "metrics.jsonl"
+ALWAYS_LOGGED = {"step", "epoch", "loss", "seconds"}
 
 
 class MetricsFile:
@@ -26,8 +27,20 @@ class MetricsFile:
         try:
             self._file = open(path, "ab")  # noqa: SIM115
             self._file.truncate(min(keep_bytes, os.path.getsize(path)))
+            self._end_line()
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+    def _end_line(self) -> None:
+        """Let what is written next begin a line, where something else has spoilt the one before."""
+        size = os.path.getsize(self._path)
+        if size:
+            with open(self._path, "rb") as file:
+                file.seek(size - 1)
+                torn = file.read(1) != b"\n"
+            if torn:
+                self._file.write(b"\n")
+                self._file.flush()
 
     def write(self, values: dict[str, Any]) -> None:
         # JSON has no NaN; a loss that is not a number is written as null.
@@ -51,14 +64,24 @@ class MetricsFile:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line cut off by a crash is left out."""
-    lines = []
-    for line in (run / METRICS).read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+    """The lines of a run's metrics.jsonl; those that a crash or damage has spoilt are left out."""
+    try:
+        content = (run / METRICS).read_bytes()
+    except OSError:
+        return []
+    return [line for line in map(_read_line, content.split(b"\n")) if line is not None]
+
+
+def _read_line(text: bytes) -> dict[str, Any] | None:
+    """A log step's numbers; None where the line has others, or none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):  # what is no UTF-8 included
+        return None
+    if not isinstance(line, dict) or not line.keys() >= ALWAYS_LOGGED:
+        return None
+    numbers = (value for name, value in line.items() if name != "image_size")
+    return line if all(value is None or isinstance(value, int | float) for value in numbers) else None
 
 
 class Display:

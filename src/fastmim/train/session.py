@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from fastmim.train.checkpoint import remove_leftovers, write_atomically
 from fastmim.train.launch import deterministic_kernels
+from fastmim.train.resuming import Checkpoint, adopt
 from fastmim.train.rundir import CONFIG
 from fastmim.train.runlog import Display, RunLog
 from fastmim.train.signals import StopRequest
@@ -25,12 +26,12 @@ def opened(
     run: Path,
     plan: Plan,
     config_text: str,
-    state: dict[str, Any] | None,
+    checkpoint: Checkpoint | None,
     first: bool,
     quiet: bool,
     deterministic: bool,
 ) -> Iterator[Session]:
-    """Open a run in ``run``, or what a checkpoint's ``state`` goes on with.
+    """Open a run in ``run``, new or from a checkpoint on.
 
     Args:
         config_text: what a new run writes to config.yaml.
@@ -42,9 +43,14 @@ def opened(
         log = None
         if first:
             remove_leftovers(run)
-            if state is None:
+            state: dict[str, Any] = {"progress": {"step": 0}, "metrics_bytes": 0}
+            if checkpoint is None:
                 write_atomically(run / CONFIG, lambda file: file.write(config_text.encode()))
-            step = int(state["progress"]["step"]) if state else 0
-            log = RunLog(run, display, state["metrics_bytes"] if state else 0, step)
+            else:
+                state = checkpoint.state
+                adopt(run, checkpoint)
+            if checkpoint is not None and checkpoint.note:
+                display.say(checkpoint.note)
+            log = RunLog(run, display, state["metrics_bytes"], state["progress"]["step"])
             stack.callback(log.close)
         yield Session(display, log, stack.enter_context(StopRequest()))

@@ -15,8 +15,9 @@ from fastmim.encoders.build import name_of
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
-from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.launch import run_everywhere
+from fastmim.train.resuming import newest_checkpoint
+from fastmim.train.rundir import Resume, goes_on
 from fastmim.transfer.classify_run import FinetuneResult, run_on
 from fastmim.transfer.weights import factory_of
 
@@ -29,7 +30,7 @@ def finetune(
     model: str | nn.Module | None = None,
     config: str | os.PathLike[str] | None = None,
     recipe: str | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     quiet: bool = False,
     trust_code: bool = False,
@@ -66,7 +67,7 @@ def finetune(
 
 def run_finetuning(
     config: FinetuneConfig,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     quiet: bool = False,
     module: nn.Module | None = None,
@@ -78,8 +79,8 @@ def run_finetuning(
         config: its ``model`` may be imported: whoever read it from a file has asked.
         trust_code: so may the factory that the encoder's file names.
     """
-    if resume and config.out and not config.data:
-        raise UsageError(f"out: there is no run in {config.out} to go on with; to begin one, give data")
+    run = Path(config.out).expanduser()
+    resumes = bool(config.out) and goes_on(run, resume)
     hints = {
         "encoder": "give a run's folder, an encoder.safetensors, timm:NAME or none",
         "data": "give a folder with train/ and val/, or demo:digits to try it",
@@ -90,7 +91,6 @@ def run_finetuning(
             raise UsageError(f"{setting} is missing: {hint}")
     if trust_code and module is None:
         config = with_factory(config, Trust(everything=True))
-    run = Path(config.out).expanduser()
     if run.resolve() == Path(config.data).expanduser().resolve():
         raise UsageError(f"out: {run} is where the data lies; give another folder")
     config = replace(config, out=str(run))
@@ -98,8 +98,8 @@ def run_finetuning(
         config.data, config.val_share, config.split_seed, config.columns, config.out
     )
     training = few_labels(training, config.labels, config.seed)
-    resumes = resume and (run / LAST).is_file()
-    precision = load_checkpoint(run / LAST)["choices"]["precision"] if resumes else config.precision
+    checkpoint = newest_checkpoint(run) if resumes else None
+    precision = checkpoint.state["choices"]["precision"] if checkpoint else config.precision
     start = partial(
         run_on,
         training=training,

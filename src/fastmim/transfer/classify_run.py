@@ -23,13 +23,15 @@ from fastmim.data.loader import Crops, as_it_is, loader_workers
 from fastmim.data.skips import SKIPPED, SkipList
 from fastmim.data.stats import channel_statistics
 from fastmim.data.views import Views
+from fastmim.encoders.batch_size import check_batch, has_batch_norm
 from fastmim.errors import UsageError
 from fastmim.train.checkpoint import LAST
 from fastmim.train.kernels import apply, check_kernels, checkpoint_activations
 from fastmim.train.launch import hardware, precision_of, quiet_warnings
 from fastmim.train.loop import Loop, Progress
 from fastmim.train.optim import scaled_lr, use_kernel
-from fastmim.train.rundir import CONFIG, written
+from fastmim.train.resuming import leg_of
+from fastmim.train.rundir import CONFIG, Resume, written
 from fastmim.train.runlog import METRICS
 from fastmim.train.sampler import Stream
 from fastmim.train.schedules import build_schedule
@@ -65,7 +67,7 @@ def run_on(
     training: Labelled,
     validation: Labelled,
     config: FinetuneConfig,
-    resume: bool,
+    resume: Resume,
     overwrite: bool,
     quiet: bool,
     module: nn.Module | None,
@@ -82,7 +84,7 @@ def _run_on(
     training: Labelled,
     validation: Labelled,
     config: FinetuneConfig,
-    resume: bool,
+    resume: Resume,
     overwrite: bool,
     quiet: bool,
     module: nn.Module | None,
@@ -97,6 +99,9 @@ def _run_on(
     start = build_classifier(config, len(classes), module)
     plan = build_plan(config.course, len(training), config.batch_size, config.micro_batch)
     (leg,) = plan.legs
+    check_batch(
+        start.model, start.name, leg.image_size, start.in_chans, leg.batch_size // world, leg.micro_batch
+    )
     told: list[str] = []
     config = _resolved(config, start, training, plan.total_epochs, told.append)
     learner = Learner(start.model, config.ema).to(fabric.device)
@@ -108,7 +113,10 @@ def _run_on(
     # What is known already.
     if run.resolve() in (place := Path(config.encoder).expanduser().resolve(), *place.parents[:1]):
         raise UsageError(f"out: {run} is where the encoder lies; give another folder")
-    state = holding.enter_context(written(fabric, run, RUN_FILES, resume, overwrite))
+    checkpoint = holding.enter_context(written(fabric, run, RUN_FILES, resume, overwrite))
+    state = checkpoint.state if checkpoint is not None else None
+    if checkpoint is not None:
+        leg_of(checkpoint, plan)
     facts = {
         "data_digest": _digest(training, validation),
         "world_size": world,
@@ -154,6 +162,7 @@ def _run_on(
         mean=mean,
         std=std,
         mix=Mixing(config.augment, len(classes)),
+        avoid_single=has_batch_norm(start.model),
     )
     views = Views(
         validation.source,
@@ -169,7 +178,7 @@ def _run_on(
     truth = validation.by_index()
 
     text = config_text("finetune", config)
-    with opened(run, plan, text, state, first, quiet, config.deterministic) as (display, log, stop):
+    with opened(run, plan, text, checkpoint, first, quiet, config.deterministic) as (display, log, stop):
 
         def measure() -> Accuracy:
             return measure_accuracy(learner.best, views, truth, len(classes), fabric)

@@ -257,7 +257,7 @@ def _prepare(threads: int) -> None:
 
 
 def _run(job: _Job, quiet: bool) -> dict[str, Any]:
-    result = run_finetuning(job.config, resume=True, quiet=quiet)
+    result = run_finetuning(job.config, resume="or-begin", quiet=quiet)
     if result.stopped_by is not None:
         raise StoppedError(result.stopped_by, f"in {job.config.out}; the same command goes on")
     file = Path(job.config.out) / RESULTS

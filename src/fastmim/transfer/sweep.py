@@ -128,7 +128,7 @@ def _try(
     optim = replace(config.optim, base_lr=rate)
     try:
         result = run_finetuning(
-            replace(config, out=str(run), layer_decay=decay, optim=optim), resume=True, quiet=quiet
+            replace(config, out=str(run), layer_decay=decay, optim=optim), resume="or-begin", quiet=quiet
         )
     except StoppedError:
         raise

@@ -9,6 +9,7 @@ from fastmim.config import FinetuneConfig
 from fastmim.errors import UsageError
 from fastmim.flags import asked, parse, peek
 from fastmim.recipes import base_config, recipe, smoke_finetuning
+from fastmim.train.rundir import Resume
 from fastmim.transfer.classify import run_finetuning
 
 
@@ -23,7 +24,9 @@ def run(arguments: list[str]) -> int:
         smoke: bool = False
         """Try the recipe, made narrow: two steps from scratch on a CPU, on demo:digits without --data."""
         resume: bool = False
-        """Go on with the run in --out, if there is one."""
+        """Go on with the run in --out."""
+        resume_or_begin: bool = False
+        """Go on with the run in --out if there is one, else begin it."""
         overwrite: bool = False
         """Replace the run in --out."""
         trust_code: bool = False
@@ -31,7 +34,7 @@ def run(arguments: list[str]) -> int:
         resumed run. Without it: only one that is given as --model."""
 
     given = peek(arguments, "config", "recipe", "out", "model")
-    resumed = given["out"] if "--resume" in arguments else None
+    resumed = given["out"] if asked(arguments, "resume") or asked(arguments, "resume-or-begin") else None
     trusted = asked(arguments, "trust-code")
     base = base_config(
         FinetuneConfig, given["config"], given["recipe"], resumed, given=given, trust_code=trusted
@@ -41,7 +44,6 @@ def run(arguments: list[str]) -> int:
             raise UsageError("--smoke tries a recipe: give --recipe NAME; `fastmim recipes` lists them")
         base = smoke_finetuning(base, recipe(given["recipe"]).backbone)
     command = parse(Command, arguments, "fastmim finetune", Command(base))
-    result = run_finetuning(
-        command.settings, command.resume, command.overwrite, trust_code=command.trust_code
-    )
+    resume: Resume = "or-begin" if command.resume_or_begin else command.resume
+    result = run_finetuning(command.settings, resume, command.overwrite, trust_code=command.trust_code)
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

@@ -11,6 +11,7 @@ from fastmim.flags import asked, parse, peek
 from fastmim.pretraining import run_pretraining
 from fastmim.recipes import base_config, smoke
 from fastmim.recipes.base import MODELS
+from fastmim.train.rundir import Resume
 
 
 def run(arguments: list[str]) -> int:
@@ -24,7 +25,9 @@ def run(arguments: list[str]) -> int:
         smoke: bool = False
         """Try the recipe, made narrow: two steps or one a stage, on a CPU, on demo:photos without --data."""
         resume: bool = False
-        """Go on with the run in --out, if there is one."""
+        """Go on with the run in --out."""
+        resume_or_begin: bool = False
+        """Go on with the run in --out if there is one, else begin it."""
         overwrite: bool = False
         """Replace the run in --out."""
         trust_code: bool = False
@@ -32,7 +35,7 @@ def run(arguments: list[str]) -> int:
         the teacher. Without it: only one that is given as --model, or as --distill.model."""
 
     given = peek(arguments, "config", "recipe", "out", "stages", "method", *MODELS)
-    resumed = given["out"] if "--resume" in arguments else None
+    resumed = given["out"] if asked(arguments, "resume") or asked(arguments, "resume-or-begin") else None
     trusted = asked(arguments, "trust-code")
     base = base_config(
         PretrainConfig, given["config"], given["recipe"], resumed, given["method"], given, trust_code=trusted
@@ -44,7 +47,6 @@ def run(arguments: list[str]) -> int:
     if given["stages"] and not resumed:
         base = merge(base, {"stages": given["stages"]})  # in place of the base's one size and length
     command = parse(Command, arguments, "fastmim pretrain", Command(base))
-    result = run_pretraining(
-        command.settings, command.resume, command.overwrite, trust_code=command.trust_code
-    )
+    resume: Resume = "or-begin" if command.resume_or_begin else command.resume
+    result = run_pretraining(command.settings, resume, command.overwrite, trust_code=command.trust_code)
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

@@ -1,0 +1,59 @@
+"""How few images a backbone trains on at a time: a batch norm needs more than one value of each channel."""
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastmim.encoders.models import weightless
+from fastmim.errors import UsageError
+from fastmim.grids import Size
+
+COMPLAINT = "more than 1 value per channel"  # PyTorch's, whatever the norm
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether some layer takes statistics over the images of a batch."""
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
+
+
+def fails_on_one(module: nn.Module, image_size: Size, in_chans: int) -> bool:
+    """Whether ``module`` cannot train on a single image of ``image_size``: its smallest map is one place."""
+    if not has_batch_norm(module):
+        return False
+    images = torch.empty(1, in_chans, *image_size, device="meta")
+    try:
+        weightless(module).train()(images)
+    except ValueError as error:
+        return COMPLAINT in str(error)
+    except Exception:  # a model that does not run without memory: its first step will tell
+        return False
+    return False
+
+
+def check_batch(
+    module: nn.Module, name: str, image_size: Size, in_chans: int, share: int, micro_batch: int | None
+) -> None:
+    """Raise UsageError where a step would have a device train on one image at a time, and that cannot be.
+
+    Args:
+        name: of the model, for the error.
+        share: images of each step that a device has.
+    """
+    at_a_time = min(share, micro_batch or share)
+    if at_a_time > 1 or not fails_on_one(module, image_size, in_chans):
+        return
+    setting = "micro_batch" if micro_batch == 1 and share > 1 else "batch_size"
+    height, width = image_size
+    raise UsageError(
+        f"{setting}: {name} has batch norms, which cannot learn from one image of {height}x{width} pixels "
+        "at a time; give 2 or more for each device, or larger images"
+    )
+
+
+def explain(error: ValueError) -> str | None:
+    """What a person can do about a batch norm's complaint; None where it is another error."""
+    if COMPLAINT not in str(error):
+        return None
+    return (
+        "a batch norm got one image at a time; give a batch_size and micro_batch of 2 or more for each device"
+    )
