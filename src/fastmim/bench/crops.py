@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastmim.bench.measure import Figure
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig, draw_crops
@@ -59,7 +59,8 @@ def nearness(source: ImageSource, part: ImageSource, config: CropConfig | None =
         for row, index in enumerate(indices.tolist()):
             height, width = decode(part.read(index)).shape[:2]
             box = draws.box(row, height, width)
-            truth[row] = _reference(open_whole(source, index).convert("RGB"), box, height, width)
+            whole = ImageOps.exif_transpose(open_whole(source, index)).convert("RGB")
+            truth[row] = _reference(whole, box, height, width)
         ours = batch.pixels_BHWC.numpy()
         errors = np.mean((ours.astype(np.float64) - truth) ** 2, axis=(1, 2, 3))
         psnr += (10 * np.log10(255**2 / np.maximum(errors, 1e-6))).tolist()

@@ -31,7 +31,7 @@ class Results:
     command: str
     date: str
     figures: dict[str, list[Figure]] = field(default_factory=dict)
-    """By part: step, hog, loader, memory."""
+    """By part: step, hog, loader, packs, memory."""
     notes: dict[str, list[str]] = field(default_factory=dict)
     """By part: what was chosen, and on what it was measured."""
     growth: dict[str, list[Cost]] = field(default_factory=dict)
