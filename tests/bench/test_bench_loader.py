@@ -73,6 +73,7 @@ def test_packs_are_measured_by_short_side_and_encoding(photos):
         coded = [found[f"short side {side}, JPEG {quality}"] for quality in QUALITIES]
         assert coded == sorted(coded, reverse=True), "finer quantisation is nearer"
     assert found["files"] < 0.004 < found["files, --crop.decode fast"]
+    assert [line.name for line in lines if line.met] == ["files"], "only what training reads has a target"
 
 
 def test_images_are_made_where_none_are_given(tmp_path):

@@ -89,7 +89,8 @@ def bench_packs(source: ImageSource, folder: Path, say: Callable[[str], None]) -
         "files, --crop.decode fast": CropConfig(decode="fast"),
     }.items():
         size = sum(len(source.read(index)) for index in range(len(source)))
-        lines.append(_line(name, nearness(source, source, config), size / len(source)))
+        near = nearness(source, source, config)
+        lines.append(_line(name, near, size / len(source), wanted=config.decode == "full"))
     for side in SHORT_SIDES:
         encodings: list[tuple[str, Any, int | None]] = [(f"JPEG {q}", "jpeg", q) for q in QUALITIES]
         for name, encoding, quality in [*encodings, ("raw", "raw", None)]:
@@ -97,18 +98,18 @@ def bench_packs(source: ImageSource, folder: Path, say: Callable[[str], None]) -
             manifest = pack(str(folder / "files"), out, side, encoding, quality, workers=available_cpus())
             size = sum(shard.bytes for shard in manifest.shards)
             near = nearness(source, open_images(str(out)))
-            lines.append(_line(f"short side {side}, {name}", near, size / len(source)))
+            lines.append(_line(f"short side {side}, {name}", near, size / len(source), wanted=False))
     return lines
 
 
-def _line(name: str, near: Nearness, size: float) -> Figure:
+def _line(name: str, near: Nearness, size: float, wanted: bool) -> Figure:
     return Figure(
         name,
         near.hog,
         "HOG differs by",
-        f"{REFERENCE}: {near.psnr:.1f} dB, gradient energy {near.gradient:.2f}; {size / 1000:.1f} kB each",
-        target=f"at most {HOG_TARGET:g}",
-        met=near.hog <= HOG_TARGET,
+        f"{near.psnr:.1f} dB, gradient energy {near.gradient:.2f}, {size / 1000:.1f} kB an image",
+        target=f"at most {HOG_TARGET:g}" if wanted else "",
+        met=near.hog <= HOG_TARGET if wanted else None,
     )
 
 
