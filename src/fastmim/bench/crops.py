@@ -107,7 +107,7 @@ def _line(name: str, near: Nearness, size: float, wanted: bool) -> Figure:
         name,
         near.hog,
         "HOG differs by",
-        f"{near.psnr:.1f} dB, gradient energy {near.gradient:.2f}, {size / 1000:.1f} kB an image",
+        f"Pillow's: {near.psnr:.1f} dB, gradient energy {near.gradient:.2f}; {size / 1000:.1f} kB an image",
         target=f"at most {HOG_TARGET:g}" if wanted else "",
         met=near.hog <= HOG_TARGET if wanted else None,
     )
