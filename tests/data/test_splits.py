@@ -166,7 +166,7 @@ def test_what_is_left_of_a_folder_is_named(tmp_path):
 
 def table(count):
     values = {
-        "image": [Image.fromarray(photo(first + n, 8, 8)) for n in range(count)],
+        "image": [Image.fromarray(photo(n, 8, 8)) for n in range(count)],
         "label": [0, 1] * (count // 2),
     }
     features = datasets.Features(

@@ -128,7 +128,7 @@ def test_columns_can_be_chosen(tmp_path):
     kinds = {"left": "Image", "right": "Image", "weather": "ClassLabel", "place": "int", "several": "list"}
     first, spec = write(tmp_path / "t.parquet", **kinds)
     chosen = Columns(image="right", label="place")
-    training, validation = open_labelled(spec, 0.25, 0, chosen)
+    training, _ = open_labelled(spec, 0.25, 0, chosen)
     assert training.classes == ("0", "1")
     assert open_images(spec, chosen).read(0) == first["right"]
     for wrong, said in {

@@ -192,28 +192,26 @@ def _crop_jpeg(
     quality: Quality,
     max_pixels: int,
 ) -> Pixels:
-    """Decode no more than the crop needs and resize that, in the stored image; turn what becomes of it."""
+    """Decode no more than the crop needs, find it in the stored image, make it upright and of the size."""
     height, width, orientation, _ = header
     turned = orientation >= 5
     chosen = choose_box(width, height) if turned else choose_box(height, width)
-    box = chosen
-    if orientation != 1:
-        box = stored_box(box, height, width, orientation)
-        size = (size[1], size[0]) if turned else size
-    eighths = jpeg.eighths_for(box, size, DETAIL[quality], header.chroma_detail)
+    box = stored_box(chosen, height, width, orientation)
+    lying = (size[1], size[0]) if turned else size
+    eighths = jpeg.eighths_for(box, lying, DETAIL[quality], header.chroma_detail)
     try:
         pixels = jpeg.decode_reduced(data, header, eighths, chans, keep=False)
     except ValueError:  # strict about harmless damage: let Pillow decide
         part = _open_any(data, chans, max_pixels, lambda h, w: chosen)
-        return RESIZE[quality](part, (size[1], size[0]) if turned else size, out)
+        return RESIZE[quality](part, size, out)
     if eighths < 8:
-        crop = SAMPLE[quality](pixels, box, eighths / 8, size, out)
-    else:
-        part = cut(pixels, box)
-        crop = RESIZE[quality](part, size, out)
-        if crop is part:  # the next image will be decoded there
-            crop = crop.copy()
-    return turn_upright(crop, orientation)
+        crop = SAMPLE[quality](pixels, box, eighths / 8, lying, out if orientation == 1 else None)
+        return turn_upright(crop, orientation)
+    part = cut(pixels, box)
+    if orientation != 1:  # before it is resized: Pillow rounds after the rows
+        part = np.ascontiguousarray(turn_upright(part, orientation))
+    crop = RESIZE[quality](part, size, out)
+    return crop.copy() if crop is part else crop  # the next image will be decoded there
 
 
 def stored_box(box: Box, height: int, width: int, orientation: int) -> Box:
