@@ -5,8 +5,8 @@
 A small ViT is pre-trained at 128 pixels on each version of the images and fine-tuned at 128 pixels, once for
 each seed; the rest is alike. Differences are from the files, paired by seed, with Student's 95 % interval.
 Held-out losses are on the images of each version, so they tell how hard those are, too. A pack that holds the
-files' own bytes, as none is large enough to be made smaller, gets no run of its own. Finished runs are kept in
---out and not done again.
+files' own bytes, as none is large enough to be made smaller, gets no run of its own. Finished runs are kept
+in --out and not done again.
 """
 
 import argparse
