@@ -1,4 +1,4 @@
-"""Random masks: which part of each image is hidden (paper: section 3.1, table 10)."""
+"""Random masks: which part of each image is hidden (paper: section 4.1; appendix A.2, table 10)."""
 
 import math
 from dataclasses import dataclass

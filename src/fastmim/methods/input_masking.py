@@ -20,7 +20,7 @@ from fastmim.targets import Target
 
 
 class InputMasking(Method):
-    """Mask, encode, decode, compare (paper: figure 1 and section 3).
+    """Mask, encode, decode, compare (paper: figure 5 and section 4.1).
 
     Args:
         encoder: any backbone; it is not changed.

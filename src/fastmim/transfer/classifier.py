@@ -225,7 +225,7 @@ def _changes(config: FinetuneConfig, name: str, kwargs: dict[str, Any]) -> tuple
 
 
 def layer_decay_groups(model: nn.Module, layer_decay: float, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters by layer, the last ones with the full learning rate (paper: section 4.1, table 12).
+    """Parameters by layer, the last ones with the full learning rate (paper: appendix A.3.2, table 12).
 
     timm asks the model for its layers (`group_matcher`); of one that cannot say, twelve tensors in a row
     count as a layer.
