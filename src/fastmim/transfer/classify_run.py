@@ -38,7 +38,13 @@ from fastmim.train.schedules import build_schedule
 from fastmim.train.session import opened
 from fastmim.train.stages import build_plan
 from fastmim.transfer.accuracy import Accuracy, check_readable, measure_accuracy
-from fastmim.transfer.classifier import Learner, Start, build_classifier, build_layered_adamw
+from fastmim.transfer.classifier import (
+    Learner,
+    Start,
+    build_classifier,
+    build_layered_adamw,
+    levels_line,
+)
 from fastmim.transfer.classify_trial import Trial
 from fastmim.transfer.encoder_file import ORIGIN, WEIGHTS, encoder_digest
 from fastmim.transfer.results import RESULTS, write_classifier, write_results
@@ -226,7 +232,8 @@ def _run_on(
             f"{choices['precision']}, {kernels}"
         )
         display.say(
-            f"peak lr {scaled_lr(config.optim.base_lr, leg.batch_size):.3g}, {plan.total_steps} steps"
+            f"peak lr {scaled_lr(config.optim.base_lr, leg.batch_size):.3g}, {plan.total_steps} steps; "
+            + levels_line(optimizer.param_groups, config.known_layer_decay)
         )
         if plan.total_steps < FEW_STEPS:
             display.say(f"these are {plan.total_steps} steps only: raise --epochs or --steps to learn more")
