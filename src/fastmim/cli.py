@@ -6,7 +6,8 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from fastmim import __version__
-from fastmim.errors import FastmimError, UsageError
+from fastmim.errors import FastmimError, Interrupted, UsageError
+from fastmim.train.signals import interruptible
 
 VERBS = {
     "pretrain": "pre-train a backbone on unlabelled images",
@@ -43,7 +44,7 @@ examples:
   fastmim finetune --encoder runs/demo --data labelled/ --out runs/classes
 
 exit codes: 0 done, 1 a run failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C
-or SIGTERM (a checkpoint is written: go on with --resume)
+or SIGTERM (a checkpoint is written: go on with --resume), 128 + N by signal N
 """
 
 
@@ -53,9 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        with interruptible():
+            return _dispatch(arguments)
     except FastmimError as error:
         return _fail(str(error), error.exit_code, debug)
+    except Interrupted as error:
+        return _fail(str(error), 128 + error.number, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, debug)
     except BrokenPipeError:
