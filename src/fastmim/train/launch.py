@@ -5,15 +5,19 @@ import logging
 import math
 import multiprocessing
 import os
+import pickle
 import select
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -117,9 +121,13 @@ def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:
     Raises:
         RunError, UsageError: what a process raised, as if it had been raised here; or one was killed.
     """
-    with _signals_to_processes(fabric.world_size) as signals:
+    with tempfile.TemporaryDirectory(prefix="fastmim-") as folder, _signals_to_processes(fabric) as signals:
+        # In a file, since a process that dies before it has read a long argument from a pipe hangs this one.
+        parcel = Path(folder) / "run"
+        parcel.write_bytes(pickle.dumps(run))
         try:
-            return fabric.launch(partial(as_one_of_many, run))
+            with _level("torch.multiprocessing.spawn", logging.ERROR):  # it tells whom it ends
+                return fabric.launch(partial(_run_parcel, parcel))
         except ProcessExitedException as error:
             by_signal = signal.Signals[error.signal_name].value if error.signal_name else None
             number = signals[0] if signals else by_signal
@@ -140,6 +148,11 @@ def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:
                     raise kind(last.removeprefix(marker)) from error
             name = f"process {error.error_index + 1} of {fabric.world_size}"
             raise RunError(f"{name}: unexpected {last} (--debug shows where)") from error
+
+
+def _run_parcel(parcel: Path, fabric: Fabric) -> Any:
+    """What `launch_processes` has packed, in a process that it started."""
+    return as_one_of_many(lambda fabric: pickle.loads(parcel.read_bytes())(fabric), fabric)
 
 
 def as_one_of_many(run: Callable[[Fabric], T], fabric: Fabric) -> T:
@@ -181,7 +194,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def _signals_to_processes(processes: int) -> Iterator[list[int]]:
+def _signals_to_processes(fabric: Fabric) -> Iterator[list[int]]:
     """Pass the signals that stop a run on to the processes that are started in the block; gives them.
 
     The first one is passed on as SIGTERM: it ends a process that is only starting, and others write a
@@ -195,10 +208,11 @@ def _signals_to_processes(processes: int) -> Iterator[list[int]]:
         return
     inlet, outlet = os.pipe()
     os.set_blocking(outlet, False)
-    thread = threading.Thread(target=_pass_on, args=(inlet, processes, signals), daemon=True)
+    thread = threading.Thread(target=_pass_on, args=(inlet, fabric.world_size, signals), daemon=True)
     thread.start()
     before = install(lambda *_: None)
     wakeup = signal.set_wakeup_fd(outlet, warn_on_full_buffer=False)
+    resource_tracker.ensure_running()  # which would unblock them
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOPPING) - {signal.SIGTERM})
     try:
         yield signals
@@ -264,12 +278,18 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_warnings() -> Iterator[None]:
     """Hide warnings of libraries that tell a user nothing they could act on."""
-    told = logging.getLogger("lightning_fabric.utilities.rank_zero")
-    level = told.level
-    told.setLevel(logging.WARNING)
+    with _level("lightning_fabric.utilities.rank_zero", logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _level(name: str, level: int) -> Iterator[None]:
+    """Within the block, the logger ``name`` lets only records of that level and above pass."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        told.setLevel(level)
+        logger.setLevel(before)
