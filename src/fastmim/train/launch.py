@@ -101,6 +101,13 @@ def run_everywhere(
     return as_one_of_many(run, fabric) if fabric.world_size > 1 else run(fabric)
 
 
+def teller(quiet: bool) -> Callable[[str], None]:
+    """What prints a line at once, on the first of the processes that a launcher has started."""
+    if quiet or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        return lambda _: None
+    return partial(print, flush=True)
+
+
 def precision_of(fabric: Fabric) -> Precision:
     """As `build_fabric` takes it."""
     return cast(Precision, fabric._precision.precision)
