@@ -126,8 +126,9 @@ class Loop:
             lr = self.schedule.lr(self.progress.step) * self.progress.lr_scale
             self._step(micro_batches, lr)
             self.progress.step += 1
+            stop.nothing_to_lose = False
             if self._is_log_step():
-                if self._must_go_back():
+                if self._any(self._must_go_back()):
                     self._go_back()
                     steps = self.feed(self.progress.step)
                     window, waited, logged_at = time.monotonic(), 0.0, self.progress.step
@@ -218,6 +219,7 @@ class Loop:
             )
         failed_at, rollbacks = self.progress.step, self.progress.rollbacks
         self.restore(load_checkpoint(self.run / LAST))
+        self.fabric.barrier()  # until all have read it: it is written again below
         self.progress.rollbacks = rollbacks + 1
         self.progress.lr_scale /= 2
         self.counters[IN_A_ROW] = 0
@@ -232,8 +234,15 @@ class Loop:
             return stop.signal is not None
         if self.progress.step % self.config.log_every_steps:
             return False  # the ranks must agree, and asking each other costs a wait
-        mine = torch.tensor(float(stop.signal is not None), device=self.fabric.device)
-        return bool(self.fabric.all_reduce(mine, reduce_op="sum"))
+        return self._any(stop.signal is not None)
+
+    def _any(self, mine: bool) -> bool:
+        """Whether it holds for one of the processes, which all ask at the same step."""
+        if self.fabric.world_size == 1:
+            return mine
+        return bool(
+            self.fabric.all_reduce(torch.tensor(float(mine), device=self.fabric.device), reduce_op="sum")
+        )
 
     def _is_checkpoint_due(self) -> bool:
         if self.config.checkpoint_every_steps is not None:
