@@ -482,6 +482,23 @@ def test_a_luma_with_less_detail_than_its_colours():
         agree(bytes(data), 3, truth, 3)
 
 
+@pytest.mark.parametrize(
+    ("data", "grey"),
+    [
+        (b"P4\n8 2\n\xaa\xf0", [[0, 255] * 4, [0] * 4 + [255] * 4]),
+        (b"P1\n3 2\n1 0 1\n0 1 0\n", [[0, 255, 0], [255, 0, 255]]),
+        (b"P2\n3 1\n255\n0 10 255\n", [[0, 10, 255]]),
+        (b"P5\n2 1\n15\n\x00\x0f", [[0, 255]]),
+        (b"P5\n2 1\n65535\n\x00\x00\xff\xff", [[0, 255]]),
+    ],
+    ids=["P4", "P1", "P2", "P5 of 4 bits", "P5 of 16 bits"],
+)
+def test_the_smallest_of_files(data, grey):
+    """Shorter than the header of any other format."""
+    for chans in (1, 3):
+        assert np.array_equal(decode(data, chans), np.repeat(np.array(grey)[..., None], chans, axis=2))
+
+
 @pytest.mark.parametrize("kind", ["EPS", "DDS", "TGA", "PCX", "ICO", "SGI", "IM", "MSP", "XBM", "PDF"])
 def test_formats_that_are_not_for_photos_are_refused_whatever_their_name(kind):
     image = Image.fromarray(photo(1, 32, 32)).convert("1" if kind in ("MSP", "XBM") else "RGB")
