@@ -224,6 +224,41 @@ def test_a_tiff_with_pixels_that_its_writer_calls_missing():
     assert "GDAL_NODATA -9999" in refused(tiff([stored], 32, 1, sample_format=3, nodata="-9999"), 1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "png"},
+        {"compression": "jpegxl"},
+        {"compression": "webp", "compressionargs": {"lossless": True}},
+        {"compression": "zstd", "predictor": True},
+        {"compression": "packbits", "predictor": True},
+        {"bigtiff": True, "byteorder": ">"},
+        {"bigtiff": True, "byteorder": "<"},
+    ],
+    ids=str,
+)
+def test_tiffs_that_pillow_cannot_open_are_read(options):
+    pixels = photo(0, SIDE, SIDE)
+    file = io.BytesIO()
+    try:
+        tifffile.imwrite(file, pixels, photometric="rgb", **options)
+    except (ImportError, KeyError, ValueError) as error:
+        pytest.skip(f"cannot be written here: {error}")
+    assert np.array_equal(decode(file.getvalue()), pixels)
+
+
+def test_a_premultiplied_grey_is_put_on_white():
+    grey, alpha = photo(0, SIDE, SIDE)[..., 0], photo(1, SIDE, SIDE)[..., 1]
+    stored = np.stack([np.rint(grey / 255.0 * alpha).astype(np.uint8), alpha], axis=-1)
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file, stored, photometric="minisblack", extrasamples=["assocalpha"], planarconfig="contig"
+    )
+    wanted = np.clip(stored[..., 0].astype(float) + 255 - alpha, 0, 255)
+    found = decode(file.getvalue()).astype(float)
+    assert np.abs(found - wanted[..., None]).max() <= 1
+
+
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4"])
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "CMYK", "P"])
 def test_compressed_tiffs_are_as_pillow_has_them(mode, compression):

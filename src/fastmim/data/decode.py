@@ -175,7 +175,12 @@ def _decode_part(
     elif source.startswith(tiff.MAGICS):
         read = tiff.read_tiff(source, chans, max_pixels)
         if read is None:
-            return _open_any(source, chans, max_pixels, choose_box)
+            try:
+                return _open_any(source, chans, max_pixels, choose_box)
+            except UnidentifiedImageError:
+                read = tiff.read_tiff(source, chans, max_pixels, ordinary=True)
+        if read is None:
+            raise UnreadableImage("a TIFF that neither Pillow nor tifffile reads")
         pixels = read
     else:
         return _open_any(source, chans, max_pixels, choose_box)
