@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from fastmim import __version__
-from fastmim.errors import FastmimError, Interrupted, UsageError
+from fastmim.errors import FastmimError, Interrupted, UsageError, printable
 from fastmim.train.signals import interruptible
 
 VERBS = {
@@ -95,5 +95,5 @@ def _dispatch(arguments: list[str]) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"fastmim: {' '.join(message.split())}", file=sys.stderr)
+    print(f"fastmim: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code

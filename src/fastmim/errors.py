@@ -38,3 +38,11 @@ class StoppedError(RunError):
 
     def __reduce__(self) -> tuple[type["StoppedError"], tuple[int, str]]:
         return StoppedError, (self.number, self.where)
+
+
+def printable(text: str) -> str:
+    """Text in which what a terminal would obey, or a name that is no Unicode, is written out."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )

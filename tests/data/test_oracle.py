@@ -224,6 +224,41 @@ def test_a_tiff_with_pixels_that_its_writer_calls_missing():
     assert "GDAL_NODATA -9999" in refused(tiff([stored], 32, 1, sample_format=3, nodata="-9999"), 1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "png"},
+        {"compression": "jpegxl"},
+        {"compression": "webp", "compressionargs": {"lossless": True}},
+        {"compression": "zstd", "predictor": True},
+        {"compression": "packbits", "predictor": True},
+        {"bigtiff": True, "byteorder": ">"},
+        {"bigtiff": True, "byteorder": "<"},
+    ],
+    ids=str,
+)
+def test_tiffs_that_pillow_cannot_open_are_read(options):
+    pixels = photo(0, SIDE, SIDE)
+    file = io.BytesIO()
+    try:
+        tifffile.imwrite(file, pixels, photometric="rgb", **options)
+    except (ImportError, KeyError, ValueError) as error:
+        pytest.skip(f"cannot be written here: {error}")
+    assert np.array_equal(decode(file.getvalue()), pixels)
+
+
+def test_a_premultiplied_grey_is_put_on_white():
+    grey, alpha = photo(0, SIDE, SIDE)[..., 0], photo(1, SIDE, SIDE)[..., 1]
+    stored = np.stack([np.rint(grey / 255.0 * alpha).astype(np.uint8), alpha], axis=-1)
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file, stored, photometric="minisblack", extrasamples=["assocalpha"], planarconfig="contig"
+    )
+    wanted = np.clip(stored[..., 0].astype(float) + 255 - alpha, 0, 255)
+    found = decode(file.getvalue()).astype(float)
+    assert np.abs(found - wanted[..., None]).max() <= 1
+
+
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4"])
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "CMYK", "P"])
 def test_compressed_tiffs_are_as_pillow_has_them(mode, compression):
@@ -480,6 +515,23 @@ def test_a_luma_with_less_detail_than_its_colours():
             refused(bytes(data))
             continue
         agree(bytes(data), 3, truth, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "grey"),
+    [
+        (b"P4\n8 2\n\xaa\xf0", [[0, 255] * 4, [0] * 4 + [255] * 4]),
+        (b"P1\n3 2\n1 0 1\n0 1 0\n", [[0, 255, 0], [255, 0, 255]]),
+        (b"P2\n3 1\n255\n0 10 255\n", [[0, 10, 255]]),
+        (b"P5\n2 1\n15\n\x00\x0f", [[0, 255]]),
+        (b"P5\n2 1\n65535\n\x00\x00\xff\xff", [[0, 255]]),
+    ],
+    ids=["P4", "P1", "P2", "P5 of 4 bits", "P5 of 16 bits"],
+)
+def test_the_smallest_of_files(data, grey):
+    """Shorter than the header of any other format."""
+    for chans in (1, 3):
+        assert np.array_equal(decode(data, chans), np.repeat(np.array(grey)[..., None], chans, axis=2))
 
 
 @pytest.mark.parametrize("kind", ["EPS", "DDS", "TGA", "PCX", "ICO", "SGI", "IM", "MSP", "XBM", "PDF"])

@@ -175,7 +175,12 @@ def _decode_part(
     elif source.startswith(tiff.MAGICS):
         read = tiff.read_tiff(source, chans, max_pixels)
         if read is None:
-            return _open_any(source, chans, max_pixels, choose_box)
+            try:
+                return _open_any(source, chans, max_pixels, choose_box)
+            except UnidentifiedImageError:
+                read = tiff.read_tiff(source, chans, max_pixels, ordinary=True)
+        if read is None:
+            raise UnreadableImage("a TIFF that neither Pillow nor tifffile reads")
         pixels = read
     else:
         return _open_any(source, chans, max_pixels, choose_box)
@@ -291,9 +296,10 @@ def _to_eight_bits(part: Image.Image, image: Image.Image, chans: int) -> NDArray
 
 def _with_key_painted(image: Image.Image, data: bytes) -> Image.Image:
     """A PNG whose transparent colour Pillow does not find, with that colour white; others as they are."""
-    depth, colour, key = data[24], data[25], image.info.get("transparency")
+    key = image.info.get("transparency")
     if image.format != "PNG" or key is None:
         return image
+    depth, colour = data[24], data[25]
     if colour == 0 and depth in (2, 4):
         pixels = np.array(image.convert("L"))
         pixels[pixels == key * 255 // (2**depth - 1)] = 255

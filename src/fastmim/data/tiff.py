@@ -34,6 +34,7 @@ MAX_PAGES = 10_000
 GDAL_NODATA_TAG = 42113
 UINT, INT, FLOAT = 1, 2, 3  # sample formats
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, TRANSPARENCY_MASK, INKS, YCBCR = range(7)  # photometric
+PACKBITS, WEBP = 32773, 50001  # compressions
 ALPHA = (1, 2)  # extra samples: with premultiplied colours, and without
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # as Pillow, ITU-R 601-2
 
@@ -55,15 +56,18 @@ class _Form:
     nodata: float | None
 
 
-def read_tiff(data: bytes, chans: int, max_pixels: int) -> Pixels | None:
+def read_tiff(data: bytes, chans: int, max_pixels: int, ordinary: bool = False) -> Pixels | None:
     """A TIFF's image, upright: (H, W, chans), see `decode.crop_and_resize`; None where Pillow reads it right.
 
     Pages of one band and equal size are the bands of one image where ``chans`` are as many. Raises
     UnreadableImage.
+
+    Args:
+        ordinary: whether those that Pillow should read are read, too: it knows not all compressions.
     """
     try:
         with _open(data) as tiff:
-            form, array = _read(tiff, chans, max_pixels)
+            form, array = _read(tiff, chans, max_pixels, ordinary)
     except UnreadableImage:
         raise
     except Exception as error:  # damaged files make the decoders raise whatever it is
@@ -77,7 +81,9 @@ def read_tiff(data: bytes, chans: int, max_pixels: int) -> Pixels | None:
     return turn_upright(_to_channels(array, form, chans), form.orientation)
 
 
-def _read(tiff: tifffile.TiffFile, chans: int, max_pixels: int) -> tuple[_Form, NDArray[Any] | None]:
+def _read(
+    tiff: tifffile.TiffFile, chans: int, max_pixels: int, ordinary: bool
+) -> tuple[_Form, NDArray[Any] | None]:
     """(form, (H, W) or (H, W, samples) or (pages, H, W)); no array where Pillow reads it right."""
     page = tiff.pages.first
     check_pixels(page.imagelength, page.imagewidth, max_pixels)
@@ -97,7 +103,7 @@ def _read(tiff: tifffile.TiffFile, chans: int, max_pixels: int) -> tuple[_Form, 
         pages=pages if int(page.photometric) in (WHITE_IS_ZERO, BLACK_IS_ZERO) else 1,
         nodata=_number(nodata),
     )
-    if _is_ordinary(form, chans):
+    if not ordinary and _is_ordinary(form, chans) and _is_libtiffs(page):
         return form, None
     if not form.bits:
         raise UnreadableImage(f"samples of {page.bitspersample} bits: store all with as many")
@@ -139,6 +145,11 @@ def _has_more_than(tiff: tifffile.TiffFile, count: int) -> bool:
     return True
 
 
+def _is_libtiffs(page: Any) -> bool:
+    """Whether Pillow's libtiff knows the compression: not WebP, nor differences of neighbours in runs."""
+    return page.compression != WEBP and not (page.predictor > 1 and page.compression == PACKBITS)
+
+
 def _is_ordinary(form: _Form, chans: int) -> bool:
     """Whether Pillow makes RGB (``chans`` 3), grey (1) or its own bands of it, or says best why it cannot."""
     if form.pages > 1 or form.kind != UINT:
@@ -148,7 +159,8 @@ def _is_ordinary(form: _Form, chans: int) -> bool:
     if form.bits != 8 or form.samples > 4:
         return False
     if form.photometric in (BLACK_IS_ZERO, WHITE_IS_ZERO):  # several grey samples are bands
-        return form.samples == 2 and chans in RGB_OR_GREY and form.photometric == BLACK_IS_ZERO
+        two = form.samples == 2 and form.extra != (1,)  # Pillow has no grey that is premultiplied
+        return two and chans in RGB_OR_GREY and form.photometric == BLACK_IS_ZERO
     return True
 
 

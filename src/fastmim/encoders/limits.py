@@ -2,11 +2,15 @@
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterable, Iterator
 
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.nn.parameter import UninitializedParameter
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fastmim.errors import UsageError
 
@@ -22,10 +26,13 @@ CHANGING = frozenset(
 )
 MOST_PARAMETERS = 1 << 36  # of any backbone: 275 GB in float32
 MOST_TENSORS = 20_000  # that are parameters; timm's largest backbone has some 2,000
+MOST_DESCRIBED = 5_000  # the same, of a model that a file describes
+MOST_BUFFERED = 1 << 28  # numbers of such a model that are no parameters: indices, masks
+MOST_CALLS = 100_000_000  # of functions, until such a model is built; tiny_vit_21m_512 needs 40 M, others 3 M
 
 
 class TooLarge(UsageError):
-    """A model has more parameters than it may have."""
+    """A model has more parameters or buffers than it may have, or takes too long to build."""
 
 
 def check_loaders(names: Iterable[str], where: str, custom: bool) -> None:
@@ -46,9 +53,13 @@ def check_loaders(names: Iterable[str], where: str, custom: bool) -> None:
 
 
 @contextlib.contextmanager
-def limited(numbers: int, tensors: int = MOST_TENSORS) -> Iterator[None]:
-    """Within the block, raise TooLarge as soon as the modules that are built have more parameters."""
-    counted = [0, 0]
+def limited(numbers: int, tensors: int = MOST_TENSORS, buffered: int | None = None) -> Iterator[None]:
+    """Within the block, raise TooLarge as soon as the modules that are built have more parameters.
+
+    Args:
+        buffered: numbers in buffers, if they count, too.
+    """
+    counted = [0, 0, 0]
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is None or isinstance(parameter, UninitializedParameter):
@@ -58,8 +69,39 @@ def limited(numbers: int, tensors: int = MOST_TENSORS) -> Iterator[None]:
         if counted[0] > numbers or counted[1] > tensors:
             raise TooLarge(f"it has more than {numbers} parameters, or more than {tensors} tensors of them")
 
-    handle = register_module_parameter_registration_hook(count)
+    def count_buffer(module: nn.Module, name: str, buffer: Tensor | None) -> None:
+        if buffer is None or buffered is None or isinstance(buffer, UninitializedBuffer):
+            return
+        counted[2] += buffer.numel()
+        if counted[2] > buffered:
+            raise TooLarge(f"it has more than {buffered} numbers in buffers, as of large windows or images")
+
+    handles = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count_buffer),
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def brief(calls: int = MOST_CALLS) -> Iterator[None]:
+    """Within the block, raise TooLarge after so many calls of functions, of Python's and of C."""
+    left = calls
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            sys.setprofile(before)
+            raise TooLarge(f"building it takes more than {calls} calls of functions")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)

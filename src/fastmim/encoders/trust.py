@@ -11,6 +11,7 @@ import inspect
 import re
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,21 @@ import torch
 from torch import nn
 
 from fastmim.documents import is_plain, shown
-from fastmim.encoders.limits import FACTORY, TooLarge, check_loaders, limited
+from fastmim.encoders.limits import (
+    FACTORY,
+    MOST_BUFFERED,
+    MOST_DESCRIBED,
+    TooLarge,
+    brief,
+    check_loaders,
+    limited,
+)
 from fastmim.encoders.models import arguments_of, create, is_custom, is_known
 from fastmim.errors import UsageError
 
 MOST_NUMBER = 1 << 16  # of an argument
 MOST_CLASSES = 1 << 24
+LARGE = 1 << 10  # from where a number may make building slow: timm has loops over places of a window
 MOST_ENTRIES = 256  # of a list, and letters of a text
 MOST_NESTED = 3  # lists inside one another
 MOST_PARAMETERS = 100_000_000  # that a model may have, whatever its file holds
@@ -102,14 +112,17 @@ def check_described(
     where: str,
     trust: Trust = NOTHING,
     setting: str = "model",
-) -> None:
-    """Raise UsageError unless a model that a file describes may be built; nothing is allocated to find out.
+) -> nn.Module | None:
+    """Build the model that a file describes, without memory; None where somebody's own code cannot.
 
     Args:
         kwargs: what the file says that builds it.
         numbers: that the file's tensors hold.
         where: the file, in messages.
         setting: where the user would give the name.
+
+    Raises:
+        UsageError: it may not be built, or cannot.
     """
     trust.check(name, where, setting)
     if not (is_custom(name) or is_known(name)):
@@ -121,8 +134,14 @@ def check_described(
             unknown = [argument for argument in kwargs if taken is not None and argument not in taken]
             if unknown:
                 raise UsageError(f"{where}: kwargs: {name} takes no {unknown[0]}")
-            with limited(most_parameters(numbers)):
-                create(name, kwargs)
+            large = any(
+                abs(n) > LARGE for key in kwargs if key != "num_classes" for n in _numbers(kwargs[key])
+            )
+            with (
+                limited(most_parameters(numbers), MOST_DESCRIBED, MOST_BUFFERED),
+                brief() if large else nullcontext(),
+            ):
+                return create(name, kwargs)
         except TooLarge as error:
             raise UsageError(
                 f"{where} describes a model that its {numbers} numbers cannot be of: {error}"
@@ -130,7 +149,7 @@ def check_described(
         except (UsageError, NotImplementedError):
             if not is_custom(name):
                 raise  # all of timm's are built without memory
-            # Somebody's own code, which the user trusts, need not know of devices.
+            return None  # somebody's own code, which the user trusts, need not know of devices
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fastmim import __version__
-from fastmim.documents import MOST_JSON, Finite, Whole, checked, parse_json, read_text
+from fastmim.documents import MOST_JSON, Finite, Whole, checked, parse_json, read_text, shown
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.train.checkpoint import write_atomically
@@ -21,11 +22,17 @@ from fastmim.train.checkpoint import write_atomically
 WEIGHTS = "encoder.safetensors"
 ORIGIN = "encoder.json"
 
-MOST_SIDE = 1 << 14  # pixels
+MOST_SIDE = 1 << 12  # pixels
 MOST_CHANNELS = 1 << 12
 MOST_LETTERS = 256
 
+MOST_STATISTIC = (
+    1e6  # of mean and std, and one in so many the least of std: images would be infinite, or flat
+)
+
 Side = Annotated[Whole, Field(ge=1, le=MOST_SIDE)]
+Mean = Annotated[Finite, Field(ge=-MOST_STATISTIC, le=MOST_STATISTIC)]
+Deviation = Annotated[Finite, Field(ge=1 / MOST_STATISTIC, le=MOST_STATISTIC)]
 Word = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
 
 
@@ -38,8 +45,8 @@ class _Origin:
     image_size: tuple[Side, Side]
     """(H, W) in pixels."""
     in_chans: Annotated[Whole, Field(ge=1, le=MOST_CHANNELS)]
-    mean: tuple[Finite, ...]
-    std: tuple[Annotated[Finite, Field(gt=0)], ...]
+    mean: tuple[Mean, ...]
+    std: tuple[Deviation, ...]
     method: Word
     full_kwargs: dict[str, Any] | None = None
     target: Word | None = None
@@ -155,20 +162,48 @@ def parse_origin(text: str, where: str) -> dict[str, Any]:
         count = len(getattr(known, name))
         if count != known.in_chans:
             raise UsageError(f"{where}: {name} has {count} numbers, but in_chans = {known.in_chans}")
+    outputs = known.kwargs.get("num_classes")
+    if known.classes is not None and outputs and outputs != len(known.classes):
+        raise UsageError(
+            f"{where}: it names {len(known.classes)} classes, but num_classes = {shown(outputs)}"
+        )
     return values
 
 
-def check_finite(state: dict[str, Tensor], where: str) -> None:
-    """Raise UsageError where weights out of the file ``where`` are not finite."""
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raise UsageError where weights out of the file ``where`` are not finite, or variances below 0."""
     for name, value in state.items():
         if (value.is_floating_point() or value.is_complex()) and not _is_finite(value):
             raise UsageError(
-                f"{where}: {name} holds numbers that are not finite: these are weights of a training that "
-                "diverged, or they are damaged"
+                f"{where}: {name} holds numbers that are not finite in float32: these are weights of a "
+                "training that diverged, or they are damaged"
+            )
+        if name.endswith("running_var") and value.is_floating_point() and bool((value < 0).any()):
+            raise UsageError(f"{where}: {name} holds variances below 0: it is damaged")
+
+
+def check_kinds(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    """Raise UsageError where weights are whole numbers, truth values or complex and the model's are not."""
+    for name, value in state.items():
+        if name in wanted and value.is_floating_point() != wanted[name].is_floating_point():
+            raise UsageError(
+                f"{where}: {name} holds {_kind(value)} numbers, where the model has {_kind(wanted[name])}: "
+                "only weights in floating point are read"
             )
 
 
+def some_of(keys: Sequence[str]) -> str:
+    """The first few of names that a file may have made up."""
+    names = ", ".join(key if key.isprintable() else shown(key) for key in keys[:4])
+    return names + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
 def _is_finite(value: Tensor) -> bool:
-    if value.element_size() == 1:  # of 8 bits, for which torch has little arithmetic
+    if value.is_floating_point() and value.element_size() in (1, 8):
+        # Of 8 bits, for which torch has little arithmetic; of 64, which may be too large for the model.
         value = value.float()
     return bool(torch.isfinite(value).all())

@@ -9,7 +9,7 @@ import logging
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,7 @@ from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.models import check_model_name, create, fit_kwargs, without_memory
 from fastmim.errors import UsageError
-from fastmim.transfer.encoder_file import check_finite
+from fastmim.transfer.encoder_file import check_finite, check_kinds, some_of
 from fastmim.transfer.weights import describe_encoder, save_encoder
 
 Source = Literal["mae", "simmim", "fastmim"]
@@ -175,6 +175,7 @@ def _read(
             ],
         },
     )
+    check_kinds(state, wanted, str(file))
     whole = {key: state[key].to(value.dtype) if key in state else value for key, value in wanted.items()}
     module.load_state_dict(whole)
     encoder = Encoder(module, model, kwargs, size, kwargs.get("in_chans", 3))
@@ -265,10 +266,6 @@ def _complain(what: str, complaints: dict[str, list[str]]) -> None:
     found = [f"{complaint} {some_of(keys)}" for complaint, keys in complaints.items() if keys]
     if found:
         raise UsageError(f"{what}: {'; '.join(found)}")
-
-
-def some_of(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
 def _form(tensor: Tensor) -> str:

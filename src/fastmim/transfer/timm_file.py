@@ -11,8 +11,8 @@ from torch import Tensor
 from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.models import check_model_name, create, fit_kwargs, is_custom, without_memory
 from fastmim.errors import UsageError
-from fastmim.transfer.encoder_file import check_finite
-from fastmim.transfer.released import read_torch_file, some_of
+from fastmim.transfer.encoder_file import check_finite, check_kinds, some_of
+from fastmim.transfer.released import read_torch_file
 from fastmim.transfer.weights import Loaded, as_size
 
 DEFAULT_SIDE = 224  # pixels, where a model does not tell its own
@@ -54,6 +54,7 @@ def timm_file(file: str | Path, model: str, model_kwargs: dict[str, Any]) -> Loa
                 f"{file} does not fit {model} with {kwargs}: {complaint} {some_of(keys)}; model_kwargs say "
                 "what differs from timm's, as img_size or global_pool"
             )
+    check_kinds(state, wanted, str(file))
     module.load_state_dict({key: state[key] for key in wanted})
     origin = {
         "model": model,

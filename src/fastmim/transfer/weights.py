@@ -1,11 +1,14 @@
 """The pre-trained encoder as a file, and back as a plain timm module."""
 
 import logging
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastmim.encoders.build import name_of
 from fastmim.encoders.limits import limited
@@ -21,13 +24,15 @@ from fastmim.transfer.encoder_file import (
     WEIGHTS as WEIGHTS,
 )
 from fastmim.transfer.encoder_file import (
+    check_kinds,
+    read_description,
+    some_of,
+)
+from fastmim.transfer.encoder_file import (
     describe_encoder as describe_encoder,
 )
 from fastmim.transfer.encoder_file import (
     encoder_digest as encoder_digest,
-)
-from fastmim.transfer.encoder_file import (
-    read_description,
 )
 from fastmim.transfer.encoder_file import (
     read_encoder as read_encoder,
@@ -121,18 +126,18 @@ def load_with(
     name, kwargs = origin["model"], dict(origin.get("full_kwargs") or origin["kwargs"])
     stored_pool = kwargs.get("global_pool")
     kwargs |= changes
+    pools_otherwise = "global_pool" in changes and changes["global_pool"] != stored_pool
+    fit = partial(_fit, state, str(run_or_file), name, bool(origin.get("full_kwargs")), pools_otherwise)
     if model is None or is_known(name) or trust.allows(name):
-        check_encoder(origin, state, str(run_or_file), trust, setting, changes)
+        stand_in = check_encoder(origin, state, str(run_or_file), trust, setting, changes)
+        if model is None and stand_in is not None:
+            fit(stand_in.state_dict())  # before memory is taken
     else:
         name, kwargs = name_of(model), {}  # what the file says of it is not built, at no size
     if model is None:
         with limited(most_parameters(count(state))):
             model = create(name, kwargs)
-    fresh = sorted(set(model.state_dict()) - set(state))
-    pools_otherwise = "global_pool" in changes and changes["global_pool"] != stored_pool
-    left_out = sorted(set(state) - set(model.state_dict())) if pools_otherwise else []
-    if not origin.get("full_kwargs") and fresh and not pools_otherwise:
-        raise UsageError(f"{run_or_file} does not fit {name}: it has no {', '.join(fresh)}")
+    fresh, left_out = fit(model.state_dict())
     kept = {key: value for key, value in state.items() if key not in left_out}
     try:
         model.load_state_dict({**model.state_dict(), **kept}, strict=True)
@@ -144,6 +149,37 @@ def load_with(
     return Loaded(model, name, kwargs, origin, size, fresh, left_out)
 
 
+def _fit(
+    state: Mapping[str, Tensor],
+    where: str,
+    name: str,
+    blocks_left_out: bool,
+    pools_otherwise: bool,
+    wanted: Mapping[str, Tensor],
+) -> tuple[list[str], list[str]]:
+    """Keys of a model that a file has not, and keys of the file that a model which pools otherwise has not.
+
+    Raises:
+        UsageError: keys are missing, unknown, of another shape, or of another kind of number.
+    """
+    fresh = sorted(set(wanted) - set(state))
+    unknown = sorted(set(state) - set(wanted))
+    other = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and not is_lazy(value) and state[key].shape != value.shape
+    ]
+    for complaint, keys in (
+        ("it has no", [] if blocks_left_out or pools_otherwise else fresh),
+        ("the model has no", [] if pools_otherwise else unknown),
+        ("of another shape:", other),
+    ):
+        if keys:
+            raise UsageError(f"{where} does not fit {name}: {complaint} {some_of(keys)}")
+    check_kinds(state, wanted, where)
+    return fresh, unknown
+
+
 def check_encoder(
     origin: dict[str, Any],
     state: dict[str, Tensor],
@@ -151,13 +187,13 @@ def check_encoder(
     trust: Trust = NOTHING,
     setting: str = "model",
     changes: dict[str, Any] | None = None,
-) -> None:
-    """Raise UsageError unless the model that a file describes, with ``changes``, may be built."""
+) -> nn.Module | None:
+    """Build the model that a file describes, with ``changes``, without memory; see `check_described`."""
     name = origin["model"]
     if trust.names and name not in trust.names and not is_custom(name):
         raise UsageError(f"{setting} = {next(iter(trust.names))}: {where} is of {name}; leave {setting} out")
     kwargs = {**(origin.get("full_kwargs") or origin["kwargs"]), **(changes or {})}
-    check_described(name, kwargs, count(state), where, trust, setting)
+    return check_described(name, kwargs, count(state), where, trust, setting)
 
 
 def count(state: dict[str, Tensor]) -> int:
