@@ -1,4 +1,4 @@
-"""How a batch is cut where not all of it fits: never to one image for a batch norm, with right weights."""
+"""How a batch is cut where not all of it fits: never to one image for a batch norm."""
 
 import copy
 import itertools
