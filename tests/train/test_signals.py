@@ -1,6 +1,7 @@
 """Signals, lost processes and lost parents: a run stops, at the second signal at once, and leaves nobody."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -49,8 +50,9 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(number, capfd):
 
 @pytest.mark.parametrize("number", STOPPING, ids=NAMES)
 def test_before_the_first_step_one_is_enough(number):
-    with StopRequest(), pytest.raises(Interrupted, match=signal.Signals(number).name):
+    with StopRequest(), pytest.raises(Interrupted, match=signal.Signals(number).name) as error:
         send(number)
+    assert pickle.loads(pickle.dumps(error.value)).number == number  # a pool's process sends it to its parent
 
 
 def test_under_a_launcher_the_second_is_its_own_echo():
@@ -141,7 +143,8 @@ PROGRAM = """
 import os, signal, sys, time
 import torch
 from fastmim.errors import FastmimError, RunError, UsageError
-from fastmim.train.launch import build_fabric, launch_processes
+from fastmim.train.launch import build_fabric
+from fastmim.train.processes import launch_processes
 from fastmim.train.signals import StopRequest
 
 def ready(fabric):
