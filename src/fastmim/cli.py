@@ -1,12 +1,14 @@
 """The command `fastmim VERB`: each verb is a module of `verbs`; errors become one line."""
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from fastmim import __version__
-from fastmim.errors import FastmimError, UsageError, printable
+from fastmim.errors import FastmimError, Interrupted, UsageError, printable
+from fastmim.train.signals import interruptible
 
 VERBS = {
     "pretrain": "pre-train a backbone on unlabelled images",
@@ -22,6 +24,8 @@ VERBS = {
     "stats": "measure the mean and standard deviation of each channel of a data set",
     "recipes": "list the recipes, or print one as YAML",
 }
+
+TRAINING = ("pretrain", "finetune", "payoff", "sweep")  # verbs that tell what they do, from the start
 
 USAGE = """usage: fastmim VERB [options]
 
@@ -43,7 +47,7 @@ examples:
   fastmim finetune --encoder runs/demo --data labelled/ --out runs/classes
 
 exit codes: 0 done, 1 a run failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C
-or SIGTERM (a checkpoint is written: go on with --resume)
+or SIGTERM (a checkpoint is written: go on with --resume), 128 + N by signal N
 """
 
 
@@ -53,9 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        with interruptible():
+            return _dispatch(arguments)
     except FastmimError as error:
         return _fail(str(error), error.exit_code, debug)
+    except Interrupted as error:
+        return _fail(str(error), 128 + error.number, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, debug)
     except BrokenPipeError:
@@ -77,6 +84,10 @@ def _dispatch(arguments: list[str]) -> int:
     verb = arguments[0]
     if verb not in VERBS:
         raise UsageError(f"there is no verb {verb!r}; there are: {', '.join(VERBS)}")
+    one_of_many = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
+    helped = not {"-h", "--help"}.isdisjoint(arguments)
+    if verb in TRAINING and not one_of_many and not helped and "torch" not in sys.modules:
+        print(f"fastmim {verb}: loading PyTorch", flush=True)
     run: Callable[[list[str]], int] = importlib.import_module(f"fastmim.verbs.{verb}").run
     return run(arguments[1:])
 

@@ -19,6 +19,17 @@ class RunError(FastmimError, RuntimeError):
     """A run was started and had to end; what it had written is intact."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ends what is going on at once. No error: code that catches errors lets it pass."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int]]:
+        return Interrupted, (self.number,)
+
+
 class StoppedError(RunError):
     """A signal ended what was going on, where no run of its own can say so."""
 

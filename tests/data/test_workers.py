@@ -144,6 +144,6 @@ def test_a_small_shared_memory_is_named(tmp_path):
         """,
         *mounted,
     )
-    assert "/dev/shm, 1 MB," in done.stdout, done.stderr
+    assert "/dev/shm, 1.05 MB," in done.stdout, done.stderr
     assert "--shm-size" in done.stdout
     assert "--workers 0" in done.stdout

@@ -112,8 +112,9 @@ def check_shared_memory(nbytes: int) -> None:
 def prepare_worker(_: int) -> None:
     """Take the first steps of a loader process; signals are the main process's to answer."""
     # It answers Ctrl-C and SIGTERM by writing a checkpoint; until then it needs its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

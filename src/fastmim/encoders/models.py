@@ -39,6 +39,13 @@ def is_custom(model_name: str) -> bool:
     return ":" in model_name
 
 
+def weights_tag(model_name: str | None) -> str | None:
+    """The weights that a name of timm's asks for: ``a1_in1k`` of ``resnet18.a1_in1k``."""
+    if model_name is None or is_custom(model_name) or not is_known(model_name):
+        return None
+    return model_name.partition(".")[2] or None
+
+
 def is_known(model_name: str) -> bool:
     """Whether timm has the model."""
     return bool(timm.is_model(model_name))

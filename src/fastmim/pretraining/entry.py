@@ -10,14 +10,14 @@ from torch import nn
 
 from fastmim.config import PretrainConfig, merge
 from fastmim.data.images import open_images
-from fastmim.data.stats import channel_statistics, quietly
+from fastmim.data.stats import channel_statistics
 from fastmim.encoders.build import name_of
 from fastmim.errors import UsageError
 from fastmim.pretraining.run import RunResult, run_on
 from fastmim.pretraining.start import check_stages
 from fastmim.pretraining.teaching import with_factory
 from fastmim.recipes import base_config
-from fastmim.train.launch import run_everywhere
+from fastmim.train.launch import run_everywhere, teller
 from fastmim.train.resuming import newest_checkpoint
 from fastmim.train.rundir import Resume, goes_on
 
@@ -98,10 +98,12 @@ def run_pretraining(
     config = replace(config, out=str(run))
     if trust_code:
         config = replace(config, distill=with_factory(config.distill))
+    say = teller(quiet)
+    say(f"{config.data}: looking for images")
     source = open_images(config.data, config.columns, config.out)
     if not resumes:  # what does not work is told before anything is written
+        say(f"{config.model}: trying it at every size that the run has")
         check_stages(config, module)
-    say = quietly if quiet else print
     mean, std = channel_statistics(
         config.crop, source, config.in_chans, config.size, config.seed, config.max_pixels, say
     )

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from fastmim.config import PretrainConfig, resume_flags
 from fastmim.data.skips import SKIPPED
+from fastmim.encoders.models import weights_tag
 from fastmim.grids import Size
+from fastmim.methods.base import Method
 from fastmim.pretraining.material import Material, Network
 from fastmim.report.run import Outcome, write_report
-from fastmim.train.kernels import Kernels
+from fastmim.train.kernels import COMPILES, Kernels
 from fastmim.train.launch import hardware
 from fastmim.train.optim import scaled_lr
 from fastmim.train.rundir import REPORT
@@ -23,32 +25,23 @@ from fastmim.transfer.batchnorm import batch_norms, recalibrated
 from fastmim.transfer.encoder_file import WEIGHTS, describe_encoder, save_encoder
 
 
-def summary(
-    fabric: Fabric,
-    config: PretrainConfig,
-    network: Network,
-    plan: Plan,
-    leg: Leg,
-    held_out: int,
-    choices: dict[str, Any],
-) -> Iterator[str]:
-    """What will be done, in a few lines, at the start and at each change of size."""
+def summary(config: PretrainConfig, network: Network, plan: Plan, leg: Leg, held_out: int) -> Iterator[str]:
+    """What learns and from what, in a few lines, at the start of a run."""
+    if leg.number:
+        return
     method, teaching = network.method, network.teaching
     height, width = leg.image_size
-    h, w = (side // method.encoder.stride for side in method.encoder.image_size)
-    batch = (
-        f"batch {leg.batch_size} as {fabric.world_size} x {choices['micro_batch']} "
-        f"on {fabric.device.type} in {choices['precision']}, {Kernels(**choices['kernels'])}"
-    )
-    lr = scaled_lr(config.optim.base_lr, leg.batch_size)
-    if leg.number:
-        yield f"{_stage(plan, leg)}: {h}x{w} tokens at {height}x{width} pixels; {batch}; peak lr {lr:.3g}"
-        return
+    h, w = _grid(method)
     parameters = sum(p.numel() for p in method.encoder.parameters()) / 1e6
     yield (
         f"{config.method} of {config.model}: {parameters:.1f} M parameters, stride {method.encoder.stride}, "
         f"{h}x{w} tokens of width {method.encoder.width} at {height}x{width} pixels"
     )
+    if tag := weights_tag(config.model):
+        yield (
+            f"it begins with random weights, not with timm's {tag}; "
+            f"`fastmim finetune --encoder timm:{config.model}` takes those"
+        )
     if teaching is not None:
         teacher = teaching.teacher.encoder
         parameters = sum(p.numel() for p in teacher.parameters()) / 1e6
@@ -58,9 +51,33 @@ def summary(
             f"{height}x{width} pixels; layers {' '.join(map(str, teaching.pairs))}"
         )
     yield f"{config.data}: {plan.images} images to train on, {held_out} held out"
-    yield f"{batch}; peak lr {lr:.3g}, {plan.total_steps} steps"
-    if len(plan.legs) > 1:
+
+
+def way(
+    fabric: Fabric, config: PretrainConfig, network: Network, plan: Plan, leg: Leg, choices: dict[str, Any]
+) -> Iterator[str]:
+    """How a leg's steps are computed, in a line or two."""
+    height, width = leg.image_size
+    h, w = _grid(network.method)
+    kernels = Kernels(**choices["kernels"])
+    batch = (
+        f"batch {leg.batch_size} as {fabric.world_size} x {choices['micro_batch']} "
+        f"on {fabric.device.type} in {choices['precision']}, {kernels}"
+    )
+    lr = scaled_lr(config.optim.base_lr, leg.batch_size)
+    if leg.number:
+        yield f"{_stage(plan, leg)}: {h}x{w} tokens at {height}x{width} pixels; {batch}; peak lr {lr:.3g}"
+    else:
+        yield f"{batch}; peak lr {lr:.3g}, {plan.total_steps} steps"
+    if len(plan.legs) > 1 and not leg.number:
         yield f"{_stage(plan, leg)}: {leg.last_step} steps at {height}x{width} pixels"
+    if kernels.compile != "none":
+        yield COMPILES
+
+
+def _grid(method: Method) -> Size:
+    h, w = (side // method.encoder.stride for side in method.encoder.image_size)
+    return h, w
 
 
 def _stage(plan: Plan, leg: Leg) -> str:

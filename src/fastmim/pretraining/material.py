@@ -1,5 +1,6 @@
 """What a leg of a run works with: data, network, how its steps are computed, and what measures it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,6 +41,7 @@ class Given:
     config: PretrainConfig
     split: Split
     skips: SkipList
+    say: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -
             len(images),
             (leg.last_step - leg.first_step) * leg.batch_size / world,
             kernel_facts(config, method, size),
+            given.say,
         )
     use_kernels(config, method, network.optimizer, kernels)
     micro_batch = choices["micro_batch"] or fitting_micro_batch(

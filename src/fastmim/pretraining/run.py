@@ -17,7 +17,7 @@ from fastmim.data.images import ImageSource, fingerprint, notes_of
 from fastmim.data.skips import SKIPPED, SkipList
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
-from fastmim.pretraining.finish import leave, summary
+from fastmim.pretraining.finish import leave, summary, way
 from fastmim.pretraining.lessons import lessons_of, measure_both, taught
 from fastmim.pretraining.material import Given, Network, prepare
 from fastmim.pretraining.start import FREE_ON_RESUME, build_method
@@ -109,16 +109,18 @@ def learn(
     if state is not None:
         check_resumed(run, config, FREE_ON_RESUME, state, facts)
     skips = SkipList(run / SKIPPED, len(source), config.max_unreadable)
-    given = Given(fabric, source, config, split, skips)
     evaluate_at = plan.evaluation_steps(config.evaluations, config.log_every_steps)
 
     text = config_text("pretrain", config)
     with opened(run, plan, text, checkpoint, first, quiet, config.deterministic) as (display, log, stop):
+        given = Given(fabric, source, config, split, skips, display.say)
         progress = Progress()
         for note in notes_of(source):
             display.say(f"data: {note}")
 
         while True:
+            for line in summary(config, network, plan, leg, len(split.held_out)):
+                display.say(line)
             choices = state["choices"] if state else {"micro_batch": leg.micro_batch}
             material = prepare(given, network, leg, choices)
             held_out = material.held_out
@@ -159,7 +161,7 @@ def learn(
                 evaluate_at=evaluate_at,
                 say=display.say,
             )
-            for line in summary(fabric, config, network, plan, leg, len(split.held_out), choices):
+            for line in way(fabric, config, network, plan, leg, choices):
                 display.say(line)
             if state is not None:
                 loop.restore(state)

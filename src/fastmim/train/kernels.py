@@ -25,6 +25,7 @@ MemoryFormat = Literal["contiguous", "channels-last"]
 Compile = Literal["none", "target", "model", "cudagraphs"]
 OptimizerKernel = Literal["fused", "foreach"]
 
+COMPILES = "the first step compiles, which can take minutes"
 WORTH_IT = 1.05  # another way than the usual one must be at least this much faster
 TRIAL_SECONDS = 1.0  # for each way, after its first call
 TRIAL_CALLS = 5  # at most
@@ -109,6 +110,7 @@ def settle_kernels(
     most_images: int,
     planned_images: float,
     facts: dict[str, Any],
+    say: Callable[[str], object] = str,
 ) -> Kernels:
     """Settle what ``config`` leaves open, by measuring ``module`` unless that was done before.
 
@@ -118,6 +120,7 @@ def settle_kernels(
         most_images: that ``forward`` has.
         planned_images: how many this process will see, which tells whether compiling could pay.
         facts: what else the answer depends on: the model, what is done with it, and the images' size.
+        say: is called with what takes a while.
 
     Raises:
         UsageError: a way that this device does not have.
@@ -131,6 +134,8 @@ def settle_kernels(
     key = here | facts | {"images": images, "told": told, "precision": precision_of(fabric)}
 
     def seconds(kernels: Kernels) -> float:
+        if kernels.compile in ("model", "cudagraphs"):
+            say("compiling the model to see whether that pays, once for this device: it can take minutes")
         return _step_seconds(module, partial(forward, images), kernels, fabric.autocast)
 
     def ask(kind: str, start: Kernels, questions: list[tuple[str, list[str]]]) -> Kernels:
@@ -138,9 +143,13 @@ def settle_kernels(
         if not questions:
             return start
         about = key | {"start": asdict(start), "questions": questions}
-        return Kernels(
-            **remembered(kind, about, lambda: asdict(_fastest(start, questions, seconds)), Kernels)
-        )
+
+        def measured() -> dict[str, Any]:
+            names = " and ".join(name for name, _ in questions)
+            say(f"measuring which {names} is fastest, once for this device")
+            return asdict(_fastest(start, questions, seconds))
+
+        return Kernels(**remembered(kind, about, measured, Kernels))
 
     chosen = ask("kernels", replace(Kernels(), **told), _questions(config, module))
     if config.optimizer == "auto":

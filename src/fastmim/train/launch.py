@@ -2,22 +2,20 @@
 
 import contextlib
 import logging
-import multiprocessing
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterator
-from types import FrameType
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from fastmim.errors import RunError, StoppedError, UsageError
+from fastmim.errors import UsageError
 from fastmim.train.device import Precision, choose_precision, device_name, keep_freed_memory
+from fastmim.train.processes import as_one_of_many, launch_processes, logger_level
 
 T = TypeVar("T")
 
@@ -80,7 +78,14 @@ def run_everywhere(
         result: T = launch_processes(fabric, run)
         return result
     fabric.launch()
-    return run(fabric)
+    return as_one_of_many(run, fabric) if fabric.world_size > 1 else run(fabric)
+
+
+def teller(quiet: bool) -> Callable[[str], None]:
+    """What prints a line at once, on the first of the processes that a launcher has started."""
+    if quiet or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        return lambda _: None
+    return partial(print, flush=True)
 
 
 def precision_of(fabric: Fabric) -> Precision:
@@ -95,46 +100,6 @@ def hardware(fabric: Fabric) -> dict[str, Any]:
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
     }
-
-
-def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:
-    """Start a process a device, call ``run(fabric)`` in each, and return what the first one returns.
-
-    Raises:
-        RunError, UsageError: what a process raised, as if it had been raised here.
-    """
-    with _signals_to_children():
-        try:
-            return fabric.launch(run)
-        except ProcessExitedException as error:
-            if error.signal_name in ("SIGINT", "SIGTERM"):
-                raise StoppedError(signal.Signals[error.signal_name].value) from error
-            raise
-        except ProcessRaisedException as error:
-            last = str(error).strip().splitlines()[-1]
-            for kind in (UsageError, RunError):
-                marker = f"{kind.__module__}.{kind.__name__}: "
-                if last.startswith(marker):
-                    raise kind(last.removeprefix(marker)) from error
-            raise
-
-
-@contextlib.contextmanager
-def _signals_to_children() -> Iterator[None]:
-    """While this process waits for those it started, they get its SIGTERM; Ctrl-C reaches them anyway."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                os.kill(child.pid, number)
-
-    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward)}
-    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -161,12 +126,6 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_warnings() -> Iterator[None]:
     """Hide warnings of libraries that tell a user nothing they could act on."""
-    told = logging.getLogger("lightning_fabric.utilities.rank_zero")
-    level = told.level
-    told.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        told.setLevel(level)
+    with logger_level("lightning_fabric.utilities.rank_zero", logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

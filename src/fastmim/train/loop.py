@@ -104,6 +104,7 @@ class Loop:
         self.progress = progress
         self.counters = torch.tensor(progress.counters, device=fabric.device)
         self._saved_at = time.monotonic()
+        self._saved_step: int | None = None
 
     def handed_over(self) -> Progress:
         """Where the run stands, for the loop of the next leg."""
@@ -118,7 +119,7 @@ class Loop:
         self.module.train()
         while self.progress.step < self.leg.last_step:
             if self._should_stop(stop):
-                self.save()
+                self._save_unless_saved()
                 return False
             asked = time.monotonic()
             micro_batches = next(steps)
@@ -126,8 +127,9 @@ class Loop:
             lr = self.schedule.lr(self.progress.step) * self.progress.lr_scale
             self._step(micro_batches, lr)
             self.progress.step += 1
+            stop.nothing_to_lose = False
             if self._is_log_step():
-                if self._must_go_back():
+                if self._any(self._must_go_back()):
                     self._go_back()
                     steps = self.feed(self.progress.step)
                     window, waited, logged_at = time.monotonic(), 0.0, self.progress.step
@@ -138,7 +140,7 @@ class Loop:
                 window, waited, logged_at = time.monotonic(), 0.0, self.progress.step
             if self._is_checkpoint_due():
                 self.save()
-        self.save()
+        self._save_unless_saved()
         return True
 
     def _step(self, micro_batches: Iterable[MicroBatch], lr: float) -> None:
@@ -218,6 +220,7 @@ class Loop:
             )
         failed_at, rollbacks = self.progress.step, self.progress.rollbacks
         self.restore(load_checkpoint(self.run / LAST))
+        self.fabric.barrier()  # until all have read it: it is written again below
         self.progress.rollbacks = rollbacks + 1
         self.progress.lr_scale /= 2
         self.counters[IN_A_ROW] = 0
@@ -232,17 +235,28 @@ class Loop:
             return stop.signal is not None
         if self.progress.step % self.config.log_every_steps:
             return False  # the ranks must agree, and asking each other costs a wait
-        mine = torch.tensor(float(stop.signal is not None), device=self.fabric.device)
-        return bool(self.fabric.all_reduce(mine, reduce_op="sum"))
+        return self._any(stop.signal is not None)
+
+    def _any(self, mine: bool) -> bool:
+        """Whether it holds for one of the processes, which all ask at the same step."""
+        if self.fabric.world_size == 1:
+            return mine
+        return bool(
+            self.fabric.all_reduce(torch.tensor(float(mine), device=self.fabric.device), reduce_op="sum")
+        )
 
     def _is_checkpoint_due(self) -> bool:
         if self.config.checkpoint_every_steps is not None:
             return self.progress.step % self.config.checkpoint_every_steps == 0
         return time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_every_minutes
 
+    def _save_unless_saved(self) -> None:
+        if self._saved_step != self.progress.step:
+            self.save()
+
     def save(self) -> None:
         """Write a checkpoint of everything (on the first process)."""
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
         if not self.fabric.is_global_zero or self._must_go_back():
             return  # a bad state never takes the place of the last good one
         self.progress.counters = self.counters.tolist()
@@ -265,4 +279,5 @@ class Loop:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
+        self._saved_step = self.progress.step
         self.counters = torch.tensor(self.progress.counters, device=self.fabric.device)

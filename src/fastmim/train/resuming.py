@@ -76,13 +76,16 @@ def leg_of(checkpoint: Checkpoint, plan: Plan) -> Leg:
 
 def adopt(run: Path, checkpoint: Checkpoint) -> None:
     """Make the checkpoint that a run goes on from its last one, in the place of damaged ones."""
-    if checkpoint.file == run / LAST:
+    last = run / LAST
+    if checkpoint.file == last:
         return
+    if last.is_dir() and not last.is_symlink():
+        raise RunError(f"{last} is a folder: remove it to go on from {checkpoint.file}")
     for newer in older_checkpoints(run):
         if newer == checkpoint.file:
             break
         newer.unlink()
     try:
-        link_atomically(checkpoint.file, run / LAST)
+        link_atomically(checkpoint.file, last)
     except OSError as error:
-        raise RunError(f"cannot write {run / LAST}: {error.strerror}") from error
+        raise RunError(f"cannot write {last}: {error.strerror}") from error

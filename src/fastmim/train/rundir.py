@@ -1,6 +1,8 @@
 """A run directory: which files are ours, and whether a run may start in it."""
 
 import contextlib
+import difflib
+import itertools
 import os
 import shutil
 import sys
@@ -23,6 +25,8 @@ Resume = bool | Literal["or-begin"]
 CONFIG = "config.yaml"
 SAMPLES = "samples.png"
 REPORT = "report.html"
+NEAR_RUNS = 3  # that are suggested
+SEEN_FOLDERS = 10_000  # of which those are
 PATIENCE = 10.0  # seconds in which a killed run's processes end
 
 
@@ -53,9 +57,29 @@ def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
         with held(run):  # unless another process is just about to begin one
             pass
     raise UsageError(
-        f"out: there is no run in {run} to go on with; leave out --resume to begin one, or give "
+        f"out: there is no run in {run} to go on with{_near(run)}; leave out --resume to begin one, or give "
         "--resume-or-begin to do whichever is possible"
     )
+
+
+def _near(run: Path) -> str:
+    """In words, which runs have a name that is much like that of ``run``."""
+    run = Path(os.path.abspath(run))
+    parents = [run.parent, *_alike(run.parent)]
+    nearby = (near for parent in parents for near in (parent / run.name, *_alike(parent / run.name)))
+    found = list(filter(holds_run, nearby))
+    return f", but in {' and '.join(map(str, found[:NEAR_RUNS]))}" if found else ""
+
+
+def _alike(folder: Path) -> list[Path]:
+    """The folders beside ``folder`` with the names most like its own."""
+    try:
+        with os.scandir(folder.parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, SEEN_FOLDERS) if entry.is_dir()]
+    except OSError:
+        return []
+    close = difflib.get_close_matches(folder.name, names, n=NEAR_RUNS, cutoff=0.5)
+    return [folder.with_name(name) for name in close if name != folder.name]
 
 
 @contextlib.contextmanager

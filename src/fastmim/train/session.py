@@ -1,4 +1,4 @@
-"""What a run has open while it goes: its display, its log and its ear for signals."""
+"""Open a run's progress display, metrics log and signal handlers."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmim.train.checkpoint import remove_leftovers, write_atomically
-from fastmim.train.launch import deterministic_kernels
+from fastmim.train.launch import deterministic_kernels, started_by_launcher
 from fastmim.train.resuming import Checkpoint, adopt
 from fastmim.train.rundir import CONFIG
 from fastmim.train.runlog import Display, RunLog
@@ -53,4 +53,5 @@ def opened(
                 display.say(checkpoint.note)
             log = RunLog(run, display, state["metrics_bytes"], state["progress"]["step"])
             stack.callback(log.close)
-        yield Session(display, log, stack.enter_context(StopRequest()))
+        stop = StopRequest(started_by_launcher(), says=first and not quiet)
+        yield Session(display, log, stack.enter_context(stop))

@@ -1,30 +1,114 @@
-"""Ctrl-C and SIGTERM ask a run to stop at the next step instead of ending the process."""
+"""Signals that end a run: after the first one it finishes its step and writes a checkpoint, else at once."""
 
+import contextlib
+import multiprocessing
+import os
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
+
+from fastmim.errors import Interrupted
+
+# Ctrl-C; the usual one; a terminal that is closed; what SLURM sends before a job's time is up.
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
+HANG_UP = getattr(signal, "SIGHUP", None)
+NOTED = b"fastmim: stopping after this step, with a checkpoint; a second signal (Ctrl-C) ends it at once\n"
 
 
 class StopRequest:
-    """Within the block, the first SIGINT or SIGTERM is noted; a second one ends the process at once."""
+    """Within the block, the first of `STOPPING` is noted; a second one raises Interrupted.
 
-    def __init__(self) -> None:
+    So does the first one while there is nothing to lose, as before the first step is done.
+
+    Args:
+        supervised: a launcher ends this process where it has to be at once. A signal may come twice then:
+            from the terminal and from the launcher. A process of multiprocessing heeds a second SIGTERM only.
+        says: tell on standard error that a signal has come.
+    """
+
+    def __init__(self, supervised: bool = False, says: bool = False) -> None:
         self.signal: int | None = None
+        self.nothing_to_lose = True
+        child = multiprocessing.parent_process() is not None
+        self._insisting = {signal.SIGTERM} if child else set() if supervised else set(STOPPING)
+        self._counted = 0
+        self._says = says
+        self._process = os.getpid()
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
         self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+            self._previous = install(self._note)
+            if multiprocessing.parent_process() is not None and hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see `processes.launch_processes`
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        restore(self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
+        if os.getpid() != self._process:  # a loader's process, before it has a handler of its own
+            return
+        if number == HANG_UP:
+            self._leave_terminal()
+        first, self.signal = self.signal is None, self.signal or number
+        self._counted += number in self._insisting
+        if number in self._insisting and (self._counted > 1 or self.nothing_to_lose):
+            raise Interrupted(self.signal)
+        if first and self._says:
+            write(NOTED)
+
+    def _leave_terminal(self) -> None:
+        """What is written to a closed terminal is an error."""
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in self._terminals:
+                os.dup2(nowhere, stream)
+            os.close(nowhere)
+
+
+def install(handler: Callable[[int, FrameType | None], object]) -> dict[int, "signal._HANDLER"]:
+    """Have ``handler`` called at the signals that stop a run; gives the handlers before it."""
+    kept = signal.getsignal(HANG_UP) == signal.SIG_IGN if HANG_UP else False  # by nohup
+    return {number: signal.signal(number, handler) for number in STOPPING if number != HANG_UP or not kept}
+
+
+def write(line: bytes) -> None:
+    """Write to standard error from within a handler, where no buffered stream can be used."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"\n" + line if os.isatty(2) else line)
+
+
+def restore(handlers: dict[int, "signal._HANDLER"]) -> None:
+    """Take back handlers; those that were not set by Python are left."""
+    for number, handler in handlers.items():
+        if handler is not None:
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interruptible(numbers: Iterable[int] = STOPPING) -> Iterator[None]:
+    """Within the block, a signal raises Interrupted, so that what was begun is tidied up."""
+    process = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            raise Interrupted(number)
+        signal.signal(number, signal.SIG_DFL)  # of a process that was forked
+        os.kill(os.getpid(), number)
+
+    previous: dict[int, signal._HANDLER] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                previous[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        restore(previous)

@@ -15,7 +15,7 @@ from fastmim.config import FinetuneConfig
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder, name_of
-from fastmim.encoders.models import arguments_of, check_model_name, create, without_memory
+from fastmim.encoders.models import arguments_of, check_model_name, create, weights_tag, without_memory
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.train.optim import OptimConfig
@@ -166,6 +166,8 @@ def _from_scratch(config: FinetuneConfig, classes: int, module: nn.Module | None
         return _with_classifier(config, loaded, classes, [])
     check_model_name(name)
     changes, notes = _changes(config, name, config.model_kwargs)
+    if tag := weights_tag(name):
+        notes.append(f"random weights, not timm's {tag}: --encoder timm:{name} takes those")
     # Through the encoder, so that its position embedding starts as that of pre-training does.
     encoder = build_encoder(name, config.size, config.in_chans, {**config.model_kwargs, **changes})
     loaded = Loaded(encoder.model, name, encoder.model_kwargs, origin, config.size, [], [])

@@ -15,7 +15,7 @@ from fastmim.encoders.build import name_of
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
-from fastmim.train.launch import run_everywhere
+from fastmim.train.launch import run_everywhere, teller
 from fastmim.train.resuming import newest_checkpoint
 from fastmim.train.rundir import Resume, goes_on
 from fastmim.transfer.classify_run import FinetuneResult, run_on
@@ -94,6 +94,7 @@ def run_finetuning(
     if run.resolve() == Path(config.data).expanduser().resolve():
         raise UsageError(f"out: {run} is where the data lies; give another folder")
     config = replace(config, out=str(run))
+    teller(quiet)(f"{config.data}: looking for images")
     training, validation = open_labelled(
         config.data, config.val_share, config.split_seed, config.columns, config.out
     )

@@ -26,8 +26,8 @@ from fastmim.data.views import Views
 from fastmim.encoders.batch_size import check_batch, has_batch_norm
 from fastmim.errors import UsageError
 from fastmim.train.checkpoint import LAST
-from fastmim.train.kernels import apply, check_kernels, checkpoint_activations
-from fastmim.train.launch import hardware, precision_of, quiet_warnings
+from fastmim.train.kernels import COMPILES, apply, check_kernels, checkpoint_activations
+from fastmim.train.launch import hardware, precision_of, quiet_warnings, teller
 from fastmim.train.loop import Loop, Progress
 from fastmim.train.optim import scaled_lr, use_kernel
 from fastmim.train.resuming import leg_of
@@ -133,7 +133,7 @@ def _run_on(
     mean, std = (torch.tensor(values, device=fabric.device) for values in config.crop.statistics)
     workers = loader_workers(config.workers, world // config.num_nodes)
     choices: dict[str, Any] = state["choices"] if state else {"micro_batch": leg.micro_batch}
-    trial = Trial(fabric, learner, config, len(classes))
+    trial = Trial(fabric, learner, config, len(classes), teller(quiet or not first))
     kernels = trial.kernels(start, plan, choices)
     apply(learner, kernels)
     use_kernel(optimizer, kernels.optimizer)
@@ -230,6 +230,8 @@ def _run_on(
         )
         if plan.total_steps < FEW_STEPS:
             display.say(f"these are {plan.total_steps} steps only: raise --epochs or --steps to learn more")
+        if kernels.compile != "none":
+            display.say(COMPILES)
         if state is not None:
             loop.restore(state)
             display.say(f"resumed at step {loop.progress.step} of {plan.total_steps}")

@@ -1,5 +1,6 @@
 """What is found out before a fine-tuning run by trying a few made images: fast kernels, and how many fit."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ class Trial:
     learner: Learner
     config: FinetuneConfig
     classes: int
+    say: Callable[[str], None]
 
     def forward(self, count: int) -> Step:
         device = self.fabric.device
@@ -48,6 +50,7 @@ class Trial:
             MOST_IMAGES,
             plan.total_steps * self.config.batch_size / self.fabric.world_size,
             {"model": start.name, "arguments": repr(start.kwargs), "size": list(self.config.size)},
+            self.say,
         )
 
     def fitting_micro_batch(self) -> int:
