@@ -72,7 +72,7 @@ def test_pack_leaves_large_images_out(mixed, tmp_path):
 
 def test_embed_leaves_large_images_out(encoder, mixed, tmp_path):
     out = tmp_path / "features.parquet"
-    command = f"embed --encoder {encoder} --data {mixed} --out {out} --max-pixels {LIMIT} --workers 0 --max-unreadable 0.2"
+    command = f"embed --encoder {encoder} --data {mixed} --out {out} --max-pixels {LIMIT} --workers 0"
     assert main(command.split()) == 0
     paths = pyarrow.parquet.read_table(out)["image"].to_pylist()
     assert len(paths) == 24
