@@ -26,6 +26,9 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.number = number
 
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int]]:
+        return Interrupted, (self.number,)
+
 
 class StoppedError(RunError):
     """A signal ended what was going on, where no run of its own can say so."""

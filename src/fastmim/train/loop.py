@@ -104,6 +104,7 @@ class Loop:
         self.progress = progress
         self.counters = torch.tensor(progress.counters, device=fabric.device)
         self._saved_at = time.monotonic()
+        self._saved_step: int | None = None
 
     def handed_over(self) -> Progress:
         """Where the run stands, for the loop of the next leg."""
@@ -118,7 +119,7 @@ class Loop:
         self.module.train()
         while self.progress.step < self.leg.last_step:
             if self._should_stop(stop):
-                self.save()
+                self._save_unless_saved()
                 return False
             asked = time.monotonic()
             micro_batches = next(steps)
@@ -139,7 +140,7 @@ class Loop:
                 window, waited, logged_at = time.monotonic(), 0.0, self.progress.step
             if self._is_checkpoint_due():
                 self.save()
-        self.save()
+        self._save_unless_saved()
         return True
 
     def _step(self, micro_batches: Iterable[MicroBatch], lr: float) -> None:
@@ -262,9 +263,13 @@ class Loop:
             return self.progress.step % self.config.checkpoint_every_steps == 0
         return time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_every_minutes
 
+    def _save_unless_saved(self) -> None:
+        if self._saved_step != self.progress.step:
+            self.save()
+
     def save(self) -> None:
         """Write a checkpoint of everything (on the first process)."""
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
         if not self.fabric.is_global_zero or self._must_go_back():
             return  # a bad state never takes the place of the last good one
         self.progress.counters = self.counters.tolist()
@@ -287,4 +292,5 @@ class Loop:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
+        self._saved_step = self.progress.step
         self.counters = torch.tensor(self.progress.counters, device=self.fabric.device)

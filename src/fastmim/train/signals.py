@@ -44,7 +44,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             self._previous = install(self._note)
             if multiprocessing.parent_process() is not None and hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see `launch.launch_processes`
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see `processes.launch_processes`
         return self
 
     def __exit__(

@@ -1,0 +1,186 @@
+"""Several processes of one run, started here or by a launcher: none outlives the others or has them wait."""
+
+import contextlib
+import logging
+import math
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from lightning_fabric import Fabric
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+from fastmim.errors import FastmimError, Interrupted, RunError, StoppedError, UsageError
+from fastmim.train.signals import STOPPING, install, restore
+
+SECONDS_TO_LOOK = 0.5  # between two looks at other processes
+SECONDS_TO_END = 5.0  # that a process gets to heed a second signal; then it is killed
+SECONDS_TO_STOP = 30.0  # that it gets for its step and a checkpoint, once whoever started it is gone
+SECONDS_TO_TELL = 3.0  # by which a lost process's own error comes before that of those that it leaves
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+AT_ONCE = "at once; what it had written is intact, and --resume-or-begin goes on"
+
+T = TypeVar("T")
+
+
+def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:
+    """Start a process a device, call ``run(fabric)`` in each, and return what the first one returns.
+
+    Raises:
+        RunError, UsageError: what a process raised, as if it had been raised here; or one was killed.
+    """
+    with tempfile.TemporaryDirectory(prefix="fastmim-") as folder, _signals_to_processes(fabric) as signals:
+        # In a file, since a process that dies before it has read a long argument from a pipe hangs this one.
+        parcel = Path(folder) / "run"
+        parcel.write_bytes(pickle.dumps(run))
+        try:
+            with logger_level("torch.multiprocessing.spawn", logging.ERROR):  # it tells whom it ends
+                return fabric.launch(partial(_run_parcel, parcel))
+        except ProcessExitedException as error:
+            by_signal = signal.Signals[error.signal_name].value if error.signal_name else None
+            number = signals[0] if signals else by_signal
+            if number is not None and number in STOPPING:
+                raise StoppedError(number, AT_ONCE) from error
+            how = f"was killed by {error.signal_name}" if by_signal else f"ended with code {error.exit_code}"
+            raise RunError(
+                f"process {error.error_index + 1} of {fabric.world_size} {how}, perhaps for want of memory; "
+                "go on with --resume-or-begin"
+            ) from error
+        except ProcessRaisedException as error:
+            if signals:
+                raise StoppedError(signals[0], AT_ONCE) from error
+            last = str(error).strip().splitlines()[-1]
+            for kind in (UsageError, RunError):
+                marker = f"{kind.__module__}.{kind.__name__}: "
+                if last.startswith(marker):
+                    raise kind(last.removeprefix(marker)) from error
+            name = f"process {error.error_index + 1} of {fabric.world_size}"
+            raise RunError(f"{name}: unexpected {last} (--debug shows where)") from error
+
+
+def _run_parcel(parcel: Path, fabric: Fabric) -> Any:
+    """What `launch_processes` has packed, in a process that it started."""
+    return as_one_of_many(lambda fabric: pickle.loads(parcel.read_bytes())(fabric), fabric)
+
+
+def as_one_of_many(run: Callable[[Fabric], T], fabric: Fabric) -> T:
+    """Call ``run(fabric)`` in one of several processes, which must neither outlive nor hang the others."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        return run(fabric)
+    except KeyboardInterrupt as error:
+        # The usual end waits for the others, which may wait for this one.
+        _end(128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT))
+    except FastmimError as error:
+        kind = UsageError if isinstance(error, UsageError) else RunError
+        raise kind(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        if not any(word in str(error) for word in LOST_PEER):
+            raise
+        time.sleep(SECONDS_TO_TELL)  # whatever ended the other process is told first
+        name = f"process {fabric.global_rank + 1} of {fabric.world_size}"
+        raise RunError(f"{name} has lost the others, of which one has ended; go on with --resume") from error
+
+
+def _end(code: int) -> NoReturn:
+    """End this process at once, and those that it has started."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ask this process to stop once the one that started it is gone, and then make it."""
+    while os.getppid() == parent:
+        time.sleep(SECONDS_TO_LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_STOP)
+    _end(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _signals_to_processes(fabric: Fabric) -> Iterator[list[int]]:
+    """Pass the signals that stop a run on to the processes that are started in the block; gives them.
+
+    The first one is passed on as SIGTERM: it ends a process that is only starting, and others write a
+    checkpoint. At the second one, SIGTERM comes again, and those that cannot heed it are killed. A thread
+    does so, since this one waits for the processes. They are started with the other signals blocked: Ctrl-C
+    at a terminal, which reaches them all, must not end some of them.
+    """
+    signals: list[int] = []
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield signals
+        return
+    inlet, outlet = os.pipe()
+    os.set_blocking(outlet, False)
+    thread = threading.Thread(target=_pass_on, args=(inlet, fabric.world_size, signals), daemon=True)
+    thread.start()
+    before = install(lambda *_: None)
+    wakeup = signal.set_wakeup_fd(outlet, warn_on_full_buffer=False)
+    resource_tracker.ensure_running()  # which would unblock them
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOPPING) - {signal.SIGTERM})
+    try:
+        yield signals
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.set_wakeup_fd(wakeup)
+        restore(before)
+        os.close(outlet)
+        thread.join()
+        os.close(inlet)
+
+
+def _pass_on(inlet: int, processes: int, signals: list[int]) -> None:
+    """Note the signals that come from ``inlet``, and tell the processes, until its other end is closed."""
+    children: set[BaseProcess] = set()
+    killing = math.inf
+    while True:
+        if select.select([inlet], [], [], SECONDS_TO_LOOK if signals else None)[0]:
+            numbers = os.read(inlet, 64)
+            if not numbers:
+                return
+            signals += [number for number in numbers if number in STOPPING]
+            if len(signals) > 1 and killing == math.inf:
+                _send(children, signal.SIGTERM)
+                killing = time.monotonic() + SECONDS_TO_END
+        if signals and len(children) < processes:
+            new = set(multiprocessing.active_children()) - children
+            children |= new
+            for number in dict.fromkeys([signals[0], signal.SIGTERM]):  # the first one gives the exit code
+                _send(new, number)
+        if time.monotonic() > killing:
+            _send(children, signal.SIGKILL)
+
+
+def _send(processes: Iterable[BaseProcess], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(OSError):
+            if process.pid is not None:
+                os.kill(process.pid, number)
+
+
+@contextlib.contextmanager
+def logger_level(name: str, level: int) -> Iterator[None]:
+    """Within the block, the logger ``name`` lets only records of that level and above pass."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
