@@ -166,7 +166,8 @@ def find_splits(tree: Tree, where: str) -> Found | None:
     if deep or len(found) < len(names) or len({splits and splits[:2] for splits in inner.values()}) > 1:
         raise UsageError(
             f"data: {at} holds {_list(names)}, and {_list(found)} {'have' if len(found) > 1 else 'has'} "
-            f"{first.training} and {first.validation} within: give one of them, as {tree.advice(at, found[0])}"
+            f"{first.training} and {first.validation} within: give one of them, as "
+            f"{tree.advice(at, found[0])}"
         )
     return Found(place, first, True)
 
