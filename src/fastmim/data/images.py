@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastmim.data.columns import Columns
 from fastmim.data.files import read_regular, why_not_regular
-from fastmim.data.index import IMAGE_SUFFIXES, left_out, list_images
+from fastmim.data.index import IMAGE_SUFFIXES, left_out, list_images, list_tables
 from fastmim.data.names import NameList
 from fastmim.data.packed import Manifest, PackedImages, is_packed
 from fastmim.data.tables import is_saved, open_hub, open_packed, open_parquet, open_saved
@@ -209,9 +209,9 @@ def _open_folder(path: Path, columns: Columns, without: Path | None) -> ImageSou
     notes = tuple(left_out(others))
     if len(names):
         return FileImages(str(path), names, notes)
-    tables = sorted(str(file) for file in path.rglob("*.parquet"))
+    tables = list_tables(path)
     if tables:
-        return open_parquet(tables, str(path), columns)
+        return open_parquet([str(file) for file in tables], str(path), columns)
     found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(4))
     suffixes = " ".join(sorted(IMAGE_SUFFIXES))
     raise UsageError(f"data: {path} holds no images (found: {found or 'nothing'}); {suffixes} are read")

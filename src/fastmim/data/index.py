@@ -121,6 +121,14 @@ def walk(root: Path, outside: str | None = None, left: Counter[str] | None = Non
         yield Visited(folder, relative, images, others)
 
 
+def list_tables(root: Path) -> list[Path]:
+    """The parquet files below ``root``, sorted; hidden ones, and those of runs, are left out."""
+    found = []
+    for visited in walk(root):
+        found += [Path(visited.path, name) for name in visited.others if name.endswith(".parquet")]
+    return sorted(found)
+
+
 def holds_images(folder: Path, below: bool = True) -> bool:
     """Whether there are images in a folder, or, with ``below``, in one within it, at any depth."""
     visited = walk(folder)

@@ -80,7 +80,9 @@ def open_labelled(
     training = replace(training, notes=(*parts.notes, *notes_of(source)))
     if parts.validation is None:
         return split_classes(training, val_share, seed, spec)
-    return training, _labelled(*parts.validation(), classes, spec)
+    validation = _labelled(*parts.validation(), classes, spec)
+    others = [f"to measure on: {note}" for note in notes_of(validation.source) if note not in training.notes]
+    return replace(training, notes=(*training.notes, *others)), validation
 
 
 def class_names(spec: str, source: ImageSource) -> list[str] | None:
