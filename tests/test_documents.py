@@ -63,7 +63,8 @@ def nested(depth: int, opened: str = "[", closed: str = "]") -> str:
 )
 def test_json_that_is_none(text, part):
     said = complaint(parse_json, text, "a.json")
-    assert said.startswith("a.json") and part in said
+    assert said.startswith("a.json")
+    assert part in said
 
 
 def test_json_is_what_was_written():
@@ -112,7 +113,8 @@ def test_json_is_what_was_written():
 def test_yaml_that_is_not_taken(text, part, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = complaint(parse_yaml, text, "a.yaml")
-    assert said.startswith("a.yaml") and part in said
+    assert said.startswith("a.yaml")
+    assert part in said
     assert not (tmp_path / "mark").exists()
 
 
@@ -120,49 +122,6 @@ def test_plain_yaml_is_what_yaml_says():
     text = "a: 1\nb: [1.5, .inf, true, null, x]\nc: {d: {e: 'f'}}\n"
     assert parse_yaml(text, "a.yaml") == yaml.safe_load(text)
     assert parse_yaml("# nothing", "a.yaml") == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "field"),
-    [
-        ("optim: {base_lr: .nan}", "base_lr"),
-        ("optim: {base_lr: .inf}", "base_lr"),
-        ("optim: {base_lr: 1e400}", "base_lr"),
-        ("optim: {base_lr: -1}", "base_lr"),
-        ("optim: {base_lr: yes}", "base_lr"),
-        ("optim: {weight_decay: .nan}", "weight_decay"),
-        ("batch_size: yes", "batch_size"),
-        ("batch_size: 2026-01-01", "batch_size"),
-        ("batch_size: 8.5", "batch_size"),
-        ("epochs: .inf", "epochs"),
-        ("epochs: .nan", "epochs"),
-        ("steps: 0x" + "f" * 9_000, "steps"),
-        ("seed: [1]", "seed"),
-        ("model: 5", "model"),
-        ("model: [a]", "model"),
-        ("model_kwargs: [1]", "model_kwargs"),
-        ("image_size: 1000000000", "image_size"),
-        ("image_size: yes", "image_size"),
-        ("mask: {ratio: .nan}", "ratio"),
-        ("mask: {ratio: yes}", "ratio"),
-        ("crop: {mean: [.nan, 0, 0], std: [1, 1, 1]}", "mean"),
-        ("crop: {mean: [0, 0, 0], std: [1, 0, 1]}", "std"),
-        ("crop: 5", "crop"),
-        ("data: 2026-01-01", "data"),
-        ("5: 6", "5"),
-        ("sed: 1", "did you mean seed"),
-        ("out: {a: 1}", "out"),
-    ],
-)
-def test_settings_of_the_wrong_kind_are_named(text, field, tmp_path, capsys):
-    file = tmp_path / "a.yaml"
-    file.write_text(text)
-    assert (
-        main(["pretrain", "--config", str(file), "--data", "demo:digits", "--out", str(tmp_path / "o")]) == 2
-    )
-    said = capsys.readouterr().err
-    assert len(said.strip().splitlines()) == 1
-    assert field in said and "unexpected" not in said
 
 
 @pytest.mark.parametrize("read", [read_json, read_yaml])
@@ -179,7 +138,7 @@ def test_what_is_no_file_of_text(read, tmp_path):
             with pytest.raises(OSError, match="No such file"):
                 read(tmp_path / name)
     else:
-        assert "directory" in complaint(read, tmp_path)
+        assert "is no regular file" in complaint(read, tmp_path)
         for name in ("nowhere", "dangling"):
             assert "No such file" in complaint(read, tmp_path / name)
         assert "is no regular file" in complaint(read, tmp_path / "pipe")
@@ -226,7 +185,8 @@ class Form:
 )
 def test_a_form_takes_its_own_types_only(values, part):
     said = complaint(checked, Form, values, "a.json")
-    assert said.startswith("a.json: ") and part in said
+    assert said.startswith("a.json: ")
+    assert part in said
 
 
 def test_values_in_messages_are_short_and_what_is_plain_is_bounded():
@@ -256,7 +216,8 @@ def test_a_terminal_obeys_no_name():
 def test_the_command_line_escapes_what_it_says(tmp_path, capsys):
     assert main(["pretrain", "--data", "x\x1b]0;title\x07", "--out", str(tmp_path / "o")]) == 2
     said = capsys.readouterr().err
-    assert "\\x1b]0;title\\x07" in said and said.strip().isprintable()
+    assert "\\x1b]0;title\\x07" in said
+    assert said.strip().isprintable()
 
 
 def test_settings_are_built_from_what_is_read(tmp_path):
