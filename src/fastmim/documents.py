@@ -182,7 +182,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _deeper_than(value: Any, depth: int) -> bool:
     """Whether more than ``depth`` mappings and lists lie inside one another; level by level, no recursion."""
     level = [value]
-    for _ in range(depth + 1):
+    for _ in range(depth):
         level = [
             item
             for holder in level
