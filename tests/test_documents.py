@@ -194,7 +194,6 @@ def test_values_in_messages_are_short_and_what_is_plain_is_bounded():
         assert len(shown(value)) < 500
     assert is_plain({"a": [1, 2.5, None, True, "x"]}, 8, 2)
     for value in (
-        10**5000 * 1j,
         float("nan"),
         float("-inf"),
         "x" * 9,
