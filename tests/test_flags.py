@@ -13,7 +13,7 @@ from fastmim.cli import VERBS, main
 
 @contextmanager
 def terminal(monkeypatch):
-    """Both streams of this process are a terminal of 80 columns that knows colours; gives a way to read it."""
+    """Both streams of this process are a terminal of 80 columns with colours; gives a way to read it."""
     reader, writer = pty.openpty()
     for name, value in {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
