@@ -44,7 +44,12 @@ def interrupted_in_step(monkeypatch, number):
 
 @pytest.mark.parametrize(
     ("data", "out"),
-    [(".", "run"), ("photos", "photos/runs/x"), ("photos/../photos", "photos/class0/y"), ("photos", "photos")],
+    [
+        (".", "run"),
+        ("photos", "photos/runs/x"),
+        ("photos/../photos", "photos/class0/y"),
+        ("photos", "photos"),
+    ],
 )
 def test_a_stopped_run_goes_on_by_the_command_that_it_prints(here, monkeypatch, capsys, data, out):
     if out != "photos":
