@@ -295,3 +295,23 @@ def test_splits_and_classes_of_a_pack_are_those_of_its_source(photos, tmp_path, 
     pack(str(photos), tmp_path / "flat", 32)
     training, validation = open_labelled(str(tmp_path / "flat"), 0.25, 0)
     assert (len(training), len(validation)) == (18, 6)
+
+
+def test_an_image_too_long_for_a_jpeg_costs_itself_and_is_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number, (height, width) in enumerate([(4, 70_000), (70_000, 4), (65_500, 2), (8, 140_000), (16, 16)]):
+        Image.new("RGB", (width, height), (9, 99, number)).save(tmp_path / "data" / f"{number}.png")
+    pack(str(tmp_path / "data"), tmp_path / "p", 8, "jpeg")
+    source = open_images(str(tmp_path / "p"))
+    assert [source.name(index) for index in range(len(source))] == ["2.png", "4.png"]
+    listed = [json.loads(line) for line in (tmp_path / "p" / "skipped.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in listed] == ["0.png", "1.png", "3.png"]
+    assert all("65500" in line["reason"] and "raw" in line["reason"] for line in listed)
+    pack(str(tmp_path / "data"), tmp_path / "r", 8, "raw")
+    assert [image.shape[:2] for image in map(open_images(str(tmp_path / "r")).read, range(5))] == [
+        (4, 70_000),
+        (70_000, 4),
+        (65_500, 2),
+        (8, 140_000),
+        (8, 8),
+    ]
