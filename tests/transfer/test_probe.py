@@ -146,7 +146,9 @@ def test_names_that_are_no_utf8_are_written_as_text(digits, tmp_path):
             Image.fromarray(photo(number, 16, 16)).save(file, "PNG")
     with open(os.path.join(folder, b"broken\xe9.png"), "wb") as file:
         file.write(b"no image")
-    written = embed(EmbedConfig(str(digits), str(tmp_path / "images"), str(tmp_path / "e.parquet"), workers=0))
+    written = embed(
+        EmbedConfig(str(digits), str(tmp_path / "images"), str(tmp_path / "e.parquet"), workers=0)
+    )
     assert written.images == len(names)
     assert written.unreadable[0].startswith("broken\\xe9.png: ")
     found = pq.read_table(tmp_path / "e.parquet").column("image").to_pylist()
