@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmim import __version__
+from fastmim.config import check_least
 from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.columns import Columns
 from fastmim.data.images import ImageSource, notes_of, open_images
@@ -44,6 +45,9 @@ class EmbedConfig:
     """Kind of device."""
     model: str | None = None
     """The package.module:factory that the encoder's file names, without which that is not imported."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"max_pixels": 1, "workers": 0})
 
 
 class Embedded(NamedTuple):

@@ -25,6 +25,7 @@ from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.columns import Columns
 from fastmim.data.feed import PROBE_SEED, seeded_generator
 from fastmim.data.labels import Labelled, few_labels, open_labelled, parse_labels, split_classes
+from fastmim.data.loader import Unreadable
 from fastmim.errors import RunError, UsageError
 from fastmim.transfer.accuracy import Accuracy, count_hits
 from fastmim.transfer.features import Extractor, build_extractor
@@ -100,6 +101,8 @@ class ProbeResult(NamedTuple):
     """What was chosen on the way."""
     data_notes: tuple[str, ...] = ()
     """What a person should be told of the images."""
+    unreadable: tuple[Unreadable, ...] = ()
+    """Images that were left out, of both parts."""
 
 
 Scorer = Callable[[Tensor], Tensor]  # features -> scores (B, classes)
@@ -169,7 +172,8 @@ def run_probe(config: ProbeConfig, module: nn.Module | None = None, trust_code: 
             for start in range(0, len(asked.labels), VOTES)
         ]
         accuracy = count_hits(torch.cat(scores), asked.labels, classes)
-    return ProbeResult(accuracy, training.classes, len(known.labels), note, training.notes)
+    left_out = (*known.unreadable, *asked.unreadable)
+    return ProbeResult(accuracy, training.classes, len(known.labels), note, training.notes, left_out)
 
 
 class _Known(NamedTuple):
@@ -178,6 +182,7 @@ class _Known(NamedTuple):
     values: NDArray[np.float32] | NDArray[np.float16]
     """(N, D) or (N, D, h, w); maps lie on disk."""
     labels: NDArray[np.int64]
+    unreadable: list[Unreadable]
 
 
 def _all_features(
@@ -186,9 +191,10 @@ def _all_features(
     by_index = data.by_index()
     labels: list[NDArray[np.int64]] = []
     store: NDArray[np.float32] | NDArray[np.float16] | None = None
-    filled = broken = 0
+    filled = 0
+    broken: list[Unreadable] = []
     for values, indices, unreadable in extractor.features(data.source, data.indices, pooled):
-        broken += len(unreadable)
+        broken += unreadable
         if store is None and len(values):
             shape = (len(data), *values.shape[1:])
             needed, free = 2 * math.prod(shape), shutil.disk_usage(file.parent).free
@@ -206,12 +212,12 @@ def _all_features(
             store[filled : filled + len(values)] = values.numpy()
         filled += len(values)
         labels.append(by_index[indices])
-    if store is None or broken > config.max_unreadable * len(data):
+    if store is None or len(broken) > config.max_unreadable * len(data):
         raise RunError(
-            f"{broken} of {len(data)} images cannot be read, more than max_unreadable = "
-            f"{config.max_unreadable:g} allows"
+            f"{len(broken)} of {len(data)} images cannot be read, more than max_unreadable = "
+            f"{config.max_unreadable:g} allows; the first is {broken[0].name}: {broken[0].reason}"
         )
-    return _Known(store[:filled], np.concatenate(labels))
+    return _Known(store[:filled], np.concatenate(labels), broken)
 
 
 def _neighbours(known: _Known, classes: int, config: ProbeConfig, device: torch.device) -> tuple[Scorer, str]:

@@ -36,6 +36,7 @@ def run(arguments: list[str]) -> int:
             "mean_class_top1": accuracy.mean_class_top1,
             "training_images": result.training_images,
             "images": int(accuracy.images.sum()),
+            "unreadable": len(result.unreadable),
             "note": result.note,
             "settings": asdict(config),
             "per_class": accuracy.per_class(result.classes),
@@ -48,4 +49,10 @@ def run(arguments: list[str]) -> int:
         f"{config.kind} probe ({result.note}) on {result.training_images} labelled images: "
         f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % of {int(accuracy.images.sum())} images"
     )
+    if result.unreadable:
+        first = result.unreadable[0]
+        print(
+            f"{len(result.unreadable)} unreadable images were left out; the first is {first.name}: "
+            f"{first.reason}"
+        )
     return 0
