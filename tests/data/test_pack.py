@@ -373,3 +373,23 @@ def test_a_changed_row_is_never_taken_for_the_image(photos, tmp_path, encoding):
             except (UnreadableImage, UsageError, OSError):  # what a loader takes for an unreadable image
                 found += 1
     assert found > 50
+
+
+def test_an_image_too_long_for_a_jpeg_costs_itself_and_is_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number, (height, width) in enumerate([(4, 70_000), (70_000, 4), (65_500, 2), (8, 140_000), (16, 16)]):
+        Image.new("RGB", (width, height), (9, 99, number)).save(tmp_path / "data" / f"{number}.png")
+    pack(str(tmp_path / "data"), tmp_path / "p", 8, "jpeg")
+    source = open_images(str(tmp_path / "p"))
+    assert [source.name(index) for index in range(len(source))] == ["2.png", "4.png"]
+    listed = [json.loads(line) for line in (tmp_path / "p" / "skipped.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in listed] == ["0.png", "1.png", "3.png"]
+    assert all("65500" in line["reason"] and "raw" in line["reason"] for line in listed)
+    pack(str(tmp_path / "data"), tmp_path / "r", 8, "raw")
+    assert [image.shape[:2] for image in map(open_images(str(tmp_path / "r")).read, range(5))] == [
+        (4, 70_000),
+        (70_000, 4),
+        (65_500, 2),
+        (8, 140_000),
+        (8, 8),
+    ]
