@@ -1,6 +1,7 @@
 import pytest
 import yaml
 
+from fastmim.cli import main
 from fastmim.config import PretrainConfig, build, differences, merge, read_yaml, to_yaml
 from fastmim.errors import UsageError
 from fastmim.masking import Masking
@@ -94,3 +95,55 @@ def test_stages_and_channels_that_cannot_be_are_told(settings, part):
     with pytest.raises(UsageError) as raised:
         merge(PretrainConfig(), settings)
     assert part in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("optim: {base_lr: .nan}", "optim.base_lr = nan"),
+        ("optim: {base_lr: .inf}", "optim.base_lr = inf"),
+        ("optim: {base_lr: 1.0e400}", "optim.base_lr = inf"),
+        ("optim: {base_lr: yes}", "optim.base_lr = true"),
+        ("optim: {weight_decay: .nan}", "optim.weight_decay = nan"),
+        ("optim: {betas: [.nan, 0.9]}", "optim.betas"),
+        ("optim: {betas: [0.9, 1.5]}", "optim.betas"),
+        ("optim: {clip_norm: .nan}", "optim.clip_norm"),
+        ("schedule: {warmup_epochs: .nan}", "schedule.warmup_epochs"),
+        ("schedule: {min_lr: .inf}", "schedule.min_lr"),
+        ("batch_size: yes", "batch_size = true"),
+        ("batch_size: 2026-01-01", "batch_size"),
+        ("batch_size: 1000000000000", "batch_size"),
+        ("steps: 0x" + "f" * 5000, "steps"),
+        ("steps: yes", "steps = true"),
+        ("epochs: .inf", "epochs"),
+        ("workers: 99999999999", "workers"),
+        ("image_size: 1000000000", "image_size = 1000000000x1000000000"),
+        ("image_size: [32, 100000]", "image_size = 32x100000"),
+        ("in_chans: 1000000000", "in_chans"),
+        ("decoder: {width: 1000000000000}", "decoder.width"),
+        ("decoder: {depth: 1000000}", "decoder.depth"),
+        ("model_kwargs: {scale: .nan}", "model_kwargs.scale = nan"),
+        ("model: [a]", "model"),
+        ("crop: 5", "crop"),
+        ("5: 6", "unknown setting 5"),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_settings_that_mean_nothing_are_named(text, field, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        build(PretrainConfig, read_yaml(file), f"{file}: ")
+    said = str(refused.value)
+    assert field in said
+    assert len(said.splitlines()) == 1
+    assert len(said) < 800
+
+
+@pytest.mark.parametrize("flags", ["--optim.base-lr nan", "--schedule.min-lr inf", "--in-chans 100000"])
+def test_flags_that_mean_nothing_are_named(flags, tmp_path, capsys):
+    command = f"pretrain --data demo:digits --out {tmp_path / 'run'} {flags}"
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert flags.split()[0].removeprefix("--").replace("-", "_") in line
+    assert not (tmp_path / "run").exists()

@@ -17,6 +17,7 @@ from fastmim.errors import UsageError
 from fastmim.grids import Size, map_to_tokens, put_tokens, take_tokens, tokens_to_map
 
 HEAD_WIDTH = 32
+MOST_DEPTH, MOST_WIDTH = 256, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.depth < 0:
             raise UsageError(f"decoder.depth = {self.depth} must be 0 or more blocks")
+        if self.depth > MOST_DEPTH or self.width > MOST_WIDTH:
+            raise UsageError(
+                f"decoder.depth = {self.depth}, decoder.width = {self.width} must be at most {MOST_DEPTH} "
+                f"blocks of {MOST_WIDTH}"
+            )
         if self.depth and (self.width < HEAD_WIDTH or self.width % HEAD_WIDTH):
             raise UsageError(f"decoder.width = {self.width} must be a multiple of {HEAD_WIDTH}")
 

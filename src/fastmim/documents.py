@@ -21,6 +21,7 @@ MOST_JSON = 256 << 20  # bytes; the manifest of a pack of 100 M images has 40 MB
 MOST_YAML = 1 << 20
 MOST_DEPTH = 32  # mappings and lists inside one another
 MOST_SCALAR = 10_000  # characters of one value in YAML
+MOST_BITS = 1 << 10  # of an integer in a message
 SHOWN = 60  # characters of a value in a message
 
 
@@ -130,7 +131,7 @@ def complaint(error: ValidationError) -> str:
     )  # of a union, which pydantic names
     name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(kinds))
     fault = str(first["msg"]).removeprefix("Value error, ")
-    fault = fault[:1].lower() + fault[1:]
+    fault = (fault[:1].lower() + fault[1:]).replace("tuple", "list")  # as JSON and YAML call it
     if first["type"] == "missing":
         return f"{name} is missing"
     if first["type"] in ("dataclass_type", "model_type", "dict_type"):
@@ -140,9 +141,16 @@ def complaint(error: ValidationError) -> str:
 
 def shown(value: Any) -> str:
     """A value in a message: as Python writes it, but short."""
-    short = reprlib.Repr()
+    short = _Short()
     short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, SHOWN, SHOWN, SHOWN
     return short.repr(value)
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > MOST_BITS:  # Python writes none of more than 4300 digits
+            return f"an integer of {x.bit_length()} bits"
+        return super().repr_int(x, level)
 
 
 def is_plain(value: Any, longest: int, depth: int) -> bool:
@@ -150,7 +158,7 @@ def is_plain(value: Any, longest: int, depth: int) -> bool:
     if isinstance(value, bool) or value is None:
         return True
     if isinstance(value, int | float):
-        return math.isfinite(value)
+        return -math.inf < value < math.inf  # of an integer of any length, too
     if isinstance(value, str):
         return len(value) <= longest
     if depth == 0 or not isinstance(value, list | tuple | dict) or len(value) > longest:
@@ -174,7 +182,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _deeper_than(value: Any, depth: int) -> bool:
     """Whether more than ``depth`` mappings and lists lie inside one another; level by level, no recursion."""
     level = [value]
-    for _ in range(depth + 1):
+    for _ in range(depth):
         level = [
             item
             for holder in level

@@ -81,6 +81,10 @@ def test_what_cannot_be_opened_is_said(photos, tmp_path):
     (tmp_path / "texts" / "a.txt").write_text("x")
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "bad.parquet").write_text("x")
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    for kind in ("tar", "zip"):
+        (tmp_path / f"{kind}s").mkdir()
+        (tmp_path / f"{kind}s" / f"0.{kind}").write_bytes(b"x")
     with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as tar:
         tar.add(photos, "photos")
     cases = {
@@ -89,6 +93,9 @@ def test_what_cannot_be_opened_is_said(photos, tmp_path):
         "texts": "1 .txt",
         "a.txt": "neither a tar nor parquet",
         "bad.parquet": "parquet",
+        "photos.zip": "unpack it",
+        "tars": "1 .tar); give one of the tars by its name",
+        "zips": "1 .zip); unpack",
         "photos.tar.gz": "unpack it first",
     }
     for name, part in cases.items():

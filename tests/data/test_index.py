@@ -143,3 +143,20 @@ def test_the_digest_is_the_same_however_names_are_kept(tree):
     walked = fingerprint(open_images(str(tree)))
     assert fingerprint(open_images(str(tree))) == walked  # from the cache
     assert fingerprint(FileImages("", NAMES)) == fingerprint(Named())
+
+
+def test_a_link_to_a_folder_of_the_data_takes_nothing_from_it(tmp_path):
+    """Each image is there once, by the folder that holds it; links to elsewhere are followed."""
+    root = tmp_path / "root"
+    for name in ("root/zebra/1.png", "root/.store/hidden/2.png", "elsewhere/3.png", "root/deep/all/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in {
+        "ant": root / "zebra",
+        "deep/again": root / "deep" / "all",
+        "deep/up": root,
+        "bee": root / ".store" / "hidden",
+        "cat": tmp_path / "elsewhere",
+    }.items():
+        (root / link).symlink_to(target)
+    assert listed(root) == ["bee/2.png", "cat/3.png", "deep/all/4.png", "zebra/1.png"]

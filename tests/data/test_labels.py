@@ -155,3 +155,15 @@ def test_names_of_classes_skip_the_split_and_come_with_tables(tmp_path):
     )
     table.cast_column("image", datasets.Image()).to_parquet(str(tmp_path / "t.parquet"))
     assert class_names("t", open_images(str(tmp_path / "t.parquet"))) == ["x"]
+
+
+def test_classes_that_only_look_alike_are_told_apart(tmp_path):
+    names = {"train": "caf\u00e9", "val": "cafe\u0301"}
+    for split, name in names.items():
+        for number, folder in enumerate((name, "tea")):
+            (tmp_path / split / folder).mkdir(parents=True)
+            Image.fromarray(photo(number)).save(tmp_path / split / folder / "0.png")
+    with pytest.raises(
+        UsageError, match=r"'caf\\xe9' is written in another form of Unicode \('cafe\\u0301'\)"
+    ):
+        open_labelled(str(tmp_path), 0.2, 0)

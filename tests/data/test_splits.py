@@ -11,13 +11,15 @@ from conftest import photo
 from fastmim.data.images import notes_of, open_images
 from fastmim.data.labels import class_names, open_labelled
 from fastmim.data.pack import pack
+from fastmim.data.parts import splits_note
 from fastmim.data.splits import choose_splits, read_name
 from fastmim.errors import UsageError
 
 NAMES = {
-    "training": "train Train TRAIN training training_set TrainingSet train2017 trainset imgs_train trainval",
-    "validation": "val Val valid validation dev dev_set valset VAL2014 eval Validation-Set",
-    "test": "test Test testing test_set TestData",
+    "training": "train Train TRAIN training training_set TrainingSet train2017 trainset imgs_train trainval "
+    "Trainingsdaten entrenamiento train_part1",
+    "validation": "val Val valid validation dev dev_set valset VAL2014 eval Validation-Set holdout",
+    "test": "test Test testing test_set TestData test_batch",
 }
 
 
@@ -138,12 +140,88 @@ def test_splits_within_each_class(tmp_path, form):
         ({"a/train/x": 2, "a/val/x": 2, "b/train/x": 2, "b/val/x": 2}, "give one of them"),
         ({"a/train/x": 2, "a/val/x": 2, "b/x": 2}, "give one of them"),
         ({"train/cat": 2, "Train/cat": 2, "val/cat": 2}, "which of them to train on is open"),
+        (
+            {f"fold{n}/{name}": 2 for n in range(1, 6) for name in ("cat", "dog")},
+            "fold1, fold2.* each of them cat, dog",
+        ),
+        ({f"part_0{n}/{name}": 2 for n in range(2) for name in ("cat", "dog")}, "part_00, part_01"),
+        (
+            {f"{n}/{name}": 2 for n in ("data_batch_1", "test_batch") for name in "ab"},
+            "test_batch sounds like",
+        ),
+        ({"train_part1/a": 2, "train_part2/a": 2, "val/a": 2}, "which of them to train on is open"),
     ],
 )
 def test_what_is_open_in_a_folder_is_refused(tmp_path, tree, said, form):
     root = make(tmp_path / "data", tree)
     with pytest.raises(UsageError, match=said):
         open_labelled(str(root if form is None else form(root, tmp_path)), 0.2, 0)
+
+
+@pytest.mark.parametrize("form", [None, as_tar], ids=["folder", "tar"])
+@pytest.mark.parametrize(
+    ("tree", "classes", "note"),
+    [
+        (
+            {f"class{n}/{a}": 2 for n in (1, 2) for a in ("day", "night")},
+            ("class1", "class2"),
+            "has day, night",
+        ),
+        ({f"{n}/{a}": 2 for n in (7, 10) for a in ("day", "night")}, ("7", "10"), "has day, night"),
+        ({f"{n}/{a}": 2 for n in ("cat", "dog") for a in "ab"}, ("cat", "dog"), "not told apart"),
+        ({f"{n}/images": 2 for n in ("cat", "dog")}, ("cat", "dog"), ""),
+        ({"cat/a": 2, "cat/b": 2, "dog/a": 2}, ("cat", "dog"), ""),
+        ({"fold1/cat": 2, "fold2/dog": 2}, ("fold1", "fold2"), ""),
+    ],
+)
+def test_folders_within_classes(tmp_path, tree, classes, note, form):
+    root = make(tmp_path / "data", tree)
+    training, _ = open_labelled(str(root if form is None else form(root, tmp_path)), 0.25, 0)
+    assert training.classes == classes
+    assert note in " ".join(training.notes)
+    assert bool(note) == bool(training.notes)
+
+
+def test_advice_can_be_followed(tmp_path):
+    """Of a folder its path is named, of a tar, which has no paths, that one is needed of it alone."""
+    root = make(tmp_path / "data", {"train/cat": 2, "train/dog": 2, "other": 3})
+    with pytest.raises(UsageError, match=f"give {root}/train,"):
+        open_labelled(str(root), 0.2, 0)
+    assert open_labelled(f"{root}/train", 0.5, 0)[0].classes == ("cat", "dog")
+    with pytest.raises(UsageError, match="give a tar or pack of train alone,"):
+        open_labelled(str(as_tar(root, tmp_path)), 0.2, 0)
+
+
+@pytest.mark.parametrize("form", [None, as_tar], ids=["folder", "tar"])
+def test_images_beside_splits_are_said_to_be_left(tmp_path, form):
+    root = make(tmp_path / "data", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1, "": 2})
+    training, validation = open_labelled(str(root if form is None else form(root, tmp_path)), 0.2, 0)
+    assert (len(training), len(validation)) == (4, 2)
+    assert "left: " in training.notes[0]
+
+
+@pytest.mark.parametrize("form", [None, as_tar, as_pack], ids=["folder", "tar", "pack"])
+def test_without_labels_all_splits_are_taken_and_said(tmp_path, form):
+    tree = {f"NAME/{split}/{name}": 2 for split in ("Train", "Val", "extra") for name in "ab"}
+    root = make(tmp_path / "data", tree)
+    spec = str(root if form is None else form(root, tmp_path))
+    source = open_images(spec)
+    assert len(source) == 12
+    note = splits_note(spec, source)
+    assert note.startswith("the images of Train/, Val/, extra/ are all taken")
+    assert (str(root / "NAME" / "Train") in note) == (form is None)
+    plain = str(root / "NAME" / "Train")
+    assert splits_note(plain, open_images(plain)) is None
+    assert splits_note("demo:digits", open_images("demo:digits")) is None
+
+
+def test_what_is_left_out_of_either_split_is_said(tmp_path):
+    root = make(tmp_path, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
+    (root / "train" / "a" / "x.heic").write_bytes(b"-")
+    (root / "val" / "a" / "y.cr2").write_bytes(b"-")
+    said = " ".join(open_labelled(str(root), 0.2, 0)[0].notes)
+    assert ".heic (1)" in said
+    assert "to measure on: 1 file of another kind was left out: .cr2 (1)" in said
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -187,8 +265,14 @@ def test_parquet_files_that_are_named_after_splits(tmp_path, names):
     for name, count in zip(names, (6, 4), strict=True):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         table(count).to_parquet(str(tmp_path / name))
+    for hidden in ("._Train.parquet", ".cache/val.parquet", "__MACOSX/train.parquet"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"no table")
     training, validation = open_labelled(str(tmp_path), 0.2, 0)
     assert (len(training), len(validation)) == (6, 4)
+    source = open_images(str(tmp_path))
+    assert len(source) == 10
+    assert "are all taken" in splits_note(str(tmp_path), source)
 
 
 @pytest.mark.parametrize(

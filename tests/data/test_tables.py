@@ -67,7 +67,7 @@ def test_the_column_of_images(tmp_path, kinds, column):
     first, spec = write(tmp_path / "t.parquet", **kinds)
     source = open_images(spec)
     assert source.read(0) == first[column]
-    left = [name for name, kind in kinds.items() if kind == "Image" and name != column]
+    left = [name for name, kind in kinds.items() if kind in ("Image", "string") and name != column]
     said = " ".join(notes_of(source))
     assert all(name in said for name in left)
     assert (f"column {column!r}" in said) == bool(left)
@@ -79,6 +79,11 @@ def test_the_column_of_images(tmp_path, kinds, column):
         ({"left": "Image", "right": "Image"}, "several columns of images, left, right: .*--columns.image"),
         ({"image": "int"}, r"no image column \(columns: image \(int64\)\)"),
         ({"image": "string"}, "no image column"),
+        (
+            {"image": "string", "mask": "Image"},
+            "image .string. does not hold images.*mask",
+        ),
+        ({"image": "list", "thumbnail": "Image"}, "whether thumbnail is meant"),
         ({"image": "list"}, "no image column"),
         ({"blob": "bytes"}, "--columns.image"),
     ],
@@ -115,6 +120,8 @@ def test_the_column_of_classes(tmp_path, kinds, column):
     [
         ({"weather": "ClassLabel", "place": "ClassLabel"}, "several columns of classes, weather, place"),
         ({"caption": "string"}, "no column of classes"),
+        ({"labels": "list", "weather": "ClassLabel"}, "labels .List. .*weather is meant.*--columns.label"),
+        ({"label": "Image", "weather": "ClassLabel"}, "whether weather is meant"),
         ({"labels": "list"}, "no column of classes"),
     ],
 )

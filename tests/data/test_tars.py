@@ -149,6 +149,19 @@ def test_tars_in_one_file_are_read_to_the_last(tmp_path):
     assert "2 tars in one file" in notes_of(source)[0]
 
 
+def test_names_that_stand_twice_are_said(tmp_path):
+    """As ``tar -r`` leaves them, which appends a newer file to a tar that has it."""
+
+    def again(tar):
+        for name, number in (("c0/0.jpg", 7), ("./c1/1.jpg", 8), ("c2/0.jpg", 9)):
+            tar.addfile(entry(name, size=len(content(number))), io.BytesIO(content(number)))
+
+    source = open_images(str(write(tmp_path / "t.tar", 6, again)))
+    assert len(source) == 9
+    assert [source.read(i) for i in (0, 1, 6, 7)] == [content(n) for n in (0, 1, 7, 8)]
+    assert "2 images have the name of an earlier one" in " ".join(notes_of(source))
+
+
 def test_what_follows_the_end_and_is_no_tar_is_said(tmp_path):
     path = write(tmp_path / "a.tar")
     path.write_bytes(path.read_bytes() + b"x" * 5000)

@@ -3,9 +3,13 @@
 import json
 import math
 import pickle
+import re
+import statistics
 
+import numpy as np
 import pytest
 import yaml
+from scipy.stats import binomtest
 
 import fastmim
 from conftest import TINY
@@ -13,7 +17,16 @@ from fastmim.cli import main
 from fastmim.config import FinetuneConfig
 from fastmim.errors import StoppedError, UsageError
 from fastmim.transfer.classifier import build_classifier
-from fastmim.transfer.comparison import FROM_SCRATCH, OURS, Cell, as_table, half_interval, verdicts
+from fastmim.transfer.comparison import (
+    CONFIDENCE,
+    FROM_SCRATCH,
+    OURS,
+    Cell,
+    Payoff,
+    as_table,
+    half_interval,
+    verdicts,
+)
 from fastmim.transfer.payoff import PayoffConfig, scratch_of
 
 FLAGS = "--image-size 16 --batch-size 16 --steps 2 --workers 0 --evaluations 1 --shares 1/class 0.1 --seeds 2"
@@ -96,8 +109,6 @@ def test_the_interval_is_students(monkeypatch):
 
 
 def test_the_table_has_a_row_an_arm():
-    from fastmim.transfer.comparison import Payoff
-
     table = as_table(Payoff(cells((50.0, 52.0), (40.0, 41.0)), None, ()))
     assert table.splitlines()[0] == "| top-1, % | 10 % (100 images) |"
     assert table.splitlines()[2].startswith("| pre-trained | 51.00 ± 12.71 |")
@@ -132,3 +143,62 @@ def test_an_arm_has_a_name_of_its_own():
 def test_a_stop_survives_its_way_from_another_process():
     error = pickle.loads(pickle.dumps(StoppedError(15, "in runs/x")))
     assert (error.exit_code, str(error)) == (143, "stopped by SIGTERM in runs/x")
+
+
+def measured(top1, images, arm=OURS):
+    return Cell(arm, "0.1", top1, 1.0, 100, images)
+
+
+@pytest.mark.parametrize(
+    ("right", "images"), [(41, 68), (0, 68), (68, 68), (1, 300), (150, 300), (9_990, 10_000)]
+)
+def test_seeds_that_agree_leave_the_error_of_the_images(right, images):
+    """Held against the exact binomial interval (Clopper and Pearson 1934), which is no narrower."""
+    cell = measured((100 * right / images,) * 3, images)
+    exact = binomtest(right, images).proportion_ci(CONFIDENCE)
+    half = 50 * (exact.high - exact.low)
+    assert cell.interval > 0.8 * half
+    assert cell.bounds[1] - cell.bounds[0] < 2.6 * half
+    assert 0 <= cell.bounds[0] <= cell.mean <= cell.bounds[1] <= 100
+
+
+def test_the_interval_holds_seeds_and_images():
+    values = (58.0, 61.0, 64.0)
+    of_seeds = 4.302653 * statistics.stdev(values) / math.sqrt(3)
+    of_images = 1.959964 * 100 * math.sqrt(0.61 * 0.39 / 68)
+    assert measured(values, 68).interval == pytest.approx(math.hypot(of_seeds, of_images), rel=0.03)
+    assert measured(values, 10**9).interval == pytest.approx(of_seeds, rel=1e-3)
+
+
+def test_nothing_is_said_to_help_by_chance_more_often_than_one_time_in_twenty():
+    """Two arms that are equally good, on images that are drawn anew: how often a verdict is given."""
+    generator = np.random.default_rng(0)
+    given = 0
+    for _ in range(400):
+        share = 1 / (1 + np.exp(-generator.normal(0, 1.5, 68)))  # how surely each image is right, in any arm
+        arms = [tuple(100 * (generator.random(68) < share).mean() for _ in range(3)) for _ in range(2)]
+        (line,) = verdicts((measured(arms[0], 68), measured(arms[1], 68, FROM_SCRATCH)))
+        given += "no difference" not in line
+    assert given <= 20
+
+
+SAID = [
+    ((60.29, 58.82), (51.47, 50.0), 68, "2 seeds are too few for a verdict"),
+    ((60.29, 58.82, 61.76), (51.47, 50.0, 52.94), 68, "no difference beyond chance, +8.82 points ± 1"),
+    ((60.29, 58.82, 61.76), (51.47, 50.0, 52.94), 10_000, "pre-training helped, +8.82 points ± 1."),
+    ((100.0,) * 3, (100.0,) * 3, 50, "no difference beyond chance"),
+    ((90.0,) * 3, (90.0,) * 3, 10**9, "no difference beyond chance"),
+    ((90.0,) * 3, (80.0,) * 3, 10**9, "pre-training helped"),
+    ((50.0,) * 3, (41.0,) * 3, None, "how sure that is cannot be said"),
+]
+
+
+@pytest.mark.parametrize(("ours", "scratch", "images", "said"), SAID)
+def test_no_verdict_of_two_seeds_and_no_interval_of_nothing(ours, scratch, images, said):
+    both = measured(ours, images), measured(scratch, images, FROM_SCRATCH)
+    (line,) = verdicts(both)
+    table = as_table(Payoff(both, None, ()))
+    assert said in line
+    for text in (line, table):
+        assert not re.search(r"± -?0\.?0*(?![\d.])", text)
+        assert "nan" not in text

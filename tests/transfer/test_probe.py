@@ -1,14 +1,16 @@
 """Probes find what features hold, and embeddings are what the encoder gives."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import fastmim
-from conftest import TINY
+from conftest import TINY, photo
 from fastmim.cli import main
 from fastmim.data.demo import digit_labels
 from fastmim.data.images import open_images
@@ -132,3 +134,32 @@ def test_nothing_readable_leaves_no_file(pretrained, tmp_path):
     with pytest.raises(RunError, match=r"a\.jpg"):
         embed(EmbedConfig(str(pretrained), str(tmp_path / "texts"), str(tmp_path / "f.parquet"), workers=0))
     assert not list(tmp_path.glob("*parquet*"))
+
+
+def test_names_that_are_no_utf8_are_written_as_text(digits, tmp_path):
+    """As `os.fsencode` knows them: each byte that is none becomes \\xNN, and no two names become one."""
+    folder = os.fsencode(tmp_path / "images")
+    names = [b"plain.png", b"caf\xe9.png", b"caf\xe8.png", "ü🙂.png".encode(), b"\xff/\xfe.png", b"a\nb.png"]
+    for number, name in enumerate(names):
+        os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
+        with open(os.path.join(folder, name), "wb") as file:
+            Image.fromarray(photo(number, 16, 16)).save(file, "PNG")
+    with open(os.path.join(folder, b"broken\xe9.png"), "wb") as file:
+        file.write(b"no image")
+    written = embed(
+        EmbedConfig(str(digits), str(tmp_path / "images"), str(tmp_path / "e.parquet"), workers=0)
+    )
+    assert written.images == len(names)
+    assert written.unreadable[0].startswith("broken\\xe9.png: ")
+    found = pq.read_table(tmp_path / "e.parquet").column("image").to_pylist()
+    assert set(found) == {name.decode(errors="backslashreplace") for name in names}
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.npy", "x.parquet.gz", "x", "x.json"])
+def test_another_format_is_refused_before_anything_is_read(digits, tmp_path, name, capsys):
+    out = tmp_path / name
+    assert main(["embed", "--encoder", str(digits), "--data", "demo:digits", "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
+    assert ".parquet" in line
+    assert not list(tmp_path.iterdir())

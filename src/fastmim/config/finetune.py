@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fastmim.config.run import RunConfig
+from fastmim.config.run import RunConfig, check_size
 from fastmim.config.settings import check_least
 from fastmim.data.augment import AugmentConfig
 from fastmim.data.crops import CropConfig
@@ -68,8 +68,7 @@ class FinetuneConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, {"split_seed": 0, "evaluations": 1})
-        if min(self.size) < 2:
-            raise UsageError(f"image_size = {self.image_size} must be at least 2 pixels")
+        check_size(self.size)
         if not 0 < self.val_share < 1:
             raise UsageError(f"val_share = {self.val_share} must be a share, 0 < val_share < 1")
         for name in ("drop_path", "head_std"):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from fastmim.config.run import RunConfig
+from fastmim.config.run import RunConfig, check_size
 from fastmim.config.settings import check_least, differences
 from fastmim.data.crops import CropConfig
 from fastmim.decoders import DecoderConfig
@@ -92,8 +92,8 @@ class PretrainConfig(RunConfig):
                 raise UsageError(
                     f"{name} = {getattr(self, name)}: stages have their own; give {name} None, or stages ''"
                 )
-        if min(self.size) < 2:
-            raise UsageError(f"image_size = {self.image_size} must be at least 2 pixels")
+        for stage in self.course:
+            check_size(stage.size)
         for stage in self.stages:
             self._check_batch(stage.batch_size or self.batch_size)
         if self.crop.mean is not None and len(self.crop.mean) != self.in_chans:

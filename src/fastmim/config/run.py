@@ -4,13 +4,24 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastmim.config.settings import check_least
+from fastmim.config.settings import check_least, check_most, check_numbers
 from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.columns import Columns
 from fastmim.errors import UsageError
+from fastmim.grids import Size
 from fastmim.train.device import Precision
 from fastmim.train.kernels import KernelConfig
 from fastmim.train.loop import LoopConfig
+
+MOST_SIDE = 1 << 12  # pixels of a model's input
+
+
+def check_size(size: Size) -> None:
+    """Raise UsageError unless images of that size can be meant."""
+    if min(size) < 2:
+        raise UsageError(f"image_size = {size[0]}x{size[1]} must be at least 2 pixels a side")
+    if max(size) > MOST_SIDE:
+        raise UsageError(f"image_size = {size[0]}x{size[1]} must be at most {MOST_SIDE:,} pixels a side")
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,8 @@ class RunConfig:
     """Checkpoints kept: last.ckpt and, above 1, the ones before it in checkpoints/."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
+        check_most(self, {"in_chans": 4096, "batch_size": 1 << 24, "workers": 1024, "devices": 1024})
         check_least(
             self,
             {

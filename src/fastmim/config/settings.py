@@ -1,18 +1,20 @@
 """Settings as frozen dataclasses: read from flags, YAML or Python, merged, and written again."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fastmim.documents import complaint
+from fastmim.documents import complaint, shown
 from fastmim.errors import UsageError
 from fastmim.train.stages import Stage
 
 T = TypeVar("T")
+MOST_NUMBER = 1 << 53
 
 
 def build(cls: type[T], settings: Mapping[str, Any], where: str = "") -> T:
@@ -78,6 +80,31 @@ def check_least(config: Any, least: Mapping[str, float]) -> None:
             raise UsageError(f"{name} = {value} must be at least {bound}")
 
 
+def check_most(config: Any, most: Mapping[str, float]) -> None:
+    """Raise UsageError unless each setting named is None or at most that large."""
+    for name, bound in most.items():
+        value = getattr(config, name)
+        if value is not None and not value <= bound:
+            raise UsageError(f"{name} = {shown(value)} must be at most {bound:,}")
+
+
+def check_numbers(value: Any, name: str = "") -> None:
+    """Raise UsageError where a number in a configuration is NaN, infinite, or more than any setting means."""
+    if is_dataclass(value):
+        for item in fields(value):
+            check_numbers(getattr(value, item.name), f"{name}.{item.name}" if name else item.name)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_numbers(inner, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_numbers(inner, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name} = {value}: a finite number is needed")
+    elif isinstance(value, int) and abs(value) > MOST_NUMBER:
+        raise UsageError(f"{name} = {shown(value)}: no setting is as large as that")
+
+
 def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in settings.items():
@@ -109,6 +136,8 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str, prefix: str = "
                 inner = ", ".join(item.name for item in fields(hints[name]))
                 raise UsageError(f"{where}{prefix}{name} = {value!r} must hold settings by name: {inner}")
             _check_keys(hints[name], value, where, f"{prefix}{name}.")
+        elif isinstance(value, bool) and bool not in (hints[name], *get_args(hints[name])):
+            raise UsageError(f"{where}{prefix}{name} = {str(value).lower()}: yes and no mean nothing here")
         elif name == "stages" and isinstance(value, list | tuple):
             for number, stage in enumerate(value):
                 if isinstance(stage, Mapping):

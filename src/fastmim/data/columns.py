@@ -47,10 +47,13 @@ def choose_image(features: Mapping[str, Any], columns: Columns, where: str) -> t
         return _chosen("image", columns.image, able, features, where)
     typed = [name for name in able if not _is_value(features[name])]
     named = _named(able, IMAGE_COLUMNS)
-    if named is None and len(typed) == 1:
+    unable = _unable(features, able, IMAGE_COLUMNS)
+    if named is None and len(typed) == 1 and not unable:
         named = typed[0]
     if named is not None:
-        return named, [name for name in typed if name != named]
+        return named, [name for name in (*unable, *typed) if name != named]
+    if typed and unable:
+        raise UsageError(_by_type_alone(where, "images", "image", unable, typed, features))
     if typed:
         raise UsageError(
             f"data: {where} has several columns of images, {', '.join(typed)}: say which one with "
@@ -69,11 +72,14 @@ def choose_label(features: Mapping[str, Any], columns: Columns, where: str) -> t
         return _chosen("label", columns.label, able, features, where)
     typed = [name for name in able if not _is_value(features[name])]
     named = _named(able, LABEL_COLUMNS)
-    if named is None and len(typed) == 1:
+    unable = _unable(features, able, LABEL_COLUMNS)
+    if named is None and len(typed) == 1 and not unable:
         named = typed[0]
     if named is not None:
         alike = [name for name in able if name in typed or name.lower() in LABEL_COLUMNS]
-        return named, [name for name in alike if name != named]
+        return named, [name for name in (*unable, *alike) if name != named]
+    if typed and unable:
+        raise UsageError(_by_type_alone(where, "a class a row", "label", unable, typed, features))
     if typed:
         raise UsageError(
             f"data: {where} has several columns of classes, {', '.join(typed)}: say which one with "
@@ -107,6 +113,22 @@ def _named(able: list[str], names: tuple[str, ...]) -> str | None:
     order = {name: place for place, name in enumerate(names)}
     known = [name for name in able if name.lower() in order]
     return min(known, key=lambda name: (order[name.lower()], name.lower() != name), default=None)
+
+
+def _unable(features: Mapping[str, Any], able: list[str], names: tuple[str, ...]) -> list[str]:
+    """Columns whose names say it, and whose types do not."""
+    return [name for name in features if name.lower() in names and name not in able]
+
+
+def _by_type_alone(
+    where: str, what: str, setting: str, unable: list[str], typed: list[str], features: Mapping[str, Any]
+) -> str:
+    """What is said where names and types lead to different columns."""
+    said = _described({name: features[name] for name in unable})
+    return (
+        f"data: {where}: column {said} does not hold {what}, and whether {', '.join(typed)} is meant instead "
+        f"is open: say it with --columns.{setting}"
+    )
 
 
 def _is_image(feature: Any) -> bool:

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from fastmim.data.columns import Columns
 from fastmim.data.files import read_regular, why_not_regular
-from fastmim.data.index import IMAGE_SUFFIXES, left_out, list_images
+from fastmim.data.index import IMAGE_SUFFIXES, left_out, list_images, list_tables
 from fastmim.data.names import NameList
 from fastmim.data.packed import Manifest, PackedImages, is_packed
 from fastmim.data.tables import is_saved, open_hub, open_packed, open_parquet, open_saved
 from fastmim.data.tars import TarImages as TarImages
 from fastmim.errors import UsageError
+
+ARCHIVES = frozenset({".zip", ".7z", ".rar", ".tgz", ".gz", ".bz2", ".xz", ".zst"})
 
 
 class ImageSource(Protocol):
@@ -182,9 +184,10 @@ def _open_file(path: Path, columns: Columns) -> ImageSource:
                 f"data: {path} is a compressed tar; images are read from it at random, so unpack it first "
                 "(tar -xf) and give the folder"
             ) from error
-        raise UsageError(
-            f"data: {path} is a file, but neither a tar nor parquet; give the folder it is in"
-        ) from error
+        way = (
+            "unpack it and give the folder" if path.suffix.lower() in ARCHIVES else "give the folder it is in"
+        )
+        raise UsageError(f"data: {path} is a file, but neither a tar nor parquet; {way}") from error
     except OSError as error:
         raise UsageError(f"data: {path} cannot be read: {error.strerror or error}") from error
 
@@ -209,12 +212,16 @@ def _open_folder(path: Path, columns: Columns, without: Path | None) -> ImageSou
     notes = tuple(left_out(others))
     if len(names):
         return FileImages(str(path), names, notes)
-    tables = sorted(str(file) for file in path.rglob("*.parquet"))
+    tables = list_tables(path)
     if tables:
-        return open_parquet(tables, str(path), columns)
+        return open_parquet([str(file) for file in tables], str(path), columns)
     found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(4))
-    suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-    raise UsageError(f"data: {path} holds no images (found: {found or 'nothing'}); {suffixes} are read")
+    way = f"{' '.join(sorted(IMAGE_SUFFIXES))} are read"
+    if others[".tar"]:
+        way = "give one of the tars by its name, or unpack them all"
+    elif not ARCHIVES.isdisjoint(others):
+        way = "unpack what is packed"
+    raise UsageError(f"data: {path} holds no images (found: {found or 'nothing'}); {way}")
 
 
 def _said(notes: tuple[str, ...]) -> str:

@@ -97,6 +97,7 @@ def walk(root: Path, outside: str | None = None, left: Counter[str] | None = Non
         outside: the real path of a folder that is left out; of the root itself, a run's pictures are.
     """
     left = Counter() if left is None else left
+    base = os.path.realpath(root)
     seen = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -112,13 +113,22 @@ def walk(root: Path, outside: str | None = None, left: Counter[str] | None = Non
             subfolders.clear()
             files = []
         left.update(f"{name}/" for name in subfolders if name.lower() in SYSTEM_FOLDERS)
-        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        shown = sorted(name for name in subfolders if not is_hidden(name))
+        subfolders[:] = [name for name in shown if not _leads_within(os.path.join(folder, name), base)]
         images: list[str] = []
         others: list[str] = []
         for name in files:
             if not name.startswith(".") and not (of_run and name in RUN_PICTURES):
                 (images if is_image_name(name) else others).append(name)
         yield Visited(folder, relative, images, others)
+
+
+def list_tables(root: Path) -> list[Path]:
+    """The parquet files below ``root``, sorted; hidden ones, and those of runs, are left out."""
+    found = []
+    for visited in walk(root):
+        found += [Path(visited.path, name) for name in visited.others if name.endswith(".parquet")]
+    return sorted(found)
 
 
 def holds_images(folder: Path, below: bool = True) -> bool:
@@ -166,6 +176,14 @@ def suffix_counts(others: Counter[str], most: int = 6) -> str:
 def _holds_run(files: Iterable[str]) -> bool:
     there = set(files)
     return any(marks <= there for marks in RUN_MARKS)
+
+
+def _leads_within(folder: str, base: str) -> bool:
+    """Whether a folder is a link to another one that a walk through ``base`` comes to anyway."""
+    if not os.path.islink(folder):
+        return False
+    parts = os.path.relpath(os.path.realpath(folder), base).split(os.sep)
+    return not any(is_hidden(part) for part in parts if part != os.curdir) and parts[0] != os.pardir
 
 
 def _within(root: Path, folder: Path | None) -> str | None:

@@ -2,7 +2,9 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,7 +82,9 @@ def open_labelled(
     training = replace(training, notes=(*parts.notes, *notes_of(source)))
     if parts.validation is None:
         return split_classes(training, val_share, seed, spec)
-    return training, _labelled(*parts.validation(), classes, spec)
+    validation = _labelled(*parts.validation(), classes, spec)
+    others = [f"to measure on: {note}" for note in notes_of(validation.source) if note not in training.notes]
+    return replace(training, notes=(*training.notes, *others)), validation
 
 
 def class_names(spec: str, source: ImageSource) -> list[str] | None:
@@ -173,9 +177,19 @@ def _labelled(source: ImageSource, names: list[str], classes: tuple[str, ...], s
         name, count = others.most_common(1)[0]
         raise UsageError(
             f"data: {spec}: validation has {count} images of class {name!r}, of which training has none"
+            + _alike(name, classes)
         )
     labels = np.array([numbers[name] for name in names], dtype=np.int64)
     return Labelled(source, np.arange(len(labels)), labels, classes)
+
+
+def _alike(name: str, classes: Sequence[str]) -> str:
+    """A hint where a class of training has the same letters, composed in another way."""
+    plain = unicodedata.normalize("NFC", name)
+    found = next((other for other in classes if unicodedata.normalize("NFC", other) == plain), None)
+    if found is None:
+        return ""
+    return f": its {found!a} is written in another form of Unicode ({name!a}); rename one of them"
 
 
 def in_order(names: list[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from fastmim.data.columns import Columns
 from fastmim.data.demo import digit_labels
 from fastmim.data.images import ImageSource, Subset, find_path, open_images
-from fastmim.data.index import holds_images
+from fastmim.data.index import holds_images, list_tables
 from fastmim.data.names import as_text
 from fastmim.data.packed import PackedImages, is_packed
 from fastmim.data.splits import (
@@ -22,6 +22,7 @@ from fastmim.data.splits import (
     Splits,
     choose_split,
     choose_splits,
+    classes_note,
     find_splits,
     read_name,
     shards_name,
@@ -60,14 +61,42 @@ def open_parts(spec: str, columns: Columns, without: str | os.PathLike[str] | No
         return _of_tables(read_saved(path), spec, columns)
     if not path.is_dir() or is_packed(path):
         return _of_paths(open_images(spec, columns), spec)
-    found = find_splits(DiskTree(path), spec)
+    tree = DiskTree(path)
+    found = find_splits(tree, spec)
     if found is None:
-        return _of_files(path, spec, columns, without)
+        parts = _of_files(path, spec, columns, without)
+        note = classes_note(tree)
+        return parts._replace(notes=(*parts.notes, note)) if note else parts
     if found.classes_outside:
         return _of_paths(open_images(spec, columns, without), spec)
     folders = (str(path.joinpath(*found.place, name)) for name in found.splits[:2])
     training, validation = (partial(_of_folder, folder, columns, without) for folder in folders)
-    return Parts(training, validation, (_said(found.splits, "/"),))
+    splits = found.splits
+    if tree.has_images(found.place):
+        splits = splits._replace(left=(*splits.left, "."))
+    return Parts(training, validation, (_said(splits, "/"),))
+
+
+def splits_note(spec: str, source: ImageSource) -> str | None:
+    """What is to be said where images of several splits are taken, as those to measure on are among them."""
+    if ":" in spec and spec.partition(":")[0] in ("demo", "hf"):
+        return None
+    path = find_path(spec)
+    try:
+        if path.is_dir() and not is_packed(path):
+            found = find_splits(DiskTree(path), spec)
+            if found is None and isinstance(source, TableImages) and not is_saved(path):
+                splits = choose_splits(_files_by_split(path), spec)
+                return _all_taken(splits, "", "") if splits else None
+        else:
+            named = () if isinstance(source, TableImages) else _folders(source)
+            found = find_splits(NamesTree(named), spec)
+    except UsageError:
+        return None
+    if found is None:
+        return None
+    where = "" if found.classes_outside or not path.is_dir() else f"{path.joinpath(*found.place)}{os.sep}"
+    return _all_taken(found.splits, "/", where)
 
 
 def classes_by_folder(source: ImageSource, spec: str) -> list[str | None]:
@@ -109,11 +138,7 @@ def _of_tables(tables: Mapping[str, Any], spec: str, columns: Columns) -> Parts:
 
 def _of_files(path: Path, spec: str, columns: Columns, without: str | os.PathLike[str] | None) -> Parts:
     """A folder of classes, or of parquet files that are named after splits."""
-    files: dict[str, list[str]] = {}
-    for file in [] if holds_images(path) else sorted(path.rglob("*.parquet")):
-        own, folder = shards_name(file), file.parent.name if file.parent != path else ""
-        name = folder if read_name(own).role is None and read_name(folder).role is not None else own
-        files.setdefault(name, []).append(str(file))
+    files = {} if holds_images(path) else _files_by_split(path)
     splits = choose_splits(files, spec) if len(files) > 1 else None
     if splits is None:
         return Parts(partial(_of_folder, spec, columns, without))
@@ -124,12 +149,23 @@ def _of_files(path: Path, spec: str, columns: Columns, without: str | os.PathLik
     return Parts(part(splits.training), part(splits.validation), (_said(splits),))
 
 
+def _files_by_split(path: Path) -> dict[str, list[str]]:
+    """The parquet files of a folder, by the split that a file or its folder is named after."""
+    files: dict[str, list[str]] = {}
+    for file in list_tables(path):
+        own, folder = shards_name(file), file.parent.name if file.parent != path else ""
+        name = folder if read_name(own).role is None and read_name(folder).role is not None else own
+        files.setdefault(name, []).append(str(file))
+    return files
+
+
 def _of_paths(source: ImageSource, spec: str) -> Parts:
     """The splits that the images' own paths name, if they do."""
     folders = _folders(source)
     found = None if isinstance(source, TableImages) else find_splits(NamesTree(folders), spec)
     if found is None:
-        return Parts(partial(_with_classes, source, spec))
+        note = None if isinstance(source, TableImages) else classes_note(NamesTree(folders))
+        return Parts(partial(_with_classes, source, spec), None, (note,) if note else ())
     level = len(found.place) + found.classes_outside
     names = [
         parts[level] if parts[: len(found.place)] == found.place and len(parts) > level else None
@@ -149,6 +185,14 @@ def _of_paths(source: ImageSource, spec: str) -> Parts:
 def _said(splits: Splits, mark: str = "") -> str:
     said = f"{splits.training}{mark} is to train on, {splits.validation}{mark} to measure on"
     return said + (f"; left: {', '.join(name + mark for name in splits.left)}" if splits.left else "")
+
+
+def _all_taken(splits: Splits, mark: str, where: str) -> str:
+    names = [name + mark for name in (splits.training, splits.validation, *splits.left)]
+    said = f"the images of {', '.join(names)} are all taken"
+    return (
+        f"{said}; to leave out those to measure on, give {where}{splits.training}" if mark and where else said
+    )
 
 
 def _table(table: Any, where: str, columns: Columns) -> tuple[ImageSource, list[str]]:

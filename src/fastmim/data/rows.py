@@ -67,7 +67,7 @@ def record_batches(file: str, raw: bool, count: int) -> list[Rows]:
         if table.num_rows != count or any(size != BATCH_ROWS for size in sizes[:-1]):
             raise ValueError(f"it has {table.num_rows} rows in {len(sizes)} batches, not {count}")
         return [_rows(batch, raw) for batch in batches]
-    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise OSError(f"{file} is damaged: {first_line(error)}") from error
 
 

@@ -15,12 +15,20 @@ Folder = tuple[str, ...]  # parts of a path
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("train", "training", "trn"), "training"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("holdout", "heldout", "validierung", "validacion", "validación"), "validation"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
+    # As German, Spanish, French and Portuguese have it.
+    **dict.fromkeys(("trainings", "entrenamiento", "entrainement", "entraînement", "treino"), "training"),
+    **dict.fromkeys(("prueba", "pruebas", "teste"), "test"),
 }
 # Words that a split's name may have besides, which say nothing.
 FILLERS = frozenset(
-    {"set", "sets", "data", "dataset", "split", "image", "images", "img", "imgs", "photos", "files"}
+    {"set", "sets", "data", "dataset", "daten", "split", "image", "images", "img", "imgs", "photos", "files"}
+    | {"batch", "batches", "fold", "folds", "part", "shard", "subset", "class", "classes"}
 )
+NUMBER = re.compile(r"\d+")
+# What is numbered and may have the same folders within: anything else that is may be a part of the data.
+NUMBERED_CLASSES = re.compile("class|label|categor", re.IGNORECASE)
 WORD = re.compile(r"[^\W\d_]+")
 CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])")
 OF_SHARDS = re.compile(r"-\d+-of-\d+(-\w+)?$")
@@ -61,6 +69,10 @@ class Tree(Protocol):
 
     def has_images(self, place: Folder) -> bool:
         """Whether images lie in ``place`` itself."""
+        ...
+
+    def advice(self, place: str, name: str) -> str:
+        """How to give a single one of the folders."""
         ...
 
 
@@ -141,8 +153,9 @@ def find_splits(tree: Tree, where: str) -> Found | None:
         alone = nested or roles
         raise UsageError(
             f"data: {at} holds {_list(names)}: {_list(alone)} sounds like a split, not like a class, and "
-            f"there is none to go with it: give {at}/{alone[0]}, or have train and val"
+            f"there is none to go with it: give {tree.advice(at, alone[0])}, or have train and val"
         )
+    _refuse_numbered(tree, place, names, at)
     inner = {name: choose_splits(tree.folders((*place, name)), f"{at}/{name}") for name in names}
     found = [name for name, splits in inner.items() if splits]
     if not found:
@@ -153,9 +166,45 @@ def find_splits(tree: Tree, where: str) -> Found | None:
     if deep or len(found) < len(names) or len({splits and splits[:2] for splits in inner.values()}) > 1:
         raise UsageError(
             f"data: {at} holds {_list(names)}, and {_list(found)} {'have' if len(found) > 1 else 'has'} "
-            f"{first.training} and {first.validation} within: give one of them, as {at}/{found[0]}"
+            f"{first.training} and {first.validation} within: give one of them, as "
+            f"{tree.advice(at, found[0])}"
         )
     return Found(place, first, True)
+
+
+def classes_note(tree: Tree) -> str | None:
+    """What is to be said of classes that have the same folders within, which could as well be the classes."""
+    place: Folder = ()
+    while len(names := tree.folders(place)) == 1 and not tree.has_images(place):
+        place = (*place, names[0])
+    within = _same_within(tree, place, names)
+    if not within:
+        return None
+    return (
+        f"classes are the folders {_list(names)}; each of them has {_list(within)}, which are not told apart"
+    )
+
+
+def _refuse_numbered(tree: Tree, place: Folder, names: list[str], at: str) -> None:
+    """Raises UsageError for fold1, fold2 and the like, each with the same folders within."""
+    alike = {NUMBER.sub("#", name).lower() for name in names}
+    if len(alike) > 1 or not WORD.search(min(alike, default="")) or NUMBERED_CLASSES.search(min(alike)):
+        return
+    within = _same_within(tree, place, names)
+    if within:
+        raise UsageError(
+            f"data: {at} holds {_list(names)}, and each of them {_list(within)}: which of these are the "
+            f"classes is open: give {tree.advice(at, names[0])}, or have train and val"
+        )
+
+
+def _same_within(tree: Tree, place: Folder, names: list[str]) -> list[str]:
+    """The folders, two or more, that each of the folders in ``place`` has; none where they differ."""
+    if len(names) < 2 or tree.has_images(place):
+        return []
+    first = tree.folders((*place, names[0]))
+    others = (tree.folders((*place, name)) for name in names[1:])
+    return first if len(first) > 1 and all(found == first for found in others) else []
 
 
 class NamesTree:
@@ -174,23 +223,36 @@ class NamesTree:
     def has_images(self, place: Folder) -> bool:
         return place in self._with_images
 
+    def advice(self, place: str, name: str) -> str:
+        return f"a tar or pack of {name} alone"
+
 
 class DiskTree:
     """The folders of images on a disk."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._known: dict[Folder, list[str]] = {}
 
     def folders(self, place: Folder) -> list[str]:
+        if place not in self._known:
+            self._known[place] = self._find(self._root.joinpath(*place))
+        return self._known[place]
+
+    @staticmethod
+    def _find(folder: Path) -> list[str]:
         try:
-            with os.scandir(self._root.joinpath(*place)) as entries:
+            with os.scandir(folder) as entries:
                 inner = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
         except OSError:
             return []
-        return sorted(name for name in inner if holds_images(self._root.joinpath(*place, name)))
+        return sorted(name for name in inner if holds_images(folder / name))
 
     def has_images(self, place: Folder) -> bool:
         return holds_images(self._root.joinpath(*place), below=False)
+
+    def advice(self, place: str, name: str) -> str:
+        return f"{place}/{name}"
 
 
 def shards_name(file: Path) -> str:

@@ -135,6 +135,10 @@ def _index(path: str) -> tuple[list[tuple[str, Place]], tuple[str, ...]]:
             images.append((name, place_of))
     notes = [*headers.notes, *left_out(others)]
     notes += [f"{counted(count, 'file')} left out: {which}" for which, count in left.items() if count]
+    again = len(images) - len({plain(name) for name, _ in images})
+    if again:
+        have = "has" if again == 1 else "have"
+        notes.append(f"{counted(again, 'image')} {have} the name of an earlier one: all are read")
     return images, tuple(f"{path}: {note}" for note in notes)
 
 

@@ -14,6 +14,7 @@ from fastmim import __version__
 from fastmim.config import PretrainConfig, check_resumed, config_text, resolved
 from fastmim.data.feed import split_images
 from fastmim.data.images import ImageSource, fingerprint, notes_of
+from fastmim.data.parts import splits_note
 from fastmim.data.skips import SKIPPED, SkipList
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
@@ -115,8 +116,9 @@ def learn(
     with opened(run, plan, text, checkpoint, first, quiet, config.deterministic) as (display, log, stop):
         given = Given(fabric, source, config, split, skips, display.say)
         progress = Progress()
-        for note in notes_of(source):
-            display.say(f"data: {note}")
+        for note in (*notes_of(source), splits_note(config.data, source)):
+            if note:
+                display.say(f"data: {note}")
 
         while True:
             for line in summary(config, network, plan, leg, len(split.held_out)):

@@ -78,7 +78,7 @@ def run_everywhere(
         result: T = launch_processes(fabric, run)
         return result
     fabric.launch()
-    return as_one_of_many(run, fabric) if fabric.world_size > 1 else run(fabric)
+    return as_one_of_many(run, fabric) if started_by_launcher() else run(fabric)
 
 
 def teller(quiet: bool) -> Callable[[str], None]:

@@ -36,6 +36,8 @@ class OptimConfig:
             raise UsageError(f"optim.weight_decay = {self.weight_decay} must be 0 or more")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise UsageError(f"optim.clip_norm = {self.clip_norm} must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"optim.betas = {self.betas} must be at least 0 and below 1")
         if self.bad_steps < 1 or self.rollbacks < 0:
             raise UsageError("optim.bad_steps must be at least 1 and optim.rollbacks at least 0")
 

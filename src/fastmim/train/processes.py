@@ -23,13 +23,13 @@ from lightning_fabric import Fabric
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from fastmim.errors import FastmimError, Interrupted, RunError, StoppedError, UsageError
-from fastmim.train.signals import STOPPING, install, restore
+from fastmim.train.signals import STOPPING, install, restore, write
 
 SECONDS_TO_LOOK = 0.5  # between two looks at other processes
 SECONDS_TO_END = 5.0  # that a process gets to heed a second signal; then it is killed
 SECONDS_TO_STOP = 30.0  # that it gets for its step and a checkpoint, once whoever started it is gone
 SECONDS_TO_TELL = 3.0  # by which a lost process's own error comes before that of those that it leaves
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+LOST_PEER = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused", "ncclRemoteError")
 AT_ONCE = "at once; what it had written is intact, and --resume-or-begin goes on"
 
 T = TypeVar("T")
@@ -81,6 +81,8 @@ def as_one_of_many(run: Callable[[Fabric], T], fabric: Fabric) -> T:
     try:
         return run(fabric)
     except KeyboardInterrupt as error:
+        if multiprocessing.parent_process() is None and fabric.is_global_zero:  # nobody else says so
+            write(f"fastmim: {error}\n".encode())
         # The usual end waits for the others, which may wait for this one.
         _end(128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT))
     except FastmimError as error:

@@ -40,13 +40,14 @@ class Cell:
     def sampling_variance(self) -> float:
         """Of the mean, in squared per cent, over other images to measure on; 0 where their number is unknown.
 
-        By Agresti and Coull's estimate (1998), which is above 0 at 0 and at 100 %, too.
+        The mean square of what lies between the mean and Agresti and Coull's estimate (1998), with that
+        estimate's own variance: above 0 at 0 and at 100 %, too.
         """
         if self.images is None:
             return 0.0
         number = self.images + 4
         share = (self.mean / 100 * self.images + 2) / number
-        return 1e4 * share * (1 - share) / number
+        return 1e4 * (share * (1 - share) / number + (self.mean / 100 - share) ** 2)
 
     @property
     def interval(self) -> float:
@@ -55,8 +56,8 @@ class Cell:
 
     @property
     def known_interval(self) -> float | None:
-        """The same; None for a single seed."""
-        return None if len(self.top1) < 2 else self.interval
+        """The same; None for a single seed, or where all agree and the number of images is unknown."""
+        return None if len(self.top1) < 2 else self.interval or None
 
     @property
     def bounds(self) -> tuple[float, float]:
