@@ -17,9 +17,9 @@ from fastmim.errors import UsageError
 
 NAMES = {
     "training": "train Train TRAIN training training_set TrainingSet train2017 trainset imgs_train trainval "
-    "Trainingsdaten entrenamiento train_part1",
-    "validation": "val Val valid validation dev dev_set valset VAL2014 eval Validation-Set holdout",
-    "test": "test Test testing test_set TestData test_batch",
+    "Trainingsdaten entrenamiento train_part1 训练集",
+    "validation": "val Val valid validation dev dev_set valset VAL2014 eval Validation-Set validate 验证集",
+    "test": "test Test testing test_set TestData test_batch tests 测试集",
 }
 
 

@@ -13,13 +13,15 @@ Role = Literal["training", "validation", "test"]
 Folder = tuple[str, ...]  # parts of a path
 
 ROLES: dict[str, Role] = {
-    **dict.fromkeys(("train", "training", "trn"), "training"),
+    **dict.fromkeys(("train", "training", "trains", "trn", "tra", "learning"), "training"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "validation"),
-    **dict.fromkeys(("holdout", "heldout", "validierung", "validacion", "validación"), "validation"),
-    **dict.fromkeys(("test", "testing", "tst"), "test"),
-    # As German, Spanish, French and Portuguese have it.
-    **dict.fromkeys(("trainings", "entrenamiento", "entrainement", "entraînement", "treino"), "training"),
-    **dict.fromkeys(("prueba", "pruebas", "teste"), "test"),
+    **dict.fromkeys(("vals", "validate", "holdout", "heldout"), "validation"),
+    **dict.fromkeys(("test", "testing", "tests", "tst"), "test"),
+    # As Chinese, French, German, Portuguese and Spanish have it.
+    **dict.fromkeys(("训练", "训练集", "entrainement", "entraînement", "trainings"), "training"),
+    **dict.fromkeys(("treino", "entrenamiento"), "training"),
+    **dict.fromkeys(("验证", "验证集", "validierung", "validação", "validacion", "validación"), "validation"),
+    **dict.fromkeys(("测试", "测试集", "teste", "prueba", "pruebas"), "test"),
 }
 # Words that a split's name may have besides, which say nothing.
 FILLERS = frozenset(
