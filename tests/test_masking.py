@@ -14,6 +14,9 @@ def test_the_count_does_not_suffer_from_floats():
     assert masked_count(100, 0.9) == 90  # in floats int(100 * (1 - 0.9)) is 9, and 91 would be masked
     assert masked_count(64, 0.75) == 48
     assert masked_count(16, 0.6) == 10  # 16 - int(6.4)
+    assert masked_count(196, 0.4) == 79  # 196 - int(117.6)
+    assert masked_count(196, 0.4, "blockwise") == 78  # int(78.4), as MaskFeat
+    assert masked_count(4, 0.1, "blockwise") == 1
 
 
 @given(st.integers(2, 1000), st.integers(1, 999))
@@ -40,11 +43,11 @@ def test_every_sample_has_the_exact_count(size, block, ratio, seed):
     h, w = grid_of(size, block)
     if h * w < 2:
         return
-    for draw in (random_block_mask, blockwise_mask):
+    for pattern, draw in (("random", random_block_mask), ("blockwise", blockwise_mask)):
         mask = draw(torch.Generator().manual_seed(seed), 5, size, block, ratio)
         assert mask.shape == (5, h, w)
         assert mask.dtype == torch.bool
-        assert (mask.sum((1, 2)) == masked_count(h * w, ratio)).all()
+        assert (mask.sum((1, 2)) == masked_count(h * w, ratio, pattern)).all()
         assert mask_to_pixels(mask, block, size).shape == (5, *size)
 
 

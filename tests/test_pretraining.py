@@ -21,6 +21,9 @@ from fastmim.methods.input_masking import InputMasking
 from fastmim.pretraining import RUN_FILES
 from fastmim.train.checkpoint import load_checkpoint
 
+# Runs whose micro-batches are the same for one process and for two.
+EVEN = {**TINY, "micro_batch": 4, "precision": "32-true"}
+
 
 @pytest.fixture(scope="module")
 def finished(photos, tmp_path_factory):
@@ -277,18 +280,53 @@ def test_a_run_that_never_recovers_fails_clearly(photos, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("teacher", [{}, {"distill": {"teacher": "none", "model": "test_convnext"}}])
-def test_two_processes_train_one_model(photos, tmp_path, teacher):
+def test_two_processes_train_the_model_that_one_trains(photos, tmp_path, teacher):
+    """The same crops, masks and weights, to float32's rounding, whoever computes which part of a batch."""
     script = tmp_path / "script.py"
-    settings = {**TINY, "steps": 4, "devices": 2, "accelerator": "cpu", "data": str(photos), **teacher}
+    settings = {**EVEN, "steps": 4, "accelerator": "cpu", "data": str(photos), **teacher}
     script.write_text(
         f"import fastmim\nif __name__ == '__main__':\n"
-        f"    result = fastmim.pretrain(out={str(tmp_path / 'run')!r}, **{settings!r})\n"
+        f"    result = fastmim.pretrain(out={str(tmp_path / 'run')!r}, devices=2, **{settings!r})\n"
         f"    assert result.complete and result.steps == 4\n"
     )
     subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=240)
     assert {path.name for path in (tmp_path / "run").iterdir()} >= set(RUN_FILES)
     assert load_checkpoint(tmp_path / "run" / "last.ckpt")["world_size"] == 2
     assert lines(tmp_path / "run")[-1]["step"] == 4
+    fastmim.pretrain(out=tmp_path / "one", **settings)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "run")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(photos, tmp_path, monkeypatch):
+    settings = {**EVEN, "steps": 6, "accelerator": "cpu", "data": str(photos), "checkpoint_every_steps": 3}
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import fastmim\nif __name__ == '__main__':\n"
+        f"    result = fastmim.pretrain(out={str(tmp_path / 'run')!r}, devices=2, resume=True)\n"
+        f"    assert result.complete and result.steps == 6\n"
+    )
+    forward, calls = InputMasking.forward, []
+
+    def breaks(self, images, mask):
+        if self.training:
+            calls.append(1)
+            if len(calls) > 2 * 4:  # in the fifth step of two micro-batches
+                raise Killed
+        return forward(self, images, mask)
+
+    monkeypatch.setattr(InputMasking, "forward", breaks)
+    with pytest.raises(Killed):
+        fastmim.pretrain(out=tmp_path / "run", **settings)
+    monkeypatch.setattr(InputMasking, "forward", forward)
+    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=240)
+    fastmim.pretrain(out=tmp_path / "one", **settings)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "run")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
+    seen = [[line["loss"] for line in lines(tmp_path / run)] for run in ("one", "run")]
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)
 
 
 @pytest.mark.gpu

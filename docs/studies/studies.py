@@ -140,7 +140,8 @@ def write_bands(photos: Path, out: Path, count: int) -> None:
 
 STUDIES = {study.__name__: study for study in (mask, depth, decoder, progressive, batchnorm, bands)}
 STEPS = {"mask": 250, "progressive": 300} | dict.fromkeys(("depth", "decoder", "batchnorm", "bands"), 150)
-PROBED = {"progressive": 96, "batchnorm": 64}  # pixels at which features are compared
+MEASURED_AT = {"progressive": 96}  # pixels of the loss, where runs differ in them
+PROBED = {"batchnorm": 64}  # pixels at which the features of the same weights are compared
 
 
 def do(job: tuple[str, Run, int, argparse.Namespace]) -> dict[str, Any]:
@@ -157,8 +158,9 @@ def do(job: tuple[str, Run, int, argparse.Namespace]) -> dict[str, Any]:
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         last = lines[-1]
         numbers = {"loss": last["held_out_loss"] / last["trivial_loss"], "seconds": last["seconds"]}
+        if study in MEASURED_AT:
+            numbers["loss"] = loss_at(out, MEASURED_AT[study])
         if study in PROBED:
-            numbers["loss"] = loss_at(out, PROBED[study])
             numbers["knn"] = nearest_neighbours(out, PROBED[study], Path(arguments.probe))
         result.write_text(json.dumps(numbers))
     return json.loads(result.read_text())

@@ -80,13 +80,21 @@ class Decoder(nn.Module):
         """Whether predicting some tokens only takes less time than finding them: where each emits much."""
         return self.predict.out_features >= self.predict.in_features
 
-    def forward(self, features_BDhw: Tensor, wanted_BK: Tensor | None = None) -> Tensor:
+    def forward(
+        self, features_BDhw: Tensor, wanted_BK: Tensor | None = None, prefix_BPD: Tensor | None = None
+    ) -> Tensor:
         """Args:
         features_BDhw: the encoder's.
         wanted_BK: tokens to predict, by their place row by row; the others become 0. None: all.
+        prefix_BPD: class token and registers, which the blocks see beside them.
         """
         grid = (features_BDhw.shape[2], features_BDhw.shape[3])
-        tokens_BNd = self.blocks(self.embed(map_to_tokens(features_BDhw)))
+        tokens_BNd = map_to_tokens(features_BDhw)
+        prefix = 0
+        if prefix_BPD is not None and len(self.blocks):  # without blocks no token hears of another
+            prefix = prefix_BPD.shape[1]
+            tokens_BNd = torch.cat([prefix_BPD, tokens_BNd], dim=1)
+        tokens_BNd = self.blocks(self.embed(tokens_BNd))[:, prefix:]
         if wanted_BK is not None:
             tokens_BNd = take_tokens(tokens_BNd, wanted_BK)
         predictions: Tensor = self.predict(self.norm(tokens_BNd))

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients (HOG) as a plain function of images (paper: section 3.3).
+"""Histograms of oriented gradients (HOG) as a plain function of images (paper: section 4.1).
 
 The usual way computes the angle of each gradient with atan2 and scatters its magnitude into a bin.
 Neither is needed. A direction and its opposite share a bin, and the cotangent of the angle is the same for

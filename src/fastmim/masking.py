@@ -1,4 +1,4 @@
-"""Random masks: which part of each image is hidden (paper: section 3.1, table 10)."""
+"""Random masks: which part of each image is hidden (paper: section 4.1; appendix A.2, table 10)."""
 
 import math
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch import Tensor
 from fastmim.errors import UsageError
 from fastmim.grids import Size, grid_of
 
+Pattern = Literal["random", "blockwise"]
 LEAST_AREA, MOST_ASPECT = 16, 1 / 0.3  # of a rectangle of blocks, in BEiT
 
 
@@ -27,7 +28,7 @@ class Masking:
     place: Literal["image", "patch"] = "image"
     """Where it stands: in the image's pixels, or in the tokens that the patch embedding makes of them
     (paper: table 10a)."""
-    pattern: Literal["random", "blockwise"] = "random"
+    pattern: Pattern = "random"
     """Blocks drawn one by one, or in BEiT's rectangles until there are enough of them."""
 
     def __post_init__(self) -> None:
@@ -37,18 +38,21 @@ class Masking:
             raise UsageError(f"mask.size = {self.size} must be at least 1 pixel")
 
 
-def masked_count(blocks: int, ratio: float) -> int:
-    """How many of ``blocks`` blocks are masked: n - floor(n * (1 - ratio)), never none and never all.
+def masked_count(blocks: int, ratio: float, pattern: Pattern = "random") -> int:
+    """How many of ``blocks`` blocks are masked: never none and never all.
 
-    The product is taken in exact decimals: in floats, 100 * (1 - 0.9) is just below 10.
+    n - floor(n * (1 - ratio)), as FastMIM's released code has it; in rectangles floor(n * ratio), as
+    MaskFeat's has it (78 of 196). Products are taken in exact decimals: in floats, 100 * (1 - 0.9) is just
+    below 10.
     """
     if blocks < 2:
         raise UsageError(
             f"an image holds {blocks} block(s), so nothing could be both masked and visible: "
             "use a smaller mask.size or a larger image_size"
         )
-    visible = int(blocks * (1 - Fraction(str(ratio))))
-    return min(max(blocks - visible, 1), blocks - 1)
+    share = Fraction(str(ratio))
+    count = int(blocks * share) if pattern == "blockwise" else blocks - int(blocks * (1 - share))
+    return min(max(count, 1), blocks - 1)
 
 
 def draw_blocks(
@@ -80,7 +84,7 @@ def blockwise_mask(
 
     In every sample the same number of blocks: the last rectangle is cut to as many as are missing.
     """
-    (h, w), count = _grid_and_count(image_size, block, ratio)
+    (h, w), count = _grid_and_count(image_size, block, ratio, "blockwise")
     rows, columns = torch.arange(h).view(1, h, 1), torch.arange(w).view(1, 1, w)
     mask = torch.zeros(batch, h, w, dtype=torch.bool)
     while True:
@@ -101,10 +105,12 @@ def blockwise_mask(
         mask |= new & (order <= missing.view(-1, 1, 1))
 
 
-def _grid_and_count(image_size: Size, block: int, ratio: float) -> tuple[Size, int]:
+def _grid_and_count(
+    image_size: Size, block: int, ratio: float, pattern: Pattern = "random"
+) -> tuple[Size, int]:
     h, w = grid_of(image_size, block)
     try:
-        return (h, w), masked_count(h * w, ratio)
+        return (h, w), masked_count(h * w, ratio, pattern)
     except UsageError as error:
         size = f"{image_size[0]}x{image_size[1]}"
         raise UsageError(f"mask.size = {block} on images of {size} pixels: {error}") from error

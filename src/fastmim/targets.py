@@ -1,7 +1,7 @@
 """What is to be predicted: HOG, pixels, or both, each a frozen dataclass that is called on images.
 
 A target is computed from the unmasked image in float32 and lives on its own grid of cells
-(paper: sections 3.3 and 4.2; both kinds at once: section 7).
+(paper: section 3, "Prediction target", and section 4.1; both kinds at once: section 7).
 """
 
 from dataclasses import dataclass, replace

@@ -15,6 +15,7 @@ import fastmim
 from conftest import TINY, photo
 from fastmim.cli import main
 from fastmim.data import pack as packing
+from fastmim.data.bands import UnreadableImage
 from fastmim.data.decode import decode
 from fastmim.data.images import fingerprint, open_images
 from fastmim.data.labels import class_names, open_labelled
@@ -295,6 +296,83 @@ def test_splits_and_classes_of_a_pack_are_those_of_its_source(photos, tmp_path, 
     pack(str(photos), tmp_path / "flat", 32)
     training, validation = open_labelled(str(tmp_path / "flat"), 0.25, 0)
     assert (len(training), len(validation)) == (18, 6)
+
+
+def set_in(values, path, value):
+    *folders, last = path
+    for key in folders:
+        values = values[key]
+    values[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "part"),
+    [
+        (("shards", 0, "rows"), 10**9, "cannot have 1000000000 rows"),
+        (("shards", 0, "rows"), -5, "shards.0.rows = -5"),
+        (("shards", 0, "rows"), "4", "shards.0.rows"),
+        (("shards", 0, "rows"), True, "shards.0.rows"),
+        (("shards", 0, "bytes"), 1.5, "shards.0.bytes"),
+        (("shards", 0, "file"), "../other.arrow", "shards.0.file"),
+        (("shards", 0, "file"), "/etc/passwd", "shards.0.file"),
+        (("shards", 0, "file"), "", "shards.0.file"),
+        (("shards",), {"a": 1}, "shards"),
+        (("settings", "quality"), 1000, "settings.quality"),
+        (("settings", "encoding"), "pickle", "settings.encoding"),
+        (("settings", "short_side"), 0, "settings.short_side"),
+        (("settings", "classes"), "os:system", "settings.classes"),
+        (("settings",), [], "settings"),
+        (("complete",), "yes", "complete"),
+        (("version",), 99, "version 99"),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_cannot_be_is_one_line(photos, tmp_path, path, value, part):
+    pack(str(photos), tmp_path, 32, workers=0)
+    file = tmp_path / "fastmim-pack.json"
+    values = json.loads(file.read_text())
+    set_in(values, path, value)
+    file.write_text(json.dumps(values))
+    with pytest.raises(UsageError) as error:
+        open_images(str(tmp_path))
+    assert part in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 5000])
+def test_a_manifest_that_is_none_is_one_line(photos, tmp_path, text):
+    pack(str(photos), tmp_path, 32, workers=0)
+    (tmp_path / "fastmim-pack.json").write_text(text)
+    with pytest.raises(UsageError) as error:
+        open_images(str(tmp_path))
+    assert "fastmim-pack.json" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+def test_a_changed_row_is_never_taken_for_the_image(photos, tmp_path, encoding):
+    """Every 97th byte of a file with one bit turned: each row gives its pixels, or is unreadable."""
+    pack(str(photos), tmp_path, 32, encoding, workers=0)
+    (file,) = tmp_path.glob("*.arrow")
+    whole = file.read_bytes()
+    source = open_images(str(tmp_path))
+    wanted = [decode(source.read(index)).tobytes() for index in range(len(source))]
+    found = 0
+    for place in range(0, len(whole), max(97, len(whole) // 200)):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        try:
+            images = PackedImages(tmp_path)
+        except UsageError:
+            found += 1
+            continue
+        for index in range(len(wanted)):
+            try:
+                assert decode(images.read(index)).tobytes() == wanted[index], place
+            except (UnreadableImage, UsageError, OSError):  # what a loader takes for an unreadable image
+                found += 1
+    assert found > 50
 
 
 def test_an_image_too_long_for_a_jpeg_costs_itself_and_is_named(tmp_path):

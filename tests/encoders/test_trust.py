@@ -216,6 +216,8 @@ HUBS = [
 
 @pytest.mark.parametrize("name", HUBS)
 def test_no_hub_and_no_folder_is_a_factory_even_where_code_is_trusted(name):
+    with pytest.raises(UsageError):
+        check_described(name, {}, 0, "a.json", Trust(everything=True))
     with pytest.raises(UsageError) as error:
         Trust.of(name).check(f"{name}\n", "a.json")
     assert "no package.module:factory" in str(error.value)

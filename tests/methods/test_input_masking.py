@@ -55,6 +55,31 @@ def test_every_parameter_gets_a_gradient():
     assert network.mask_token.grad.abs().sum() > 0
 
 
+def test_the_decoder_sees_the_class_token_and_predicts_none_for_it():
+    """As in the released code: its blocks attend to the class token, which is cut off before predicting."""
+    network = method().eval()
+    images, mask = batch(network)
+    encoder, decoder = network.encoder, network.decoder
+    with torch.no_grad():
+        tokens = encoder.model.forward_features(network.masked_images(images, mask))
+        h, w = encoder.grid
+        assert tokens.shape[1] == 1 + h * w
+        seen = decoder.norm(decoder.blocks(decoder.embed(tokens)))[:, 1:]
+        wanted = decoder.predict(seen).transpose(1, 2).unflatten(2, (h, w))
+        prefix = tokens[:, :1]
+        features = tokens[:, 1:].transpose(1, 2).unflatten(2, (h, w))
+        torch.testing.assert_close(decoder(features, None, prefix), wanted)
+        assert not torch.allclose(decoder(features), wanted, atol=1e-4)
+        found = encoder.with_prefix(network.masked_images(images, mask))
+        torch.testing.assert_close(found[0], features)
+        torch.testing.assert_close(found[1], prefix)
+
+
+def test_backbones_without_a_class_token_have_no_prefix():
+    network = method(model="resnet10t").eval()
+    assert network.encoder.with_prefix(torch.zeros(1, 3, *SIZE))[1] is None
+
+
 @pytest.mark.parametrize("size", [8, 16, 32, 64])
 @pytest.mark.parametrize("ratio", [0.5, 0.85])
 def test_mask_sizes_below_and_above_the_stride(size, ratio):

@@ -17,7 +17,9 @@ from fastmim.errors import UsageError
 from fastmim.pretraining import build_method
 from fastmim.recipes import ablations, catalogue, main_results, recipe, resolve, smoke
 from fastmim.recipes.backbones import narrow_kwargs
+from fastmim.recipes.definition import NO_FIGURE
 from fastmim.recipes.methods import defaults_of
+from fastmim.recipes.supervised import AUTHORS
 from fastmim.recipes.tables import TABLES, paper_figures, rows_of
 
 ALL = list(catalogue())
@@ -197,7 +199,7 @@ def test_the_columns_arrive():
     assert recipe_config("table1a/vit-b-400e-64px").size == (64, 64)
     assert recipe_config("table1c/swin-b-2-2-18-0").encoder.depth == (2, 2, 18, 0)
     assert changes("table7/swin-l-hog-128px", "table4/swin-l") == set()
-    assert changes("table10a/mim-image-encoder-learned", "table4/vit-b") == {"target.name"}
+    assert changes("table10a/mim-image-encoder-learned", "table4/vit-b") == {"target.name", "image_size"}
     assert recipe_config("table10a/mim-patch-encoder-zeros").mask.token == "zeros"
     assert changes("table10b/swin-b-64px-0.50", "table4/swin-b") == {"mask.size", "mask.ratio"}
     assert changes("table16/vit-l-4b768d", "table3/fastmim-vit-l-800") == {
@@ -205,6 +207,67 @@ def test_the_columns_arrive():
         "decoder.width",
         "epochs",
     }
+
+
+EPOCHS = {"vit-b": 800, "vit-l": 800, "swin-b": 400, "swin-l": 400, "cmt": 800, "pvt": 800}
+
+
+@pytest.mark.parametrize("name", [name for name in TABLED if name.startswith(("table2/", "table7/"))])
+def test_epochs_are_those_of_the_captions(name):
+    table, row = name.split("/")
+    epochs = next(epochs for backbone, epochs in EPOCHS.items() if row.startswith(backbone))
+    assert recipe_config(name).epochs == (800 if table == "table7" else epochs)
+
+
+def test_table_10a_is_at_224_pixels_and_has_appendix_a2s_sizes():
+    for place in ("mae-patch-decoder", "mim-patch-encoder", "mim-image-encoder"):
+        for token in ("zeros", "learned"):
+            assert recipe_config(f"table10a/{place}-{token}").size == (224, 224)
+
+
+# (drop path, EMA, batch, rate for 256, decay, warm-up, norm), each looked up at the backbone's authors.
+FROM_SCRATCH = {
+    "vit-b": (0.1, 0.9999, 4096, 1e-4, 0.3, 20, None),
+    "swin-b": (0.5, None, 1024, 2.5e-4, 0.05, 20, 5.0),
+    "swin-l": (0.5, None, 1024, 2.5e-4, 0.05, 20, 5.0),
+    "twins-l": (0.5, None, 1024, 2.5e-4, 0.05, 5, 5.0),
+    "pvt-v1-l": (0.3, None, 1024, 2.5e-4, 0.05, 5, 1.0),
+    "pvt-v2-b2": (0.1, None, 1024, 2.5e-4, 0.05, 5, None),
+    "pvt-v2-b5": (0.3, None, 1024, 2.5e-4, 0.05, 5, 1.0),
+    "convnext-t": (0.1, 0.9999, 4096, 2.5e-4, 0.05, 20, None),
+    "convnext-b": (0.5, 0.9999, 4096, 2.5e-4, 0.05, 20, None),
+    "convnextv2-b": (0.5, 0.9999, 4096, 2.5e-4, 0.05, 20, None),
+    "cmt-s": (0.1, 0.99996, 1024, 2.5e-4, 0.05, 20, None),
+    "cmt-b": (0.25, 0.99996, 1024, 2.5e-4, 0.05, 20, None),
+}
+
+
+def test_from_scratch_each_backbone_is_trained_as_its_authors_do():
+    names = [name for name in TUNED if name.endswith("/scratch")]
+    assert {name.split("/")[1] for name in names} == set(FROM_SCRATCH)
+    for name in names:
+        config = recipe_config(name)
+        optim = config.optim
+        found = (config.drop_path, config.ema, config.batch_size, optim.base_lr, optim.weight_decay)
+        wanted = FROM_SCRATCH[name.split("/")[1]]
+        assert (*found, config.schedule.warmup_epochs, optim.clip_norm) == wanted, name
+        assert AUTHORS[recipe(name).backbone].source in recipe(name).notes
+
+
+def test_vit_b_has_table_12s_rate_and_the_released_one_under_its_own_name():
+    for name in TUNED:
+        if recipe(name).backbone == "vit_base_patch16_224" and not name.endswith("/scratch"):
+            released = name.endswith("-released")
+            assert recipe_config(name).optim.base_lr == (6e-4 if released else 1e-3), name
+            assert "0.0006" in recipe(name).header or released
+    for name in ("table3/fastmim-vit-b-800", "table4/vit-b"):
+        changed = differences(recipe_config(f"{name}/finetune"), recipe_config(f"{name}/finetune-released"))
+        assert set(changed) == {"optim.base_lr"}
+
+
+def test_hardware_is_said_only_where_there_is_a_figure():
+    for name in ALL:
+        assert ("V100" in recipe(name).header) == (recipe(name).paper != NO_FIGURE), name
 
 
 def test_the_optimiser_is_that_of_table_11():
@@ -373,9 +436,9 @@ def test_a_fine_tuning_survives_yaml_and_belongs_to_a_pre_training(name):
     assert found.backbone == recipe_config(base).model
     assert config.encoder == ("none" if name.endswith("/scratch") else f"runs/{base}")
     assert found.title.startswith(recipe(base).title.rstrip(".").split(":")[0])
-    assert config.batch_size == 1024
+    assert config.batch_size == (1024 if "/finetune" in name else AUTHORS[found.backbone].batch_size)
     assert "fastmim finetune" in found.header
-    assert "not measured here" in found.header
+    assert ("not measured here" in found.header) == (found.paper != NO_FIGURE)
 
 
 def test_fine_tuning_has_the_papers_epochs_and_table_12():
@@ -390,7 +453,10 @@ def test_fine_tuning_has_the_papers_epochs_and_table_12():
     assert (swin.layer_decay, swin.drop_path, swin.optim.betas) == (0.75, 0.3, (0.9, 0.999))
     assert recipe_config("table3/fastmim-vit-b-800/finetune").layer_decay == 0.7
     assert recipe_config("table7/cmt-s-hog-128px/finetune").epochs == 200
-    assert recipe_config("table9/pvt-v2-b2-fastmim-kd/finetune").epochs == 200
+    for row in ("vit-b", "pvt-v2-b2"):  # its caption: 400 epochs of pre-training and 100 of fine-tuning
+        for arm in ("fastmim", "fastmim-kd"):
+            assert recipe_config(f"table9/{row}-{arm}").epochs == 400
+            assert recipe_config(f"table9/{row}-{arm}/finetune").epochs == 100
     assert recipe_config("table15/mae-vit-b-400e-96px/finetune").epochs == 100
     assert recipe("table9/vit-b-fastmim-kd/finetune").paper.startswith("83.8 %")
     sizes = {name: recipe_config(name).image_size for name in TUNED if name.startswith("table8/")}

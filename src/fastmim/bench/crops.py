@@ -32,7 +32,7 @@ class Nearness(NamedTuple):
     psnr: float
     """Mean over the crops, dB."""
     hog: float
-    """Mean square difference of the HOG targets of the normalised crops (paper: section 3.3)."""
+    """Mean square difference of the HOG targets of the normalised crops (paper: section 4.1)."""
     gradient: float
     """Energy of the gradients as a share of the reference's: below 1 is blurred."""
 

@@ -49,8 +49,8 @@ class FinetuneConfig(RunConfig):
     evaluations: int = 10
     """How often at most, evenly over the run, the accuracy is measured."""
     pool: Literal["avg", "token", "model"] = "avg"
-    """What the classifier sees: the mean of the tokens (paper), the class token, or what the model does by
-    itself. Backbones without a class token have one way only."""
+    """What the classifier sees: the mean of the tokens (as in the paper's released code), the class token, or
+    what the model does by itself. Backbones without a class token have one way only."""
     drop_path: float = 0.1
     """Stochastic depth, 0..1 (paper: ViT-B and Swin-B 0.1, Swin-L 0.3)."""
     layer_decay: float | None = None

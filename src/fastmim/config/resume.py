@@ -19,6 +19,8 @@ ALWAYS_FREE = frozenset(
         "data",
         "out",
         "workers",
+        "devices",
+        "num_nodes",
         "activation_checkpointing",
         "max_unreadable",
         "checkpoint_every_minutes",
@@ -46,10 +48,6 @@ def check_resumed(
         raise UsageError(f"data: {config.data} no longer holds the images that the run in {run} began with")
     if state.get("teacher_digest") != facts.get("teacher_digest"):
         raise UsageError(f"distill.teacher: these are not the weights that the run in {run} began with")
-    if state["world_size"] != facts["world_size"]:
-        raise UsageError(
-            f"the run in {run} began with {state['world_size']} processes, not {facts['world_size']}"
-        )
 
 
 def resume_flags(config: RunConfig) -> str:

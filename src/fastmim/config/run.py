@@ -13,7 +13,7 @@ from fastmim.train.device import Precision
 from fastmim.train.kernels import KernelConfig
 from fastmim.train.loop import LoopConfig
 
-MOST_SIDE = 1 << 14  # pixels of a model's input
+MOST_SIDE = 1 << 12  # pixels of a model's input
 
 
 def check_size(size: Size) -> None:

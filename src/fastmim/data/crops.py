@@ -72,6 +72,12 @@ class CropDraws:
     lefts: np.ndarray  # (B,), in 0..1
     flips: np.ndarray  # (B,), boolean
 
+    def part(self, part: slice) -> "CropDraws":
+        """Those of some of the crops."""
+        return CropDraws(
+            self.areas[part], self.aspects[part], self.tops[part], self.lefts[part], self.flips[part]
+        )
+
     @cached_property
     def _shapes(self) -> list[list[tuple[float, float]]]:
         """Heights and widths, (B, ATTEMPTS), as shares of the square root of the image's area."""

@@ -73,22 +73,42 @@ def micro_batches(count: int, most: int, avoid_single: bool) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Share:
+    """One process's part of each batch."""
+
+    first: int
+    """Place of its first image in the whole batch."""
+    count: int
+    whole: int
+    """Images of a batch, over all processes."""
+
+    @classmethod
+    def of(cls, batch_size: int, rank: int, world: int) -> "Share":
+        count = batch_size // world
+        return cls(rank * count, count, batch_size)
+
+    @property
+    def part(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+
+@dataclass(frozen=True)
 class Feeder:
     """Feeds a training loop: (images, what goes beside them) in micro-batches, from any step on.
 
-    Crops are seeded by (seed, step, rank).
+    All that is drawn is a function of (seed, step, place in the whole batch), not of the process.
     """
 
     crops: Crops
     batches: Callable[[int], Iterator[tuple[int, NDArray[np.int64]]]]
     """First step -> (step, this rank's images of its batch), see `train.sampler.Stream.batches`."""
     beside: Callable[[Batch, int], Tensor]
-    """(batch, step) -> what the module gets beside the images, (B, ...), on the CPU: masks or classes."""
+    """(batch, step) -> what the module gets beside these images, (B, ...), on the CPU: masks or classes."""
     skips: SkipList
     micro_batch: int
     workers: int
     seed: int
-    rank: int
+    share: Share
     mean: Tensor
     std: Tensor
     mix: Mix = as_they_are
@@ -97,7 +117,7 @@ class Feeder:
 
     def __call__(self, first_step: int) -> Iterator[Iterable[tuple[tuple[Tensor, ...], float, bool]]]:
         draws = (
-            Draw(indices, (CROP_SEED, self.seed, step, self.rank))
+            Draw(indices, (CROP_SEED, self.seed, step), self.share.first, self.share.whole)
             for step, indices in self.batches(first_step)
         )
         on_gpu = self.mean.device.type == "cuda"
@@ -115,5 +135,6 @@ class Feeder:
         for start, end in itertools.pairwise([0, *ends]):
             part = slice(start, end)
             images = to_images(copied(batch.part(part), self.mean.device), self.mean, self.std)
-            pair = self.mix(images, beside[part], (MIX_SEED, self.seed, self.rank, step, start))
+            place = self.share.first + start
+            pair = self.mix(images, beside[part], (MIX_SEED, self.seed, step, place))
             yield pair, (end - start) / count, end == count

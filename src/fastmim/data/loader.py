@@ -28,10 +28,18 @@ REPLACEMENTS = 100
 
 @dataclass(frozen=True)
 class Draw:
-    """One rank's part of one batch: which images, and what seeds its crops."""
+    """A part of one batch: which images, and what seeds the crops of the whole batch.
+
+    What is drawn for an image follows from its place in the whole batch, so it does not matter how many
+    processes share it.
+    """
 
     indices: NDArray[np.int64]
     seeds: tuple[int, ...]
+    first: int = 0
+    """Place of the first of them in the whole batch."""
+    whole: int | None = None
+    """Images of the whole batch. None: as many as these."""
 
 
 @dataclass(frozen=True)
@@ -104,19 +112,22 @@ class Crops(Dataset[Batch]):
 
     def __getitem__(self, draw: Draw) -> Batch:
         count = len(draw.indices)
-        draws = draw_crops(self.config, count, draw.seeds)
+        draws = draw_crops(self.config, draw.whole or count, draw.seeds)
+        if draw.whole is not None:
+            draws = draws.part(slice(draw.first, draw.first + count))
         canvas = Canvas(count, self.size, self.chans)
         shown: list[int] = []
         tried: list[int] = []
         unreadable: list[Unreadable] = []
         for row, index in enumerate(draw.indices):
-            for candidate in self._candidates(int(index), row, draw.seeds):
+            seeds = (*draw.seeds, draw.first + row)
+            for candidate in self._candidates(int(index), seeds):
                 tried.append(candidate)
                 try:
                     box = partial(draws.box, row)
                     place = canvas.place(row)
                     crop = self._read(candidate, box, place)
-                    canvas.put(row, self.augment(crop, (*draw.seeds, row)))
+                    canvas.put(row, self.augment(crop, seeds))
                     shown.append(candidate)
                     break
                 except UnreadableImage as error:
@@ -133,9 +144,9 @@ class Crops(Dataset[Batch]):
         quality = self.config.decode
         return read_crop(self.source, index, box, self.size, self.chans, place, quality, self.max_pixels)
 
-    def _candidates(self, index: int, row: int, seeds: tuple[int, ...]) -> Iterator[int]:
+    def _candidates(self, index: int, seeds: tuple[int, ...]) -> Iterator[int]:
         yield index
-        generator = np.random.default_rng([*seeds, row])
+        generator = np.random.default_rng(seeds)
         for _ in range(REPLACEMENTS):
             yield int(generator.choice(self.pool))
 

@@ -73,6 +73,12 @@ class Encoder(nn.Module):
             images_BCHW: normalised images.
             edit: changes the patch embedding's tokens, (B, d, h', w') -> the same shape.
         """
+        return self.with_prefix(images_BCHW, edit)[0]
+
+    def with_prefix(
+        self, images_BCHW: Tensor, edit: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, and beside the map the prefix tokens (B, P, D), where the model has some."""
         keep = self._keep if has_layers(self.model) else None
         editing = contextlib.nullcontext() if edit is None else edited(self.model, self.embedding, edit)
         with editing:
@@ -83,7 +89,8 @@ class Encoder(nn.Module):
         features = self._as_map(output, images_BCHW)
         if keep is None and self._keep is not None:
             self._keep.maps = [features] * len(self._keep.wanted)
-        return features
+        has_prefix = self.layout == "tokens" and self.prefix_tokens > 0
+        return features, output[:, : self.prefix_tokens] if has_prefix else None
 
     def _as_map(self, output: Tensor, images_BCHW: Tensor) -> Tensor:
         grid = (images_BCHW.shape[2] // self.stride, images_BCHW.shape[3] // self.stride)

@@ -9,6 +9,7 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import nn
 
 from fastmim.encoders.adapter import DEPTH_ARGUMENTS, Encoder
+from fastmim.encoders.initial import Initial, draw_xavier
 from fastmim.encoders.models import arguments_of, check_model_name, create, fit_kwargs, without_memory
 from fastmim.encoders.probe import DoesNotRun
 from fastmim.encoders.sizes import working_sizes
@@ -22,6 +23,9 @@ class EncoderConfig:
 
     pos_embed: Literal["sincos", "learned"] = "sincos"
     """Absolute position embedding of a plain ViT: fixed 2-D sine-cosine, or learned. Others have none."""
+    init: Initial = "timm"
+    """First weights: timm's own, or xavier: linear layers and the patch embedding as in the released code of
+    FastMIM and MAE. A module of your own, and weights that are there already, stay as they are."""
     depth: int | tuple[int, ...] | None = None
     """Blocks to pre-train (10), or blocks of each stage (2 2 18 0): the last ones are left out, and
     initialised anew when the weights are loaded (paper: table 1c). Default: all."""
@@ -66,6 +70,8 @@ def build_encoder(
             encoder = Encoder(create(model, kwargs), model, kwargs, image_size, in_chans, full_kwargs)
         except DoesNotRun as error:
             raise UsageError(f"{error}{_sizes_instead(model, model_kwargs or {}, image_size)}") from error
+    if config.init == "xavier" and isinstance(model, str):
+        draw_xavier(encoder.model)
     if config.pos_embed == "sincos" and isinstance(model, str):
         _fix_position_embedding(encoder)
     for name, parameter in encoder.model.named_parameters():

@@ -108,7 +108,7 @@ def _resample_bias_tables(model: nn.Module, before: dict[str, tuple[Tensor, Size
     """Fill the tables whose windows have changed from those before (bicubic; timm's own way is linear).
 
     A table holds an entry for each offset within a window, 2w - 1 along each side, (places, heads) or
-    (heads, rows, columns); entries for other tokens come last. Paper: section 4.1 and A.3.2.
+    (heads, rows, columns); entries for other tokens come last. Paper: appendix A.3.2.
     """
     after = _bias_tables(model)
     parameters = dict(model.named_parameters())

@@ -67,13 +67,15 @@ class Trust:
         Args:
             setting: where the user would give the name.
         """
-        if not is_custom(name) or self.allows(name):
+        if not is_custom(name):
             return
         if not FACTORY.fullmatch(name):
             raise UsageError(
                 f"{where} names the {setting} {shown(name)}, which is no backbone of timm's and no "
                 "package.module:factory"
             )
+        if self.allows(name):
+            return
         other = f", not {' or '.join(sorted(self.names))}" if self.names else ""
         raise UsageError(
             f"{where} names the factory {name} as {setting}{other}: building it runs its code, and none is "

@@ -1,8 +1,8 @@
 """Window attention among some of an image's tokens: windows are grouped (GreenMIM, Huang et al. 2022).
 
 Where most of an image is left out, its windows hold unequal numbers of tokens. They are put together into
-groups of one size, and tokens attend within their group, but to those of their own window only (paper:
-section 3.2). Which windows go together is a matter of subset sums (section 3.3, algorithm 1).
+groups of one size, and tokens attend within their group, but to those of their own window only (arXiv
+2205.13515, section 3.2). Which windows go together is a matter of subset sums (its section 3.3, algorithm 1).
 
 Letters: B batch, K tokens of a strip (`encoders.strips`), G groups, S places in a group, C width.
 """

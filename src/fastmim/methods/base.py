@@ -151,7 +151,7 @@ class Method(nn.Module, ABC):
         return Reconstruction(loss, prediction, target, cells)
 
     def set_image_size(self, image_size: Size) -> Carry:
-        """Go on at another size (paper: section 3.3, FastMIM-P).
+        """Go on at another size (paper: section 4.2, FastMIM-P).
 
         Returns:
             What brings other tensors with the names of this module's parameters to their new shapes.

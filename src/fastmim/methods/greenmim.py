@@ -17,5 +17,5 @@ class GreenMIM(VisibleBlocks):
     filling = FillingDecoder
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
-        """The same mask for each image: windows are grouped once for all of them (paper: section 3.1)."""
+        """The same mask for each image: windows are grouped once for all (arXiv 2205.13515, section 3.1)."""
         return super().draw_mask(generator, 1, size).repeat(batch, 1, 1)

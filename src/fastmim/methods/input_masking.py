@@ -20,7 +20,7 @@ from fastmim.targets import Target
 
 
 class InputMasking(Method):
-    """Mask, encode, decode, compare (paper: figure 1 and section 3).
+    """Mask, encode, decode, compare (paper: figure 5 and section 4.1).
 
     Args:
         encoder: any backbone; it is not changed.
@@ -57,10 +57,13 @@ class InputMasking(Method):
 
     def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
         if self.masking.place == "image":
-            features_BDhw = self.encoder(self._masked(images_BCHW, mask_Bhw, self.block))
+            masked = self._masked(images_BCHW, mask_Bhw, self.block)
+            features_BDhw, prefix_BPD = self.encoder.with_prefix(masked)
         else:
-            features_BDhw = self.encoder(images_BCHW, edit=partial(self._masked_tokens, mask_Bhw))
-        predictions = self.decoder(features_BDhw, self._wanted(mask_Bhw, size_of(images_BCHW)))
+            edit = partial(self._masked_tokens, mask_Bhw)
+            features_BDhw, prefix_BPD = self.encoder.with_prefix(images_BCHW, edit)
+        wanted = self._wanted(mask_Bhw, size_of(images_BCHW))
+        predictions = self.decoder(features_BDhw, wanted, prefix_BPD)
         return self.compare(images_BCHW, predictions, mask_Bhw)
 
     def _wanted(self, mask_Bhw: Tensor, size: Size) -> Tensor | None:
@@ -74,7 +77,8 @@ class InputMasking(Method):
         if not (self.training and whole and self.decoder.choosing_pays):
             return None
         tokens = self.block // stride
-        count = masked_count(mask_Bhw[0].numel(), self.masking.ratio) * tokens**2
+        blocks = mask_Bhw[0].numel()
+        count = masked_count(blocks, self.masking.ratio, self.masking.pattern) * tokens**2
         return visible_places(~spread_mask(mask_Bhw, tokens, grid_of(size, stride)), count)
 
     def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:

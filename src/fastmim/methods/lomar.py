@@ -1,6 +1,7 @@
 """LoMaR (Chen et al. 2022, arXiv 2206.00790): windows of an image are reconstructed, each for itself."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from fastmim.grids import (
     visible_places,
 )
 from fastmim.losses import LossName, masked_loss
-from fastmim.masking import Masking, masked_count
+from fastmim.masking import Masking
 from fastmim.methods.base import Method, Reconstruction
 from fastmim.methods.mae import check_patches
 from fastmim.targets import Target
@@ -45,6 +46,9 @@ class LoMaRConfig:
 
 class LoMaR(Method):
     """Take windows, mask patches in them, encode each window, predict, compare (Chen et al. 2022).
+
+    As in its released code, floor(ratio * patches) of a window are masked (39 of 49), and no two windows of
+    an image begin in the same row or column, as far as there are enough.
 
     The paper gives its ViT relative position encodings. The backbone is not changed here: a window's tokens
     have their model's own positions in the image, absolute ones or, where it has them, rotary ones, which
@@ -140,12 +144,12 @@ class LoMaR(Method):
                 f"{size[0]}x{size[1]}: {side * self.block} pixels would do, or a smaller lomar.window"
             )
         windows = batch * self.config.windows
-        top = torch.randint(h - side + 1, (windows, 1, 1), generator=generator)
-        left = torch.randint(w - side + 1, (windows, 1, 1), generator=generator)
+        top = _offsets(h - side + 1, batch, self.config.windows, generator)
+        left = _offsets(w - side + 1, batch, self.config.windows, generator)
         steps = torch.arange(side)
         places = ((top + steps.view(1, -1, 1)) * w + left + steps).flatten(1)
         order = torch.rand(windows, side * side, generator=generator).argsort(dim=1).argsort(dim=1)
-        masked = order < masked_count(side * side, self.masking.ratio)
+        masked = order < min(max(int(side * side * Fraction(str(self.masking.ratio))), 1), side * side - 1)
         mask = torch.zeros(windows, 2, h * w, dtype=torch.bool)
         mask[:, 0].scatter_(1, places, True)
         mask[:, 1].scatter_(1, places, masked)
@@ -158,6 +162,13 @@ class LoMaR(Method):
         """Patches that no window shows."""
         within_BWhw, masked_BWhw = mask_BW2hw.unbind(2)
         return ~(within_BWhw & ~masked_BWhw).any(dim=1)
+
+
+def _offsets(choices: int, batch: int, windows: int, generator: torch.Generator) -> Tensor:
+    """Where windows begin along one side, (batch * windows, 1, 1): none twice in an image, if that can be."""
+    rounds = -(-windows // choices)
+    order = torch.rand(batch, rounds, choices, generator=generator).argsort(dim=2)
+    return order.flatten(1)[:, :windows].reshape(-1, 1, 1)
 
 
 def _in_windows(tokens_BND: Tensor, places_BK: Tensor) -> Tensor:

@@ -131,7 +131,17 @@ class UMMAE(Method):
         mask_B1hw = spread_mask(
             secondary_Bij, self.block // self.encoder.embedding.stride, size_of(tokens_BDhw)
         ).unsqueeze(1)
-        return torch.where(mask_B1hw, self.mask_token.to(tokens_BDhw.dtype), tokens_BDhw)
+        token_1D11 = self.mask_token
+        if self.token_norm is not None:
+            token_1D11 = self.token_norm(token_1D11.flatten(1)).view_as(token_1D11)
+        return torch.where(mask_B1hw, token_1D11.to(tokens_BDhw.dtype), tokens_BDhw)
+
+    @property
+    def token_norm(self) -> nn.LayerNorm | None:
+        """The norm that the patch embedding ends in: the mask token goes through it, too (released code)."""
+        embedding = self.encoder.embedding
+        norm = getattr(self.encoder.model.get_submodule(embedding.name), "norm", None)
+        return norm if isinstance(norm, nn.LayerNorm) else None
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
         """(batch, 2, h, w): the patches that are not sampled; of the others, those that are masked."""

@@ -1,7 +1,8 @@
 """The teacher's features on their way to the method: asked of the teacher, or read from a cache.
 
-Crops are a function of (seed, step, rank). So a cache is exact for runs that draw the same ones: of the same
-data, seed, batch and image size. It serves to try students and settings on what a teacher has once seen.
+Crops are a function of (seed, step, place in the batch). So a cache is exact for runs that draw the same
+ones: of the same data, seed, batch and image size. It serves to try students and settings on what a teacher
+has once seen.
 """
 
 import hashlib
@@ -140,15 +141,19 @@ class Lessons:
         )
 
 
-def taught(feed: Feed, lessons: Lessons, rank: int) -> Feed:
-    """``feed`` with the teacher's maps beside images and masks, in its micro-batches."""
+def taught(feed: Feed, lessons: Lessons, first: int) -> Feed:
+    """``feed`` with the teacher's maps beside images and masks, in its micro-batches.
+
+    Args:
+        first: place of this process's first image in the whole batch.
+    """
 
     def with_lessons(micro_batches: Iterable[MicroBatch], step: int) -> Iterator[MicroBatch]:
-        start = 0
+        place = first
         for (images, *beside), share, last in micro_batches:
-            maps = lessons(images, f"{step:09d}-{rank}-{start}")
+            maps = lessons(images, f"{step:09d}-{place}")
             yield (images, *beside, *maps), share, last
-            start += len(images)
+            place += len(images)
 
     def feed_with_lessons(first_step: int) -> Iterator[Iterable[MicroBatch]]:
         for step, micro_batches in enumerate(feed(first_step), first_step):

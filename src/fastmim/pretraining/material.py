@@ -13,6 +13,7 @@ from fastmim.data.feed import (
     HELD_OUT_SEED,
     MASK_SEED,
     Feeder,
+    Share,
     Split,
     held_out_crops,
     seeded_generator,
@@ -82,7 +83,8 @@ def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -
     """
     fabric, config, split, skips = given.fabric, given.config, given.split, given.skips
     method, teaching = network.method, network.teaching
-    rank, world = fabric.global_rank, fabric.world_size
+    world = fabric.world_size
+    share = Share.of(leg.batch_size, fabric.global_rank, world)
     size, chans = leg.image_size, config.in_chans
     mean = torch.tensor(config.crop.mean, device=fabric.device)
     std = torch.tensor(config.crop.std, device=fabric.device)
@@ -114,20 +116,20 @@ def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -
     micro_batch = choices["micro_batch"] or fitting_micro_batch(
         fabric, network.learner, teacher, leg, images, mask
     )
-    micro_batch = min(micro_batch, leg.batch_size // world)
+    micro_batch = min(micro_batch, share.count)
 
     stream = Stream(split.training, config.seed)
     feeder = Feeder(
         crops_of(split.training),
-        batches=lambda step: stream.batches(leg, step, rank, world),
-        beside=lambda batch, step: method.draw_mask(
-            seeded_generator(MASK_SEED, config.seed, rank, step), len(batch.flips_B), size
-        ),
+        batches=lambda step: stream.batches(leg, step, share.part),
+        beside=lambda _, step: method.draw_mask(
+            seeded_generator(MASK_SEED, config.seed, step), share.whole, size
+        )[share.part],
         skips=skips,
         micro_batch=micro_batch,
         workers=loader_workers(config.workers, fabric.world_size // config.num_nodes),
         seed=config.seed,
-        rank=rank,
+        share=share,
         mean=mean,
         std=std,
         avoid_single=has_batch_norm(network.learner),

@@ -141,7 +141,7 @@ def learn(
                     "split": len(split.held_out),
                 }
                 lessons = lessons_of(fabric, config, network.teaching, leg, drawn, display.say)
-                feed = taught(feed, lessons, fabric.global_rank)
+                feed = taught(feed, lessons, material.feeder.share.first)
                 evaluate = partial(measure_both, held_out, learner, lessons, display.say)
             with quiet_warnings():
                 wrapped = fabric.setup_module(learner)

@@ -83,7 +83,7 @@ def table2_swin_b(predicted: Predicted, size: int) -> PretrainConfig:
 
 def table2_swin_l(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 2, Swin-L: loss on HOG or pixels, at 192 or 128 pixels."""
-    return _predicting(predicted, swin_l(800, size))
+    return _predicting(predicted, swin_l(400, size))
 
 
 def table7_vit_b(predicted: Predicted, size: int) -> PretrainConfig:
@@ -98,7 +98,7 @@ def table7_vit_l(predicted: Predicted, size: int) -> PretrainConfig:
 
 def table7_swin_b(predicted: Predicted, size: int) -> PretrainConfig:
     """Table 7, Swin-B: pixels or HOG, at 192 or 128 pixels."""
-    return _predicting(predicted, swin_b(400, size))
+    return _predicting(predicted, swin_b(800, size))
 
 
 def table7_swin_l(predicted: Predicted, size: int) -> PretrainConfig:
@@ -129,25 +129,25 @@ def table7_pvt_v2_b5(predicted: Predicted, size: int) -> PretrainConfig:
 def table10a_mae_patch_decoder(token: Token) -> PretrainConfig:
     """Table 10a, ViT-B on raw pixels: patches are dropped, mask tokens enter at MAE's decoder.
 
-    The table gives neither image size nor decoder: 128 and MAE's own stand here.
+    At 224 pixels (appendix A.2). The table gives no decoder: MAE's own stands here.
     """
-    return replace(at_length(mae(), VIT_B, 800, 128), target=RAW_PIXELS, mask=Masking(token=token))
+    return replace(at_length(mae(), VIT_B, 800), target=RAW_PIXELS, mask=Masking(token=token))
 
 
 def table10a_mim_patch_encoder(token: Token) -> PretrainConfig:
     """Table 10a, ViT-B on raw pixels: masked tokens of the patch embedding are replaced.
 
-    The table gives no image size: 128 stands here.
+    At 224 pixels (appendix A.2).
     """
-    return replace(vit_b(800), target=RAW_PIXELS, mask=Masking(token=token, place="patch"))
+    return replace(vit_b(800, 224), target=RAW_PIXELS, mask=Masking(token=token, place="patch"))
 
 
 def table10a_mim_image_encoder(token: Token) -> PretrainConfig:
     """Table 10a, ViT-B on raw pixels: masked pixels of the image are replaced.
 
-    The table gives no image size: 128 stands here.
+    At 224 pixels (appendix A.2).
     """
-    return replace(vit_b(800), target=RAW_PIXELS, mask=Masking(token=token, place="image"))
+    return replace(vit_b(800, 224), target=RAW_PIXELS, mask=Masking(token=token, place="image"))
 
 
 def table10b_vit_b(block: int, ratio: float) -> PretrainConfig:

@@ -15,6 +15,8 @@ from fastmim.methods.distillation import NEW, DistillConfig
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.targets import build_target
 
+NO_FIGURE = "no figure"
+MARKED = " (the paper's; not measured here)"
 SMOKE_SIDE = 64  # pixels
 SMOKE_SHARE = 0.02  # of the digits, to measure on
 
@@ -36,8 +38,8 @@ class Recipe:
     """The paper's figure. It was not measured with this code."""
     backbone: str
     """Name of the model."""
-    hardware: str = "8 V100 GPUs"
-    """What the paper used."""
+    hardware: str = "8 V100 GPUs (the paper's)"
+    """What the figure was made with; empty where there is no figure of the paper."""
 
     @property
     def verb(self) -> str:
@@ -64,9 +66,9 @@ class Recipe:
             self.title,
             *self.notes.splitlines(),
             "",
-            f"paper:    {self.paper} (the paper's; not measured here)",
+            f"paper:    {self.paper}{'' if self.paper == NO_FIGURE else MARKED}",
             f"          {self.table}",
-            f"hardware: {self.hardware}",
+            *([f"hardware: {self.hardware}"] if self.hardware else []),
             f"command:  {self.command}",
         ]
         return "".join(f"# {line}".rstrip() + "\n" for line in lines)

@@ -1,4 +1,4 @@
-"""Fine-tuning of the paper's results (tables 3, 4, 7, 8, 9, 15), and table 4's backbones from scratch.
+"""Fine-tuning of every run of the paper's tables, and table 4's backbones from scratch.
 
 Each is named after the run whose encoder it takes: ``table4/swin-b/finetune`` fine-tunes what
 ``table4/swin-b`` wrote to runs/table4/swin-b. Table 12 gives settings for ViT-B, Swin-B and Swin-L; the other
@@ -7,26 +7,31 @@ of the figures was measured with this code.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from fastmim.config import FinetuneConfig
-from fastmim.recipes.definition import Recipe
+from fastmim.config import FinetuneConfig, PretrainConfig
+from fastmim.recipes.definition import NO_FIGURE, Recipe
+from fastmim.recipes.supervised import AUTHORS
 from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
 
 BATCH = 1024
-# model: (base_lr, layer_decay, drop_path) of table 12; ViT-B's learning rate is the released command's.
+TABLE9_EPOCHS = 100.0  # its caption
+# model: (base_lr, layer_decay, drop_path) of table 12.
 TABLE12 = {
-    "vit_base_patch16_224": (6e-4, 0.7, 0.1),
+    "vit_base_patch16_224": (1e-3, 0.7, 0.1),
     "swin_base_patch4_window7_224": (1e-3, 0.8, 0.1),
     "swin_large_patch4_window7_224": (1e-3, 0.75, 0.3),
 }
 CENTRE = (1e-3, 0.75, 0.1)
 NOT_IN_TABLE12 = "Table 12 has no settings for it: these are the centre of the paper's grid."
-SUPERVISED_NOTES = (
-    "The paper says how long, not how: here learning rate and regularisation are those that Swin's and\n"
-    "ConvNeXt's authors train with from scratch (1e-3 at a batch of 1024)."
-)
+RELEASED_LR = {"vit_base_patch16_224": 6e-4}
+RELEASED = "finetune-released"
+FINETUNED_TABLES = ("table3", "table4", "table7", "table9", "table15")
+MAIN_TABLES = ("table3", "table4")
+ABLATIONS = ("table1a", "table1b", "table1c", "table2", "table10a", "table10b", "table16")
+SUPERVISED_NOTES = "The paper says how long, not how; here as in: {source}."
 
 
 def finetuned(model: str, encoder: str, epochs: float, size: int = 224) -> FinetuneConfig:
@@ -44,24 +49,8 @@ def finetuned(model: str, encoder: str, epochs: float, size: int = 224) -> Finet
     )
 
 
-def supervised(model: str, epochs: float, size: int = 224) -> FinetuneConfig:
-    """The same backbone from scratch: all layers learn equally fast."""
-    _, _, drop_path = TABLE12.get(model, CENTRE)
-    return FinetuneConfig(
-        encoder="none",
-        model=model,
-        image_size=size,
-        epochs=epochs,
-        batch_size=BATCH,
-        layer_decay=1.0,
-        drop_path=drop_path,
-        optim=OptimConfig(base_lr=2.5e-4, betas=(0.9, 0.999)),
-        schedule=ScheduleConfig(warmup_epochs=20, min_lr=1e-6),
-    )
-
-
 def finetuning_recipes(pretraining: dict[str, Recipe], figures: dict[str, Any]) -> Iterator[Recipe]:
-    """Fine-tuning for each run of tables 3, 4, 7, 8, 9 and 15, and table 4's backbones from scratch.
+    """Fine-tuning for each run of the paper's tables, and table 4's backbones from scratch.
 
     Args:
         pretraining: the recipes of pre-training, by name.
@@ -70,9 +59,14 @@ def finetuning_recipes(pretraining: dict[str, Recipe], figures: dict[str, Any]) 
     for name, recipe in pretraining.items():
         table, _, row = name.partition("/")
         key = row.replace("-", "_")
-        if table in ("table3", "table4", "table7", "table9", "table15"):
-            top1 = recipe.paper.split(" (")[0].split(",")[0]
-            yield _finetune(recipe, f"{name}/finetune", _epochs(table, key, figures), 224, top1)
+        top1 = recipe.paper.split(" (")[0].split(",")[0].split(";")[0]
+        if table in (*FINETUNED_TABLES, *ABLATIONS):
+            if table == "table2":
+                top1 = NO_FIGURE
+            epochs = _epochs(table, key, figures)
+            yield _finetune(recipe, f"{name}/finetune", epochs, 224, top1)
+            if table in MAIN_TABLES and recipe.backbone in RELEASED_LR and _is_fastmim(recipe):
+                yield _released(recipe, f"{name}/{RELEASED}", epochs, top1)
         if table == "table8":
             for data, _, size, tuned, top1 in figures["table8_swin_b"]:
                 if row == f"{data}-{size}px":
@@ -84,27 +78,55 @@ def finetuning_recipes(pretraining: dict[str, Recipe], figures: dict[str, Any]) 
 
 def _finetune(recipe: Recipe, name: str, epochs: float, size: int, paper: str) -> Recipe:
     settings = finetuned(recipe.backbone, f"runs/{recipe.name}", epochs, size)
-    notes = "" if recipe.backbone in TABLE12 else NOT_IN_TABLE12
+    notes = [] if recipe.backbone in TABLE12 else [NOT_IN_TABLE12]
+    if recipe.backbone in RELEASED_LR:
+        notes.append(
+            f"Table 12's base learning rate; the released command has {RELEASED_LR[recipe.backbone]:g}."
+        )
+    if _shortened(recipe):
+        notes.append("Blocks that were not pre-trained start anew.")
     title = f"{recipe.title.rstrip('.').split(':')[0]}: fine-tuning at {size} pixels."
-    return Recipe(name, recipe.table, title, notes, settings, paper, recipe.backbone)
+    tuned = Recipe(name, recipe.table, title, "\n".join(notes), settings, paper, recipe.backbone)
+    return replace(tuned, hardware="") if paper == NO_FIGURE else tuned
+
+
+def _released(recipe: Recipe, name: str, epochs: float, paper: str) -> Recipe:
+    tuned = _finetune(recipe, name, epochs, 224, paper)
+    assert isinstance(tuned.config, FinetuneConfig)
+    optim = replace(tuned.config.optim, base_lr=RELEASED_LR[recipe.backbone])
+    return replace(
+        tuned,
+        title=f"{tuned.title.rstrip('.')}, as released.",
+        notes="The released command's base learning rate; table 12 has 0.001.",
+        config=replace(tuned.config, optim=optim),
+    )
 
 
 def _scratch(recipe: Recipe, name: str, entry: list[float], top1: float) -> Recipe:
     epochs, hours = entry
-    notes = SUPERVISED_NOTES
-    size = 224
+    authors = AUTHORS[recipe.backbone]
+    notes = SUPERVISED_NOTES.format(source=authors.source)
     if "swin_large" in recipe.backbone:
-        size = 192
         notes += "\nThe paper goes on for 100 epochs at 224: fine-tune the result of this run."
-    settings = supervised(recipe.backbone, epochs, size)
+    settings = authors.config(recipe.backbone, epochs)
     title = f"{recipe.title.rstrip('.')}, supervised from scratch."
     paper = f"{top1} % top-1, {hours} GPU hours"
     return Recipe(f"{name}/scratch", recipe.table, title, notes, settings, paper, recipe.backbone)
 
 
+def _is_fastmim(recipe: Recipe) -> bool:
+    return isinstance(recipe.config, PretrainConfig) and recipe.config.method == "fastmim"
+
+
+def _shortened(recipe: Recipe) -> bool:
+    return isinstance(recipe.config, PretrainConfig) and recipe.config.encoder.depth is not None
+
+
 def _epochs(table: str, row: str, figures: dict[str, Any]) -> float:
-    """As tables 3 and 4 say; other tables' backbones as in table 4, or the 100 of table 12."""
+    """As the captions say; other tables' backbones as in table 4, or the 100 of table 12."""
     if table == "table3":
         return float(figures["table3"][row][4])
+    if table == "table9":
+        return TABLE9_EPOCHS
     backbone = next(filter(row.startswith, figures["table4"]), None)
     return float(figures["table4"][backbone][4]) if backbone else 100.0

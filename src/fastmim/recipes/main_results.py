@@ -49,7 +49,7 @@ def table3_fastmim_vit_l_800() -> PretrainConfig:
 def table3_fastmim_p_vit_l_800() -> PretrainConfig:
     """Table 3, FastMIM-P, ViT-L: 128, 160 and 192 pixels for 500, 200 and 100 epochs.
 
-    The paper lets the batch change between stages, but does not say how: here it stays.
+    The released code can change the batch between stages; the paper does not say so, and here it stays.
     """
     return in_stages(table3_fastmim_vit_l_800(), "128x500e,160x200e,192x100e")
 
@@ -74,7 +74,7 @@ def table3_fastmim_p_swin_l_400() -> PretrainConfig:
 
     The paper keeps one bias table of window 14 and resamples it for each size (appendix A.3.2). Here the
     window grows with the image, 8, 10 and 12, and its table is resampled where the stage changes. The
-    paper does not say how the batch changes between stages: here it stays.
+    released code can change the batch between stages; the paper does not say so, and here it stays.
     """
     return in_stages(table3_fastmim_swin_l_400(), "128x200e,160x100e,192x100e")
 
@@ -247,8 +247,8 @@ def table8_in22k_128px() -> PretrainConfig:
 def table9_vit_b(distilled: bool) -> PretrainConfig:
     """Table 9, ViT-B, alone or with a fine-tuned ViT-L as its teacher.
 
-    The table gives no epochs: 400 give its figure without a teacher in table 3. The paper names neither the
-    teacher's weights nor the layers: here it is table 3's ViT-L, fine-tuned, and the ends of four quarters.
+    400 epochs, as the caption says. The paper names neither the teacher's weights nor the layers: here it is
+    table 3's ViT-L, fine-tuned, and the ends of four quarters.
     """
     return _taught_by("table3/fastmim-vit-l-800", vit_b(400), distilled)
 
@@ -256,9 +256,8 @@ def table9_vit_b(distilled: bool) -> PretrainConfig:
 def table9_pvt_v2_b2(distilled: bool) -> PretrainConfig:
     """Table 9, PVTv2-B2, alone or with a fine-tuned PVTv2-B5 as its teacher.
 
-    The table gives no epochs: ViT-B's 400 stand here, since 800 give more without a teacher in table 4. The
-    paper names neither the teacher's weights nor the layers: here it is table 4's PVTv2-B5, fine-tuned, and
-    all four stages.
+    400 epochs, as the caption says. The paper names neither the teacher's weights nor the layers: here it is
+    table 4's PVTv2-B5, fine-tuned, and all four stages.
     """
     return _taught_by("table4/pvt-v2-b5", pyramid("pvt_v2_b2", 400), distilled)
 

@@ -18,7 +18,7 @@ from fastmim.data.crops import CropConfig
 from fastmim.decoders import DecoderConfig
 from fastmim.masking import Masking
 from fastmim.methods.catalogue import MethodName
-from fastmim.recipes.definition import Recipe
+from fastmim.recipes.definition import NO_FIGURE, Recipe
 from fastmim.targets import TargetConfig
 from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
@@ -269,10 +269,11 @@ def method_recipes(figures: dict[str, Any]) -> Iterator[Recipe]:
         for row, make in source.rows.items():
             config = make()
             title, _, notes = (getdoc(make) or "").partition("\n")
-            figure = "no figure"
+            figure = NO_FIGURE
             if row in source.figures:
                 *_, top1 = figures["table3"][source.figures[row]]
                 figure = f"{top1} % top-1 (FastMIM's table 3)"
-            yield Recipe(
+            recipe = Recipe(
                 f"{source.name}/{row}", source.about, title, notes.strip(), config, figure, config.model
             )
+            yield recipe if row in source.figures else replace(recipe, hardware="")

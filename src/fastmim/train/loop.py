@@ -144,10 +144,11 @@ class Loop:
         return True
 
     def _step(self, micro_batches: Iterable[MicroBatch], lr: float) -> None:
-        seeds = [self.config.seed, self.fabric.global_rank, self.progress.step]
-        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        place = self.fabric.global_rank * (self.leg.batch_size // self.fabric.world_size)
         loss = torch.zeros((), device=self.fabric.device)
         for arguments, share, last in micro_batches:
+            self._seed(place)
+            place += len(arguments[0])
             with self.fabric.no_backward_sync(self.module, enabled=not last):  # type: ignore[arg-type]
                 share_of_loss = self._loss(arguments) * share
                 self.fabric.backward(share_of_loss)
@@ -159,6 +160,11 @@ class Loop:
         self.counters[TAKEN] += taken
         self.counters[SKIPPED] += 1 - taken
         self.counters[IN_A_ROW] = (self.counters[IN_A_ROW] + 1) * (1 - taken)
+
+    def _seed(self, place: int) -> None:
+        """torch's own generators: functions of the seed, the step, and the place in the whole batch."""
+        seeds = [self.config.seed, self.progress.step, place]
+        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def _loss(self, arguments: tuple[Tensor, ...]) -> Tensor:
         try:
@@ -176,7 +182,7 @@ class Loop:
         )
 
     def _log(self, lr: float, steps_per_second: float, waiting: float) -> None:
-        counters = self.counters.tolist()
+        counters = self._of_all(self.counters).tolist()
         taken = counters[TAKEN]
         step = self.progress.step
         values: dict[str, Any] = {
@@ -236,6 +242,13 @@ class Loop:
         if self.progress.step % self.config.log_every_steps:
             return False  # the ranks must agree, and asking each other costs a wait
         return self._any(stop.signal is not None)
+
+    def _of_all(self, mine: Tensor) -> Tensor:
+        """The mean over the processes: each has seen its share of the batch."""
+        if self.fabric.world_size == 1:
+            return mine
+        mean: Tensor = self.fabric.all_reduce(mine.clone(), reduce_op="mean")  # type: ignore[assignment]
+        return mean
 
     def _any(self, mine: bool) -> bool:
         """Whether it holds for one of the processes, which all ask at the same step."""

@@ -40,9 +40,9 @@ class Stream:
         return np.concatenate(pieces)
 
     def batches(
-        self, leg: Leg, first_step: int, rank: int, world: int
+        self, leg: Leg, first_step: int, part: slice = slice(None)
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """(step, this rank's share of the step's batch) for the steps of ``leg`` from ``first_step`` on."""
-        share = leg.batch_size // world
+        """(step, ``part`` of the step's batch) for the steps of ``leg`` from ``first_step`` on."""
+        start, stop, _ = part.indices(leg.batch_size)
         for step in range(first_step, leg.last_step):
-            yield step, self.take(leg.samples_before(step) + rank * share, share)
+            yield step, self.take(leg.samples_before(step) + start, stop - start)

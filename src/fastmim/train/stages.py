@@ -1,4 +1,4 @@
-"""FastMIM-P: a run in stages of growing resolution, and the plan of steps that follows (paper: section 3.3).
+"""FastMIM-P: a run in stages of growing resolution, and the plan of steps that follows (paper: section 4.2).
 
 A run without stages is a plan of one leg. Durations become steps here and nowhere else.
 """

@@ -1,9 +1,9 @@
 """From an encoder to a classifier: whose weights it has, what it pools, which layers learn faster."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from fastmim.config import FinetuneConfig
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder, name_of
+from fastmim.encoders.levels import parameter_levels
 from fastmim.encoders.models import arguments_of, check_model_name, create, weights_tag, without_memory
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
@@ -226,17 +227,42 @@ def _changes(config: FinetuneConfig, name: str, kwargs: dict[str, Any]) -> tuple
     return changes, notes
 
 
-def layer_decay_groups(model: nn.Module, layer_decay: float, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters by layer, the last ones with the full learning rate (paper: section 4.1, table 12).
+class _Levelled:
+    """A model as timm's parameter groups see it, with levels of ours."""
 
-    timm asks the model for its layers (`group_matcher`); of one that cannot say, twelve tensors in a row
-    count as a layer.
+    def __init__(self, model: nn.Module, levels: dict[str, int]) -> None:
+        self.named_parameters = model.named_parameters
+        self._levels = levels
+
+    def group_matcher(self, coarse: bool) -> Callable[[str], int]:
+        return lambda name: self._levels.get(name, 0)  # what does not train has no level
+
+
+def layer_decay_groups(model: nn.Module, layer_decay: float, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters by layer, the last ones with the full learning rate (paper: appendix A.3.2, table 12).
+
+    A layer is a block (`encoders.levels`); of a model in which none can be told, twelve tensors in a row
+    count as one, as timm has it.
     """
     undecayed: Iterable[str] = getattr(model, "no_weight_decay", set)()
+    levels = parameter_levels(model)
     groups: list[dict[str, Any]] = param_groups_layer_decay(
-        model, optim.weight_decay, no_weight_decay_list=tuple(undecayed), layer_decay=layer_decay
+        model if levels is None else cast(nn.Module, _Levelled(model, levels)),
+        optim.weight_decay,
+        no_weight_decay_list=tuple(undecayed),
+        layer_decay=layer_decay,
     )
     return groups
+
+
+def levels_line(groups: list[dict[str, Any]], layer_decay: float) -> str:
+    """How learning rates are spread over the layers, in words."""
+    scales = sorted({group["lr_scale"] for group in groups})
+    if len(scales) == 1:
+        return "all layers learn equally fast"
+    return (
+        f"layer decay {layer_decay:g}: {len(scales)} levels, rates from {scales[0]:.2g} to 1 of the full one"
+    )
 
 
 def build_layered_adamw(model: nn.Module, layer_decay: float, optim: OptimConfig) -> torch.optim.AdamW:

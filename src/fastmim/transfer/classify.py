@@ -36,7 +36,7 @@ def finetune(
     trust_code: bool = False,
     **settings: Any,
 ) -> FinetuneResult:
-    """Fine-tune a backbone for classification (paper: section 4.1, table 12).
+    """Fine-tune a backbone for classification (paper: appendix A.3.2, table 12).
 
     Args:
         encoder: a run's folder, its encoder.safetensors, ``timm:NAME`` or ``none``.

@@ -16,7 +16,7 @@ from fastmim import __version__
 from fastmim.config import ALWAYS_FREE, FinetuneConfig, check_resumed, config_text, resume_flags
 from fastmim.config.finetune import SCRATCH
 from fastmim.data.augment import Mixing, RandAugment
-from fastmim.data.feed import Feeder
+from fastmim.data.feed import Feeder, Share
 from fastmim.data.images import fingerprint
 from fastmim.data.labels import Labelled, imbalance
 from fastmim.data.loader import Crops, as_it_is, loader_workers
@@ -38,7 +38,13 @@ from fastmim.train.schedules import build_schedule
 from fastmim.train.session import opened
 from fastmim.train.stages import build_plan
 from fastmim.transfer.accuracy import Accuracy, check_readable, measure_accuracy
-from fastmim.transfer.classifier import Learner, Start, build_classifier, build_layered_adamw
+from fastmim.transfer.classifier import (
+    Learner,
+    Start,
+    build_classifier,
+    build_layered_adamw,
+    levels_line,
+)
 from fastmim.transfer.classify_trial import Trial
 from fastmim.transfer.encoder_file import ORIGIN, WEIGHTS, encoder_digest
 from fastmim.transfer.results import RESULTS, write_classifier, write_results
@@ -141,6 +147,7 @@ def _run_on(
     labels = torch.from_numpy(training.by_index())
     skips = SkipList(run / SKIPPED, len(training.source), config.max_unreadable)
     stream = Stream(training.indices, config.seed)
+    share = Share.of(leg.batch_size, rank, world)
     varies = config.augment.rand_magnitude > 0
     feeder = Feeder(
         Crops(
@@ -152,13 +159,13 @@ def _run_on(
             RandAugment(config.augment, size, config.crop.statistics[0]) if varies else as_it_is,
             config.max_pixels,
         ),
-        batches=lambda step: stream.batches(leg, step, rank, world),
+        batches=lambda step: stream.batches(leg, step, share.part),
         beside=lambda batch, _: labels[batch.indices],
         skips=skips,
-        micro_batch=min(micro_batch, leg.batch_size // world),
+        micro_batch=min(micro_batch, share.count),
         workers=workers,
         seed=config.seed,
-        rank=rank,
+        share=share,
         mean=mean,
         std=std,
         mix=Mixing(config.augment, len(classes)),
@@ -226,7 +233,8 @@ def _run_on(
             f"{choices['precision']}, {kernels}"
         )
         display.say(
-            f"peak lr {scaled_lr(config.optim.base_lr, leg.batch_size):.3g}, {plan.total_steps} steps"
+            f"peak lr {scaled_lr(config.optim.base_lr, leg.batch_size):.3g}, {plan.total_steps} steps; "
+            + levels_line(optimizer.param_groups, config.known_layer_decay)
         )
         if plan.total_steps < FEW_STEPS:
             display.say(f"these are {plan.total_steps} steps only: raise --epochs or --steps to learn more")

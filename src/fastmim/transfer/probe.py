@@ -1,7 +1,7 @@
 """What frozen features know: nearest neighbours, a linear classifier, or attentive pooling.
 
-Masked image modelling looks poor under these and still fine-tunes well (paper: section 4; He et al. 2021,
-section 4.3): a probe compares features, it does not choose a backbone.
+Masked image modelling looks poor under these and still fine-tunes well (He et al. 2021, section 4.3): a probe
+compares features, it does not choose a backbone.
 """
 
 import math
