@@ -15,10 +15,7 @@ from fastmim.data.index import holds_images, list_tables
 from fastmim.data.names import as_text
 from fastmim.data.packed import PackedImages, is_packed
 from fastmim.data.splits import (
-    DiskTree,
-    Folder,
     Found,
-    NamesTree,
     Splits,
     choose_split,
     choose_splits,
@@ -28,6 +25,7 @@ from fastmim.data.splits import (
     shards_name,
 )
 from fastmim.data.tables import TableImages, is_saved, read_hub, read_parquet, read_saved
+from fastmim.data.trees import DiskTree, Folder, NamesTree
 from fastmim.errors import UsageError
 
 # Opens a part of the data: the source, and the class of each of its images.
