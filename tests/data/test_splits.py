@@ -276,6 +276,21 @@ def test_parquet_files_that_are_named_after_splits(tmp_path, names):
 
 
 @pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("part-0.parquet", "part-1.parquet"), ""),
+        (("train.parquet", "extra.parquet"), "the tables extra, train are taken as one"),
+    ],
+)
+def test_tables_that_are_no_splits_are_taken_as_one(tmp_path, names, said):
+    for name in names:
+        table(4).to_parquet(str(tmp_path / name))
+    training, validation = open_labelled(str(tmp_path), 0.25, 0)
+    assert len(training) + len(validation) == 8
+    assert " ".join(training.notes) == said
+
+
+@pytest.mark.parametrize(
     ("splits", "counts", "left"),
     [
         ({"Train": 6, "Val": 4}, (6, 4), ""),

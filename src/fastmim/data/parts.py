@@ -139,7 +139,8 @@ def _of_files(path: Path, spec: str, columns: Columns, without: str | os.PathLik
     files = {} if holds_images(path) else _files_by_split(path)
     splits = choose_splits(files, spec) if len(files) > 1 else None
     if splits is None:
-        return Parts(partial(_of_folder, spec, columns, without))
+        notes = (f"the tables {', '.join(files)} are taken as one",) if len(files) > 1 else ()
+        return Parts(partial(_of_folder, spec, columns, without), None, notes)
 
     def part(name: str) -> Part:
         return lambda: _table(read_parquet(files[name], spec), spec, columns)
