@@ -17,9 +17,9 @@ from fastmim.errors import UsageError
 
 NAMES = {
     "training": "train Train TRAIN training training_set TrainingSet train2017 trainset imgs_train trainval "
-    "Trainingsdaten entrenamiento train_part1",
-    "validation": "val Val valid validation dev dev_set valset VAL2014 eval Validation-Set holdout",
-    "test": "test Test testing test_set TestData test_batch",
+    "Trainingsdaten entrenamiento train_part1 训练集",
+    "validation": "val Val valid validation dev dev_set valset VAL2014 eval Validation-Set validate 验证集",
+    "test": "test Test testing test_set TestData test_batch tests 测试集",
 }
 
 
@@ -273,6 +273,21 @@ def test_parquet_files_that_are_named_after_splits(tmp_path, names):
     source = open_images(str(tmp_path))
     assert len(source) == 10
     assert "are all taken" in splits_note(str(tmp_path), source)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("part-0.parquet", "part-1.parquet"), ""),
+        (("train.parquet", "extra.parquet"), "the tables extra, train are taken as one"),
+    ],
+)
+def test_tables_that_are_no_splits_are_taken_as_one(tmp_path, names, said):
+    for name in names:
+        table(4).to_parquet(str(tmp_path / name))
+    training, validation = open_labelled(str(tmp_path), 0.25, 0)
+    assert len(training) + len(validation) == 8
+    assert " ".join(training.notes) == said
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import re
+import shutil
 import statistics
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_the_card_is_written_and_goes_on_where_it_stopped(encoder, tmp_path, cap
     longer = yaml.safe_load((runs["scratch-longer_0.1_seed0"] / "config.yaml").read_text())
     assert longer["steps"] > 2
     before = {name: (run / "last.ckpt").stat().st_mtime_ns for name, run in runs.items()}
-    (runs["scratch_0.1_seed1"] / "last.ckpt").unlink()
+    shutil.rmtree(runs["scratch_0.1_seed1"])
     assert main([*command, *FLAGS.split(), "--quiet"]) == 0
     again = json.loads((out / "payoff.json").read_text())
     assert [cell["top1"] for cell in again["cells"]] == [cell["top1"] for cell in found["cells"]]
@@ -112,6 +113,17 @@ def test_the_table_has_a_row_an_arm():
     table = as_table(Payoff(cells((50.0, 52.0), (40.0, 41.0)), None, ()))
     assert table.splitlines()[0] == "| top-1, % | 10 % (100 images) |"
     assert table.splitlines()[2].startswith("| pre-trained | 51.00 ± 12.71 |")
+
+
+def test_what_was_left_of_the_data_is_said_of_quiet_runs_too(pretrained, photos, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    (data / "class0" / "x.heic").write_bytes(b"-")
+    command = ["payoff", "--encoder", str(pretrained), "--data", str(data), "--out", str(data / "card")]
+    flags = "--image-size 32 --batch-size 8 --steps 1 --workers 0 --evaluations 1 --shares 1 --seeds 1"
+    for _ in range(2):
+        assert main([*command, *flags.split(), "--no-equal-time", "--quiet"]) == 0
+        assert capsys.readouterr().out.count("file of another kind was left out: .heic (1)") == 1
 
 
 @pytest.mark.parametrize("model", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])

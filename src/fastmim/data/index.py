@@ -39,6 +39,7 @@ RUN_PICTURES = frozenset({"samples.png", "payoff.png", "sweep.png"})
 OF_RUNS = "of runs/"  # the key of such folders in what is left out; folders end in a slash
 LEAST_KEPT = 10_000  # images; fewer are walked in a moment
 SETTLED = 2.0  # seconds since a folder's last change: within the clock's tick another would not be seen
+RULES = b"2\0"  # what is data: another number where that changes, so that no older list is taken
 OUTDATED = 7 * 86_400  # seconds: a run that is still going may need an older list
 
 Stamp = tuple[int, int]  # time of the last change in ns, inode
@@ -204,7 +205,7 @@ def _place(root: Path, outside: str | None) -> Path | None:
     base = cache_folder()
     if base is None:
         return None
-    key = os.fsencode(os.path.realpath(root)) + (b"\0" + os.fsencode(outside) if outside else b"")
+    key = RULES + os.fsencode(os.path.realpath(root)) + (b"\0" + os.fsencode(outside) if outside else b"")
     return base / "index" / hashlib.sha256(key).hexdigest()[:24]
 
 

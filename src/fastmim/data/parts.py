@@ -15,10 +15,7 @@ from fastmim.data.index import holds_images, list_tables
 from fastmim.data.names import as_text
 from fastmim.data.packed import PackedImages, is_packed
 from fastmim.data.splits import (
-    DiskTree,
-    Folder,
     Found,
-    NamesTree,
     Splits,
     choose_split,
     choose_splits,
@@ -28,6 +25,7 @@ from fastmim.data.splits import (
     shards_name,
 )
 from fastmim.data.tables import TableImages, is_saved, read_hub, read_parquet, read_saved
+from fastmim.data.trees import DiskTree, Folder, NamesTree
 from fastmim.errors import UsageError
 
 # Opens a part of the data: the source, and the class of each of its images.
@@ -141,7 +139,8 @@ def _of_files(path: Path, spec: str, columns: Columns, without: str | os.PathLik
     files = {} if holds_images(path) else _files_by_split(path)
     splits = choose_splits(files, spec) if len(files) > 1 else None
     if splits is None:
-        return Parts(partial(_of_folder, spec, columns, without))
+        notes = (f"the tables {', '.join(files)} are taken as one",) if len(files) > 1 else ()
+        return Parts(partial(_of_folder, spec, columns, without), None, notes)
 
     def part(name: str) -> Part:
         return lambda: _table(read_parquet(files[name], spec), spec, columns)

@@ -1,25 +1,25 @@
 """Which folders, files or tables are for training and which to measure on, by their names."""
 
-import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
-from fastmim.data.index import holds_images, is_hidden
+from fastmim.data.trees import Folder, Tree
 from fastmim.errors import UsageError
 
 Role = Literal["training", "validation", "test"]
-Folder = tuple[str, ...]  # parts of a path
 
 ROLES: dict[str, Role] = {
-    **dict.fromkeys(("train", "training", "trn"), "training"),
+    **dict.fromkeys(("train", "training", "trains", "trn", "tra", "learning"), "training"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "validation"),
-    **dict.fromkeys(("holdout", "heldout", "validierung", "validacion", "validación"), "validation"),
-    **dict.fromkeys(("test", "testing", "tst"), "test"),
-    # As German, Spanish, French and Portuguese have it.
-    **dict.fromkeys(("trainings", "entrenamiento", "entrainement", "entraînement", "treino"), "training"),
-    **dict.fromkeys(("prueba", "pruebas", "teste"), "test"),
+    **dict.fromkeys(("vals", "validate", "holdout", "heldout"), "validation"),
+    **dict.fromkeys(("test", "testing", "tests", "tst"), "test"),
+    # As Chinese, French, German, Portuguese and Spanish have it.
+    **dict.fromkeys(("训练", "训练集", "entrainement", "entraînement", "trainings"), "training"),
+    **dict.fromkeys(("treino", "entrenamiento"), "training"),
+    **dict.fromkeys(("验证", "验证集", "validierung", "validação", "validacion", "validación"), "validation"),
+    **dict.fromkeys(("测试", "测试集", "teste", "prueba", "pruebas"), "test"),
 }
 # Words that a split's name may have besides, which say nothing.
 FILLERS = frozenset(
@@ -58,22 +58,6 @@ class Found(NamedTuple):
     splits: Splits
     classes_outside: bool
     """A folder a class, and in each the splits."""
-
-
-class Tree(Protocol):
-    """Folders of images."""
-
-    def folders(self, place: Folder) -> list[str]:
-        """Those in ``place`` that have images below them, sorted."""
-        ...
-
-    def has_images(self, place: Folder) -> bool:
-        """Whether images lie in ``place`` itself."""
-        ...
-
-    def advice(self, place: str, name: str) -> str:
-        """How to give a single one of the folders."""
-        ...
 
 
 def read_name(name: str) -> Named:
@@ -205,54 +189,6 @@ def _same_within(tree: Tree, place: Folder, names: list[str]) -> list[str]:
     first = tree.folders((*place, names[0]))
     others = (tree.folders((*place, name)) for name in names[1:])
     return first if len(first) > 1 and all(found == first for found in others) else []
-
-
-class NamesTree:
-    """The folders of images that are known by name."""
-
-    def __init__(self, folders: Iterable[Folder]) -> None:
-        self._within: dict[Folder, set[str]] = {}
-        self._with_images = set(folders)
-        for parts in self._with_images:
-            for depth, name in enumerate(parts):
-                self._within.setdefault(parts[:depth], set()).add(name)
-
-    def folders(self, place: Folder) -> list[str]:
-        return sorted(self._within.get(place, ()))
-
-    def has_images(self, place: Folder) -> bool:
-        return place in self._with_images
-
-    def advice(self, place: str, name: str) -> str:
-        return f"a tar or pack of {name} alone"
-
-
-class DiskTree:
-    """The folders of images on a disk."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._known: dict[Folder, list[str]] = {}
-
-    def folders(self, place: Folder) -> list[str]:
-        if place not in self._known:
-            self._known[place] = self._find(self._root.joinpath(*place))
-        return self._known[place]
-
-    @staticmethod
-    def _find(folder: Path) -> list[str]:
-        try:
-            with os.scandir(folder) as entries:
-                inner = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
-        except OSError:
-            return []
-        return sorted(name for name in inner if holds_images(folder / name))
-
-    def has_images(self, place: Folder) -> bool:
-        return holds_images(self._root.joinpath(*place), below=False)
-
-    def advice(self, place: str, name: str) -> str:
-        return f"{place}/{name}"
 
 
 def shards_name(file: Path) -> str:

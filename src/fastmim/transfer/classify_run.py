@@ -259,6 +259,7 @@ def _run_on(
             write_classifier(run, config, start, learner, classes)
             facts_of_run = {
                 "training_images": len(training),
+                "data_notes": training.notes,
                 "unreadable_training": len(skips.skipped),
                 "training_images_per_class": dict(zip(classes, training.per_class.tolist(), strict=True)),
                 "micro_batch": feeder.micro_batch,

@@ -80,6 +80,8 @@ class _Results:
     device: str
     processes: Count
     threads: Count
+    images: Count | None = None
+    data_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,9 @@ def payoff(
             lines.append("the encoder was fine-tuned before: it may have seen these very labels")
     if _measured_images_were_seen(config):
         lines.append("the images to measure on were among those that the encoder was trained on (unlabelled)")
+    lines += dict.fromkeys(
+        f"data: {note}" for values in results.values() for note in values.get("data_notes", ())
+    )
     found = Payoff(cells, seconds, tuple(lines))
     values = {
         **asdict(found),

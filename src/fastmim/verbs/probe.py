@@ -38,6 +38,7 @@ def run(arguments: list[str]) -> int:
             "images": int(accuracy.images.sum()),
             "unreadable": len(result.unreadable),
             "note": result.note,
+            "data_notes": result.data_notes,
             "settings": asdict(config),
             "per_class": accuracy.per_class(result.classes),
         }
