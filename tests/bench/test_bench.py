@@ -61,7 +61,7 @@ def test_floating_point_operations_are_those_of_the_shapes():
     width, tokens, patch = 64, 5, 3 * 16 * 16
     decoder, out = 256, 9 * 3 * 4
     block = tokens * width * width * 12 + 2 * tokens * tokens * width
-    small = 4 * (decoder * decoder * 12 + 2 * 4 * decoder + width * decoder + decoder * out)
+    small = tokens * (decoder * decoder * 12 + 2 * tokens * decoder + width * decoder) + 4 * decoder * out
     products = 4 * patch * width + 2 * block + small
     assert flops_per_image(found.method, found.forward) == 3 * 2 * products
 
@@ -243,10 +243,17 @@ def test_all_is_its_parts_each_in_a_process_of_its_own(tmp_path, monkeypatch, ca
     monkeypatch.setattr(bench.subprocess, "run", child)
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "all", "--rounds", "1"]) == 0
-    assert [words[words.index("bench") + 1] for words in run] == ["step", "hog", "loader", "memory", "growth"]
+    assert [words[words.index("bench") + 1] for words in run] == [
+        "step",
+        "hog",
+        "loader",
+        "packs",
+        "memory",
+        "growth",
+    ]
     assert all(words[-4:-1] == ["--rounds", "1", "--json"] for words in run)
     found = read_results(tmp_path / "bench.json")
-    assert list(found.figures) == ["step", "hog", "loader", "memory", "growth"]
+    assert list(found.figures) == ["step", "hog", "loader", "packs", "memory", "growth"]
     assert found.command == "fastmim bench all --rounds 1"
     monkeypatch.setattr(bench.subprocess, "run", lambda words: subprocess.CompletedProcess(words, 2))
     assert main(["bench", "all"]) == 1
