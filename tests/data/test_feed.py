@@ -11,7 +11,7 @@ from torch import nn
 import fastmim
 from conftest import QUICK, TINY, lines
 from fastmim.config import merge
-from fastmim.data.feed import Feeder, micro_batches
+from fastmim.data.feed import Feeder, Share, micro_batches
 from fastmim.data.loader import Batch
 from fastmim.errors import UsageError
 from fastmim.methods.catalogue import METHODS
@@ -43,7 +43,7 @@ def feeder_of(micro_batch, avoid_single, mean):
         micro_batch=micro_batch,
         workers=0,
         seed=0,
-        rank=0,
+        share=Share.of(micro_batch, 0, 1),
         mean=mean,
         std=torch.ones(3),
         avoid_single=avoid_single,

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastmim.data.feed import Share
 from fastmim.errors import RunError
 from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint, write_atomically
 from fastmim.train.device import choose_micro_batch, saved_bytes
@@ -33,17 +34,18 @@ def test_each_epoch_is_a_permutation_and_batches_run_across_epochs():
     for epoch in range(4):
         assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10, 20))
     assert not np.array_equal(order[:10], order[10:20])
-    batches = [indices for _, indices in stream.batches(leg(10, 4), 0, rank=0, world=1)]
+    batches = [indices for _, indices in stream.batches(leg(10, 4), 0)]
     assert np.array_equal(np.concatenate(batches), order)
-    later = list(Stream(np.arange(10, 20), seed=1).batches(leg(10, 4), 7, rank=0, world=1))
+    later = list(Stream(np.arange(10, 20), seed=1).batches(leg(10, 4), 7))
     assert [step for step, _ in later] == [7, 8, 9]
     assert np.array_equal(later[0][1], batches[7])
 
 
 def test_ranks_share_a_batch_without_overlap():
     stream = Stream(np.arange(100), seed=0)
-    whole = [i for _, i in stream.batches(leg(3, 8), 0, 0, 1)]
-    halves = [[i for _, i in Stream(np.arange(100), 0).batches(leg(3, 8), 0, rank, 2)] for rank in (0, 1)]
+    whole = [i for _, i in stream.batches(leg(3, 8), 0)]
+    shares = [Share.of(8, rank, 2).part for rank in (0, 1)]
+    halves = [[i for _, i in Stream(np.arange(100), 0).batches(leg(3, 8), 0, part)] for part in shares]
     for step in range(3):
         assert np.array_equal(np.concatenate([halves[0][step], halves[1][step]]), whole[step])
 
