@@ -1,3 +1,4 @@
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from fastmim.errors import RunError
 from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint, write_atomically
 from fastmim.train.device import choose_micro_batch, saved_bytes
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, scaled_lr
+from fastmim.train.runlog import MetricsFile
 from fastmim.train.sampler import Stream
 from fastmim.train.schedules import ScheduleConfig, build_schedule
 from fastmim.train.stages import Stage, build_plan
@@ -178,3 +180,24 @@ def test_the_micro_batch_divides_the_share_evenly():
     assert choose_micro_batch(100, 1, 0, device) == 50
     assert choose_micro_batch(7, 1, 0, device) == 7
     assert choose_micro_batch(64, 10**15, 0, device) == 1
+
+
+def test_metrics_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
+    """A full device takes nothing, however often it is asked: also what is left over at the end."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full")
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics._file.close()
+    metrics._file = open("/dev/full", "ab")  # noqa: SIM115
+    with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: No space left on device"):
+        metrics.write({"step": 1})
+    metrics.close()
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+
+    def fails(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: Input/output error"):
+        metrics.size()
+    metrics.close()

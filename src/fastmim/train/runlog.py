@@ -1,5 +1,6 @@
 """What a run tells while it goes: metrics.jsonl, TensorBoard events, and a line or a bar for people."""
 
+import contextlib
 import json
 import math
 import os
@@ -56,11 +57,15 @@ class MetricsFile:
 
     def size(self) -> int:
         """Bytes written so far, on their way to the disk."""
-        os.fsync(self._file.fileno())
-        return os.path.getsize(self._path)
+        try:
+            os.fsync(self._file.fileno())
+            return os.path.getsize(self._path)
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that `write` has failed to write
+            self._file.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
