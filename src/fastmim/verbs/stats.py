@@ -44,9 +44,6 @@ def run(arguments: list[str]) -> int:
     source = open_images(command.data, command.columns)
     for note in notes_of(source):  # not among what may be written to a file and given as --config
         print(f"data: {note}", file=sys.stderr)
-    filled = fill_note(source, command.in_chans, command.seed, command.max_pixels)
-    if filled:
-        print(f"data: {filled}", file=sys.stderr)
     stats = measure_stats(
         source,
         command.in_chans,
@@ -56,6 +53,9 @@ def run(arguments: list[str]) -> int:
         command.workers,
         command.max_pixels,
     )
+    filled = fill_note(source, command.in_chans, command.seed, command.max_pixels)
+    if filled:
+        print(f"data: {filled}", file=sys.stderr)
     mean, std = ([round(value, 6) for value in values] for values in (stats.mean, stats.std))
     if command.json:
         print(json.dumps({"mean": mean, "std": std, "images": stats.images, "unreadable": stats.unreadable}))
