@@ -1,5 +1,6 @@
 """Small real and made images that many tests share."""
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fastmim
+from fastmim.data.resize import Box
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -92,6 +94,18 @@ def photo(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
         bottom, right = top + generator.integers(3, height), left + generator.integers(3, width)
         image[top:bottom, left:right] = generator.integers(0, 256, 3)
     return image
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    """The image as a file of that kind holds it."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def whole(height: int, width: int) -> Box:
+    """All of an image, as a crop."""
+    return Box(0, 0, height, width)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from conftest import photo
+from conftest import encoded, photo, whole
 from fastmim.data.bands import UnreadableImage
 from fastmim.data.decode import crop_and_resize, decode
 from fastmim.data.images import ArrayImages, open_images
@@ -15,10 +15,6 @@ from fastmim.data.resize import Box
 
 CONTIG = {"photometric": "minisblack", "planarconfig": "contig"}
 PLANES = {"photometric": "minisblack", "planarconfig": "separate"}
-
-
-def whole(height: int, width: int) -> Box:
-    return Box(0, 0, height, width)
 
 
 def tiff(array: np.ndarray, **options) -> bytes:
@@ -30,12 +26,6 @@ def tiff(array: np.ndarray, **options) -> bytes:
 def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

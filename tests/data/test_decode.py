@@ -7,20 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from conftest import photo
+from conftest import encoded, photo, whole
 from fastmim.data.bands import UnreadableImage
 from fastmim.data.decode import crop_and_resize, decode, shrink
 from fastmim.data.resize import Box
-
-
-def whole(height: int, width: int) -> Box:
-    return Box(0, 0, height, width)
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

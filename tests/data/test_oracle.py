@@ -10,23 +10,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from conftest import photo
+from conftest import encoded, photo, whole
 from fastmim.data.bands import UnreadableImage
 from fastmim.data.decode import crop_and_resize, decode, shrink
 from fastmim.data.images import open_images
 from fastmim.data.resize import Box
 
 SIDE = 32
-
-
-def whole(height: int, width: int) -> Box:
-    return Box(0, 0, height, width)
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def ramp(levels: int) -> np.ndarray:

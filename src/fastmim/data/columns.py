@@ -1,6 +1,6 @@
 """Which of a table's columns holds the images, and which the classes: by name first, then by type."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,58 +36,84 @@ class Columns:
     """Column of the classes, of a table. Default: one named label, or the only one of classes."""
 
 
+@dataclass(frozen=True)
+class _Sought:
+    """What a column is wanted for."""
+
+    setting: str
+    names: tuple[str, ...]
+    """That say it."""
+    fits: Callable[[Any], bool]
+    """Whether a column of such a feature can hold it."""
+    holds: str
+    """In words, as "does not hold ..."."""
+    several: str
+    """As "has several ..."."""
+    missing: str
+    """As "has no ..."; then the columns, and what is needed."""
+    needed: str
+
+
 def choose_image(features: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, list[str]]:
     """The column of images, and others that could have been it.
 
     Raises:
         UsageError: there is none, none of this name, or several and none whose name says it.
     """
-    able = [name for name, feature in features.items() if _is_image(feature)]
-    if columns.image is not None:
-        return _chosen("image", columns.image, able, features, where)
-    typed = [name for name in able if not _is_value(features[name])]
-    named = _named(able, IMAGE_COLUMNS)
-    unable = _unable(features, able, IMAGE_COLUMNS)
-    if named is None and len(typed) == 1 and not unable:
-        named = typed[0]
-    if named is not None:
-        return named, [name for name in (*unable, *typed) if name != named]
-    if typed and unable:
-        raise UsageError(_by_type_alone(where, "images", "image", unable, typed, features))
-    if typed:
-        raise UsageError(
-            f"data: {where} has several columns of images, {', '.join(typed)}: say which one with "
-            "--columns.image"
-        )
-    raise UsageError(
-        f"data: {where} has no image column (columns: {_described(features)}); one of Hugging Face's Image "
-        "type, or one of encoded images (bytes) named 'image', is needed; --columns.image says which"
+    sought = _Sought(
+        "image",
+        IMAGE_COLUMNS,
+        _is_image,
+        "images",
+        "columns of images",
+        "image column",
+        "one of Hugging Face's Image type, or one of encoded images (bytes) named 'image'",
     )
+    return _choose(sought, columns.image, features, where)
 
 
 def choose_label(features: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, list[str]]:
     """The column of classes, and others that could have been it. Raises UsageError, as `choose_image`."""
-    able = [name for name, feature in features.items() if _is_class(feature)]
-    if columns.label is not None:
-        return _chosen("label", columns.label, able, features, where)
+    sought = _Sought(
+        "label",
+        LABEL_COLUMNS,
+        _is_class,
+        "a class a row",
+        "columns of classes",
+        "column of classes",
+        "one of Hugging Face's ClassLabel type, or one named 'label'",
+    )
+    return _choose(sought, columns.label, features, where)
+
+
+def _choose(
+    sought: _Sought, asked: str | None, features: Mapping[str, Any], where: str
+) -> tuple[str, list[str]]:
+    flag = f"--columns.{sought.setting}"
+    able = [name for name, feature in features.items() if sought.fits(feature)]
+    if asked is not None:
+        return _chosen(sought, asked, able, features, where)
     typed = [name for name in able if not _is_value(features[name])]
-    named = _named(able, LABEL_COLUMNS)
-    unable = _unable(features, able, LABEL_COLUMNS)
+    named = _named(able, sought.names)
+    unable = _unable(features, able, sought.names)
     if named is None and len(typed) == 1 and not unable:
         named = typed[0]
     if named is not None:
-        alike = [name for name in able if name in typed or name.lower() in LABEL_COLUMNS]
+        alike = [name for name in able if name in typed or name.lower() in sought.names]
         return named, [name for name in (*unable, *alike) if name != named]
     if typed and unable:
-        raise UsageError(_by_type_alone(where, "a class a row", "label", unable, typed, features))
+        said = _described({name: features[name] for name in unable})
+        raise UsageError(
+            f"data: {where}: column {said} does not hold {sought.holds}, and whether {', '.join(typed)} is "
+            f"meant instead is open: say it with {flag}"
+        )
     if typed:
         raise UsageError(
-            f"data: {where} has several columns of classes, {', '.join(typed)}: say which one with "
-            "--columns.label"
+            f"data: {where} has several {sought.several}, {', '.join(typed)}: say which one with {flag}"
         )
     raise UsageError(
-        f"data: {where} has no column of classes (columns: {_described(features)}); one of Hugging Face's "
-        "ClassLabel type, or one named 'label', is needed; --columns.label says which"
+        f"data: {where} has no {sought.missing} (columns: {_described(features)}); {sought.needed}, is "
+        f"needed; {flag} says which"
     )
 
 
@@ -97,14 +123,15 @@ def taken(what: str, column: str, others: list[str]) -> tuple[str, ...]:
 
 
 def _chosen(
-    setting: str, name: str, able: list[str], features: Mapping[str, Any], where: str
+    sought: _Sought, name: str, able: list[str], features: Mapping[str, Any], where: str
 ) -> tuple[str, list[str]]:
     if name in able:
         return name, []
-    what = "is none of images or bytes" if setting == "image" else "holds no single class a row"
+    what = "is none of images or bytes" if sought.setting == "image" else "holds no single class a row"
     wrong = f"{what} ({_type(features[name])})" if name in features else "is not there"
     raise UsageError(
-        f"columns.{setting} = {name} {wrong} in {where}; columns that work: {', '.join(able) or 'none'}"
+        f"columns.{sought.setting} = {name} {wrong} in {where}; columns that work: "
+        f"{', '.join(able) or 'none'}"
     )
 
 
@@ -118,17 +145,6 @@ def _named(able: list[str], names: tuple[str, ...]) -> str | None:
 def _unable(features: Mapping[str, Any], able: list[str], names: tuple[str, ...]) -> list[str]:
     """Columns whose names say it, and whose types do not."""
     return [name for name in features if name.lower() in names and name not in able]
-
-
-def _by_type_alone(
-    where: str, what: str, setting: str, unable: list[str], typed: list[str], features: Mapping[str, Any]
-) -> str:
-    """What is said where names and types lead to different columns."""
-    said = _described({name: features[name] for name in unable})
-    return (
-        f"data: {where}: column {said} does not hold {what}, and whether {', '.join(typed)} is meant instead "
-        f"is open: say it with --columns.{setting}"
-    )
 
 
 def _is_image(feature: Any) -> bool:
