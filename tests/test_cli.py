@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -198,13 +199,18 @@ def test_checked_backbones_make_a_table(capsys, tmp_path):
 
 
 def test_stats_can_be_given_to_pretrain(photos, capsys, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    photos = tmp_path / "photos"
+    (photos / "x.heic").write_bytes(b"-")
     assert main(["stats", "--data", str(photos)]) == 0
-    text = capsys.readouterr().out
+    text, said = capsys.readouterr()
+    assert "left out: .heic (1)" in said
     (tmp_path / "stats.yaml").write_text(text)
     crop = yaml.safe_load(text)["crop"]
     assert len(crop["mean"]) == len(crop["std"]) == 3
     assert all(0 < value < 1 for value in crop["mean"] + crop["std"])
     config = base_config(PretrainConfig, tmp_path / "stats.yaml", None, None)
+    assert config.data == PretrainConfig().data
     assert config.crop.mean == tuple(crop["mean"])
     assert main(["stats", "--data", str(photos), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["mean"] == crop["mean"]

@@ -98,7 +98,7 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
     for place in ("names_like", "smallest_of_each_family"):
         monkeypatch.setattr(f"fastmim.backbones.{place}", note)
     monkeypatch.setattr("fastmim.verbs.stats.measure_stats", note)
-    monkeypatch.setattr("fastmim.verbs.stats.open_images", lambda _: None)
+    monkeypatch.setattr("fastmim.verbs.stats.open_images", lambda *_: None)
     for name in ("pack", "verify"):
         monkeypatch.setattr(f"fastmim.verbs.pack.{name}", note)
     words = shlex.split(command, comments=True)[1:]

@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from conftest import photo
+from fastmim.cli import main
 from fastmim.data.images import ArrayImages, open_images
-from fastmim.data.stats import measure_stats
+from fastmim.data.stats import fill_note, measure_stats
 from fastmim.errors import UsageError
 
 
@@ -68,3 +69,35 @@ def test_nothing_readable_names_the_first_reason(photos):
         UsageError, match=r"none of 5 images .* 13 channels; .*jpg: 13 channels are needed, .* has 3"
     ):
         measure_stats(open_images(str(photos)), 13, (16, 16), 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(np.float32, -9999), (np.float32, 1e20), (np.float32, -32768), (np.int16, -32768), (np.uint16, 65535)],
+)
+def test_a_value_that_marks_missing_pixels_is_said(tmp_path, capsys, kind, value):
+    generator = np.random.default_rng(0)
+    for number in range(8):
+        image = (generator.random((16, 16, 4)) * 1000).astype(kind)
+        np.save(tmp_path / f"{number}.npy", image)
+    source = open_images(str(tmp_path))
+    assert fill_note(source, 4, 0) is None
+    image[:3] = value
+    np.save(tmp_path / "7.npy", image)
+    said = fill_note(source, 4, 0)
+    assert "in 1 of 8 images, as if it marked missing pixels" in said
+    assert main(["stats", "--data", str(tmp_path), "--in-chans", "4"]) == 0
+    written = capsys.readouterr()
+    assert said in written.err
+    assert "nan" not in written.out.lower()
+
+
+def test_bright_spots_and_masks_mark_no_missing_pixels(photos):
+    generator = np.random.default_rng(0)
+    sparse = (generator.random((4, 16, 16, 4)) ** 8).astype(np.float32)
+    masks = np.repeat(generator.integers(0, 2, (4, 16, 16, 1)).astype(np.float32), 4, 3)
+    framed = generator.integers(10, 60, (4, 16, 16, 4), dtype=np.uint8)
+    framed[:, :3] = 255
+    for images in (sparse, masks, framed):
+        assert fill_note(ArrayImages(images, "image"), 4, 0) is None
+    assert fill_note(open_images(str(photos)), 3, 0) is None

@@ -1,7 +1,8 @@
 """Mean and standard deviation of each channel of a data set, in one pass over some of its images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from fastmim.grids import Size
 MEASURED_IMAGES = 1024  # where the statistics are not given
 RANGED_IMAGES = 32  # whose range tells what floating-point RGB means
 MAYBE_FLOAT = (NPY_MAGIC, *tiff.MAGICS)  # what files begin with whose numbers may be floating-point
+# Times the range of all other values: no value of a scene lies so far from them; highlights may be far above.
+FAR_BELOW, FAR_ABOVE = 3, 10
 FLAT = 1e-6  # a channel whose std is no larger share of its mean is constant but for rounding
 
 
@@ -138,23 +141,56 @@ def channel_statistics(
             return IMAGENET_MEAN, IMAGENET_STD
         why = f"values of {least:g} to {most:g} are not those of photographs (0 to 1)"
     stats = measure_stats(source, in_chans, size, MEASURED_IMAGES, seed, max_pixels=max_pixels)
+    filled = fill_note(source, in_chans, seed, max_pixels)
+    if filled:
+        say(f"data: {filled}")
     say(f"mean and standard deviation are measured on {stats.images} images, since {why}")
     return stats.mean, stats.std
+
+
+def fill_note(source: ImageSource, chans: int, seed: int, max_pixels: int = MAX_PIXELS) -> str | None:
+    """What is to be said where one value, far from all others of its image, seems to mark missing pixels."""
+    drawn = _some_numbers(source, chans, seed, max_pixels)
+    fills = [_fill(to_float(pixels)) for pixels in drawn if pixels.dtype != np.uint8]
+    found = [value for value in fills if value is not None]
+    if not found:
+        return None
+    return (
+        f"{found[0]:g} is far from all other values in {len(found)} of {len(fills)} images, as if it marked "
+        "missing pixels: fill them first"
+    )
+
+
+def _fill(pixels: NDArray[np.floating[Any]]) -> float | None:
+    """The least or the largest value, where several pixels have it, and all others lie close together."""
+    for value, far in ((float(pixels.min()), FAR_BELOW), (float(pixels.max()), FAR_ABOVE)):
+        others = pixels[pixels != value]
+        if 0 < others.size <= pixels.size - 2:
+            least, most = float(others.min()), float(others.max())
+            if least < most and max(least - value, value - most) > far * (most - least):
+                return value
+    return None
 
 
 def value_range(
     source: ImageSource, chans: int, seed: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[float, float]:
     """The least and the largest of 0 and the values of a few images drawn by ``seed``, 8 bits as 0..1."""
-    drawn = np.random.default_rng([STATS_SEED, seed]).permutation(len(source))[:RANGED_IMAGES]
     least, most = 0.0, 0.0
+    for pixels in _some_numbers(source, chans, seed, max_pixels):
+        values = to_float(pixels)
+        least, most = min(least, float(values.min())), max(most, float(values.max()))
+    return least, most
+
+
+def _some_numbers(source: ImageSource, chans: int, seed: int, max_pixels: int) -> Iterator[NDArray[Any]]:
+    """A few images drawn by ``seed`` whose numbers may be of any range."""
+    drawn = np.random.default_rng([STATS_SEED, seed]).permutation(len(source))[:RANGED_IMAGES]
     for index in np.sort(drawn).tolist():
         try:
             data = source.read(index)
             if isinstance(data, bytes) and not data.startswith(MAYBE_FLOAT):
                 continue
-            pixels = to_float(decode(data, chans, max_pixels))
+            yield decode(data, chans, max_pixels)
         except (UnreadableImage, OSError):
             continue
-        least, most = min(least, float(pixels.min())), max(most, float(pixels.max()))
-    return least, most

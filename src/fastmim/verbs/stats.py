@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.columns import Columns
 from fastmim.data.images import notes_of, open_images
-from fastmim.data.stats import measure_stats
+from fastmim.data.stats import fill_note, measure_stats
 from fastmim.errors import UsageError
 from fastmim.flags import parse
 
@@ -42,8 +42,8 @@ def run(arguments: list[str]) -> int:
             raise UsageError(f"{name} = {getattr(command, name)} must be at least {least}")
     size = (command.image_size, command.image_size)
     source = open_images(command.data, command.columns)
-    for note in notes_of(source):
-        print(f"data: {note}", file=sys.stderr if command.json else sys.stdout)
+    for note in notes_of(source):  # not among what may be written to a file and given as --config
+        print(f"data: {note}", file=sys.stderr)
     stats = measure_stats(
         source,
         command.in_chans,
@@ -53,6 +53,9 @@ def run(arguments: list[str]) -> int:
         command.workers,
         command.max_pixels,
     )
+    filled = fill_note(source, command.in_chans, command.seed, command.max_pixels)
+    if filled:
+        print(f"data: {filled}", file=sys.stderr)
     mean, std = ([round(value, 6) for value in values] for values in (stats.mean, stats.std))
     if command.json:
         print(json.dumps({"mean": mean, "std": std, "images": stats.images, "unreadable": stats.unreadable}))
