@@ -144,11 +144,8 @@ class Loop:
         return True
 
     def _step(self, micro_batches: Iterable[MicroBatch], lr: float) -> None:
-        place = self.fabric.global_rank * (self.leg.batch_size // self.fabric.world_size)
         loss = torch.zeros((), device=self.fabric.device)
-        for arguments, share, last in micro_batches:
-            self._seed(place)
-            place += len(arguments[0])
+        for arguments, share, last in self._seeded(micro_batches):
             with self.fabric.no_backward_sync(self.module, enabled=not last):  # type: ignore[arg-type]
                 share_of_loss = self._loss(arguments) * share
                 self.fabric.backward(share_of_loss)
@@ -161,10 +158,21 @@ class Loop:
         self.counters[SKIPPED] += 1 - taken
         self.counters[IN_A_ROW] = (self.counters[IN_A_ROW] + 1) * (1 - taken)
 
-    def _seed(self, place: int) -> None:
-        """torch's own generators: functions of the seed, the step, and the place in the whole batch."""
-        seeds = [self.config.seed, self.progress.step, place]
-        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    def _seeded(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        """Each micro-batch, made and computed with torch's generators a function of (seed, step, place).
+
+        Its place is that of its first image in the whole batch, over all processes.
+        """
+        place = self.fabric.global_rank * (self.leg.batch_size // self.fabric.world_size)
+        iterator = iter(micro_batches)
+        while True:
+            seeds = np.random.SeedSequence([self.config.seed, self.progress.step, place])
+            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            micro_batch = next(iterator, None)
+            if micro_batch is None:
+                return
+            yield micro_batch
+            place += len(micro_batch[0][0])
 
     def _loss(self, arguments: tuple[Tensor, ...]) -> Tensor:
         try:

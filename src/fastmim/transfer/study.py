@@ -56,7 +56,7 @@ def open_study(config: FinetuneConfig, grid: SweepConfig, out: Path) -> "optuna.
 def _check_same(study: "optuna.Study", config: FinetuneConfig, grid: SweepConfig, url: str) -> None:
     """A study holds points of one kind of fine-tuning only. Raises UsageError."""
     settings = asdict(config) | {"optim": asdict(replace(config.optim, base_lr=1.0)), "layer_decay": None}
-    for name in (*ALWAYS_FREE - {"data"}, "accelerator", "devices", "num_nodes"):
+    for name in (*ALWAYS_FREE - {"data"}, "accelerator"):
         settings.pop(name)
     settings |= {
         name: getattr(grid, name) for name in ("centre_lr", "centre_decay", "lr_factor", "decay_step")
