@@ -183,7 +183,10 @@ def test_what_cannot_be_pre_trained_is_told(photos, tmp_path, settings, part):
 def test_a_factory_by_name_is_a_model_like_any_other(photos, tmp_path):
     settings = TINY | {"model": f"{__name__}:Pyramid", "model_kwargs": {}}
     fastmim.pretrain(data=photos, out=tmp_path / "run", steps=2, **settings)
-    assert isinstance(fastmim.load_encoder(tmp_path / "run"), Pyramid)
+    with pytest.raises(UsageError, match="trust_code=True"):
+        fastmim.load_encoder(tmp_path / "run")
+    loaded = fastmim.load_encoder(tmp_path / "run", trust_code=True)
+    assert isinstance(loaded, Pyramid)
     with pytest.raises(UsageError, match="no_such"):
         fastmim.pretrain(data=photos, out=tmp_path / "no", **(settings | {"model": f"{__name__}:no_such"}))
 

@@ -188,7 +188,7 @@ def test_the_same_workers_go_on_over_the_end_of_an_epoch(photos):
     pool = np.arange(24)
     stream = Stream(pool, seed=1)
     leg = Leg(0, (16, 16), 10, None, 0, 12, 0)
-    draws = (Draw(indices, (step,)) for step, indices in stream.batches(leg, 0, 0, 1))
+    draws = (Draw(indices, (step,)) for step, indices in stream.batches(leg, 0))
     processes = []
     for step, batch in enumerate(load_batches(Marked(crops_of(photos)), draws, 2, False)):
         assert len(batch.indices) == 10  # also where an epoch of 24 ends within

@@ -74,7 +74,12 @@ def stand_in(monkeypatch):
 def test_it_finds_the_best_and_a_failed_run_costs_its_point(stand_in, tmp_path):
     tried, _ = stand_in
     said = []
-    found = sweep(FinetuneConfig(encoder="x", data="y", out=str(tmp_path)), SweepConfig(), True, said.append)
+    found = sweep(
+        FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="y", out=str(tmp_path)),
+        SweepConfig(),
+        True,
+        said.append,
+    )
     assert found.best == (2e-3, 0.75)
     assert not found.stopped_growing
     assert len(tried) == len(set(tried)) == 12
@@ -87,7 +92,7 @@ def test_it_finds_the_best_and_a_failed_run_costs_its_point(stand_in, tmp_path):
 def test_it_goes_on_after_a_stop(stand_in, tmp_path):
     tried, stop_at = stand_in
     stop_at.append(5)
-    config = FinetuneConfig(encoder="x", data="y", out=str(tmp_path))
+    config = FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="y", out=str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         sweep(config, SweepConfig(), True, lambda _: None)
     assert len(tried) == 5
@@ -99,7 +104,9 @@ def test_a_point_of_a_killed_process_is_tried_again(stand_in, tmp_path, monkeypa
     tried, _ = stand_in
     monkeypatch.setattr(study_module, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(sweep_module, "POLL_SECONDS", 0.5)
-    config = FinetuneConfig(encoder="x", data="y", out=str(tmp_path), precision="32-true")
+    config = FinetuneConfig(
+        encoder="timm:vit_tiny_patch16_224", data="y", out=str(tmp_path), precision="32-true"
+    )
     study = study_module.open_study(config, SweepConfig(centre_lr=1e-3, centre_decay=0.75), tmp_path)
     dead = study.ask()
     dead.set_user_attr("point", [0, 0])
@@ -118,13 +125,18 @@ def test_a_stop_ends_the_sweep(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sweep_module, "run_finetuning", stopped)
     with pytest.raises(StoppedError) as error:
-        sweep(FinetuneConfig(encoder="x", data="y", out=str(tmp_path)), SweepConfig(), True, print)
+        sweep(
+            FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="y", out=str(tmp_path)),
+            SweepConfig(),
+            True,
+            print,
+        )
     assert error.value.exit_code == 143
     assert len(tried) == 1
 
 
 def test_a_study_holds_one_kind_of_fine_tuning(stand_in, tmp_path):
-    config = FinetuneConfig(encoder="x", data="y", out=str(tmp_path))
+    config = FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="y", out=str(tmp_path))
     sweep(config, SweepConfig(), True, lambda _: None)
     for other, grid in [(replace(config, epochs=3.0), SweepConfig()), (config, SweepConfig(lr_factor=3))]:
         with pytest.raises(UsageError, match="give another --study"):
@@ -145,7 +157,9 @@ def work(arguments):
 
     sweep_module.run_finetuning = run
     sweep_module.POLL_SECONDS = 0.2
-    config = FinetuneConfig(encoder="x", data="y", out=str(out / f"p{number}"), precision="32-true")
+    config = FinetuneConfig(
+        encoder="timm:vit_tiny_patch16_224", data="y", out=str(out / f"p{number}"), precision="32-true"
+    )
     sweep(config, SweepConfig(storage=f"sqlite:///{out / 'shared.db'}"), True, lambda _: None)
     return tried
 
