@@ -323,14 +323,15 @@ def test_metrics_of_anything_cost_no_run(whole, run, content):
     assert same(weights(run), weights(whole))
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(whole, run):
+def test_a_checkpoint_of_an_earlier_version_goes_on(whole, run, capsys):
     state = read_checkpoint(older_checkpoints(run)[0])
     shutil.rmtree(run / "checkpoints")
     state["choices"].pop("kernels")  # the first ones named none
     state["optimizer"]["param_groups"] = [dict(group) for group in state["optimizer"]["param_groups"]]
     (run / LAST).unlink()
     plain(state, run / LAST)
-    assert fastmim.pretrain(out=run, resume=True, quiet=True).complete
+    assert fastmim.pretrain(out=run, resume=True).complete
+    assert "begun by an earlier version" in capsys.readouterr().out
     assert [line["step"] for line in lines(run)][-1] == 6
     assert sealed_step(run / LAST) == 6
 

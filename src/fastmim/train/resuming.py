@@ -11,9 +11,13 @@ from fastmim.train.checkpoint import (
     older_checkpoints,
     read_checkpoint,
 )
-from fastmim.train.seal import Damaged
+from fastmim.train.seal import Damaged, sealed_step
 from fastmim.train.stages import Leg, Plan
 from fastmim.train.state import check_place, check_state
+
+EARLIER = (
+    "this run was begun by an earlier version: from here on its crops and masks are drawn in another way"
+)
 
 
 class Checkpoint(NamedTuple):
@@ -22,7 +26,7 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
     file: Path
     note: str
-    """Why it is not the last one that the run wrote; empty where it is."""
+    """What a person should know: that it is not the last one that the run wrote, or of an earlier version."""
 
 
 def sound_checkpoint(file: Path) -> Checkpoint:
@@ -46,8 +50,10 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
         except Damaged as error:
             reasons.append(f"{file.relative_to(run)} {error}")
             continue
-        note = f"going on from {file.relative_to(run)}, since {'; '.join(reasons)}" if reasons else ""
-        return found._replace(note=note)
+        notes = [f"going on from {file.relative_to(run)}, since {'; '.join(reasons)}"] if reasons else []
+        if sealed_step(file) is None:
+            notes.append(EARLIER)
+        return found._replace(note="; ".join(notes))
     last = run / LAST
     if last.is_symlink() or last.exists() or len(reasons) > 1:
         raise RunError(
