@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastmim.data.columns import Columns
 from fastmim.data.files import read_regular, why_not_regular
 from fastmim.data.index import IMAGE_SUFFIXES, left_out, list_images, list_tables
-from fastmim.data.names import NameList
+from fastmim.data.names import Named, NameList
 from fastmim.data.packed import Manifest, PackedImages, is_packed
 from fastmim.data.tables import is_saved, open_hub, open_packed, open_parquet, open_saved
 from fastmim.data.tars import TarImages as TarImages
@@ -57,22 +57,13 @@ def notes_of(source: object) -> tuple[str, ...]:
     return source.notes if isinstance(source, HasNotes) else ()
 
 
-class FileImages:
+class FileImages(Named):
     """Image files below a folder, in sorted order; or a given list of files."""
 
     def __init__(self, root: str, names: Iterable[str] | NameList, notes: tuple[str, ...] = ()) -> None:
         self.notes = notes
         self._root = root
         self._names = names if isinstance(names, NameList) else NameList(names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        return self._names[index]
-
-    def joined_names(self) -> memoryview:
-        return self._names.joined()
 
     def read(self, index: int) -> bytes:
         return read_regular(os.path.join(self._root, self._names[index]))

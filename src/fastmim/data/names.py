@@ -88,3 +88,18 @@ class NameList:
             raise RunError(f"the index of the images is gone: {error}; start again") from error
         if len(self) != state["count"]:
             raise RunError(f"the index of the images, {path}, is another one by now; start again")
+
+
+class Named:
+    """Images that are known by the names in ``self._names``."""
+
+    _names: NameList
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def joined_names(self) -> memoryview:
+        return self._names.joined()

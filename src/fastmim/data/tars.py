@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastmim.data.files import check_size, open_regular
 from fastmim.data.index import counted, is_hidden, is_image_name, left_out
-from fastmim.data.names import NameList
+from fastmim.data.names import Named, NameList
 from fastmim.errors import UsageError
 
 BLOCK = tarfile.BLOCKSIZE
@@ -27,7 +27,7 @@ MOST_LINKS = 40  # on the way from a name to a file, as Linux has it
 BAD_HEADER = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError)
 
 
-class TarImages:
+class TarImages(Named):
     """The image files of an uncompressed tar, read at random where they lie; links are followed within it.
 
     Raises:
@@ -42,15 +42,6 @@ class TarImages:
         self._names = NameList(name for name, _ in entries)
         self._places: NDArray[np.int64] = np.array([p for _, p in entries], dtype=np.int64).reshape(-1, 2)
         self._opened: tuple[int, int] | None = None  # (process, file descriptor)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        return self._names[index]
-
-    def joined_names(self) -> memoryview:
-        return self._names.joined()
 
     def read(self, index: int) -> bytes:
         if self._opened is None or self._opened[0] != os.getpid():
