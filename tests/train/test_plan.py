@@ -28,7 +28,7 @@ def test_a_plan_goes_on_where_the_stage_before_ended():
 def test_the_order_of_the_data_knows_no_stages():
     plan = build_plan(THREE, 20, 4, None)
     stream = Stream(np.arange(20), seed=3)
-    staged = [i for leg in plan.legs for _, i in stream.batches(leg, leg.first_step, 0, 1)]
+    staged = [i for leg in plan.legs for _, i in stream.batches(leg, leg.first_step)]
     assert np.array_equal(np.concatenate(staged), Stream(np.arange(20), seed=3).take(0, 84))
 
 

@@ -28,9 +28,16 @@ def send(number):
 
 @pytest.fixture(autouse=True)
 def handlers_are_as_before():
+    """As usual at first, also where the tests run under nohup or in the background, and the same after."""
+    outside = {number: signal.getsignal(number) for number in STOPPING}
+    for number in STOPPING:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     before = [signal.getsignal(number) for number in STOPPING]
     yield
-    assert [signal.getsignal(number) for number in STOPPING] == before
+    after = [signal.getsignal(number) for number in STOPPING]
+    for number, handler in outside.items():
+        signal.signal(number, handler)
+    assert after == before
 
 
 @pytest.mark.parametrize("number", STOPPING, ids=NAMES)

@@ -11,7 +11,7 @@ import torch
 
 import fastmim
 from fastmim.errors import UsageError
-from fastmim.transfer.encoder_file import read_encoder
+from fastmim.transfer.encoder_file import check_finite, read_encoder
 
 KWARGS = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32}
 VIT = "vit_tiny_patch16_224"
@@ -120,6 +120,13 @@ def test_the_tensors_must_be_the_models(tmp_path):
         assert "qkv" in said, change
     assert "qkv" in refusal(write(tmp_path, tensors={k: v for k, v in state().items() if k != name}))
     assert "extra.weight" in refusal(write(tmp_path, tensors={**state(), "extra.weight": torch.zeros(2)}))
+
+
+def test_a_bound_may_be_infinite_and_not_nan():
+    check_finite({"clip.max": torch.tensor(float("inf"))}, "a")
+    for value in (torch.tensor(float("nan")), torch.tensor([float("inf")])):
+        with pytest.raises(UsageError, match=r"clip\.max"):
+            check_finite({"clip.max": value}, "a")
 
 
 def test_half_precision_is_taken(tmp_path):

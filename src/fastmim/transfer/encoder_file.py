@@ -171,8 +171,13 @@ def parse_origin(text: str, where: str) -> dict[str, Any]:
 
 
 def check_finite(state: Mapping[str, Tensor], where: str) -> None:
-    """Raise UsageError where weights out of the file ``where`` are not finite, or variances below 0."""
+    """Raise UsageError where weights out of the file ``where`` are not finite, or variances below 0.
+
+    A single number may be infinite: it is a bound, as of Gemma's clipped layers, and no weight.
+    """
     for name, value in state.items():
+        if value.ndim == 0 and bool(torch.isinf(value)):
+            continue
         if (value.is_floating_point() or value.is_complex()) and not _is_finite(value):
             raise UsageError(
                 f"{where}: {name} holds numbers that are not finite in float32: these are weights of a "
