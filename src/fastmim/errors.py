@@ -1,5 +1,6 @@
 """The errors that a person is meant to read: one line, no traceback unless asked for."""
 
+import os
 import signal
 
 
@@ -41,6 +42,11 @@ class StoppedError(RunError):
 
     def __reduce__(self) -> tuple[type["StoppedError"], tuple[int, str]]:
         return StoppedError, (self.number, self.where)
+
+
+def why(error: OSError) -> str:
+    """The system's words for what went wrong, where pyarrow has put words of its own around them."""
+    return os.strerror(error.errno) if error.errno else error.strerror or str(error)
 
 
 def printable(text: str) -> str:

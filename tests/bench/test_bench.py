@@ -258,3 +258,13 @@ def test_all_is_its_parts_each_in_a_process_of_its_own(tmp_path, monkeypatch, ca
     monkeypatch.setattr(bench.subprocess, "run", lambda words: subprocess.CompletedProcess(words, 2))
     assert main(["bench", "all"]) == 1
     assert "bench step ended with exit code 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["file/bench.json", "folder"])
+def test_where_figures_cannot_lie_nothing_is_measured(place, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(bench, "_show_part", lambda *_: pytest.fail("it was measured"))
+    assert main(["bench", "hog", "--json", str(tmp_path / place)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("fastmim: json: ")

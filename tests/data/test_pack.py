@@ -267,7 +267,7 @@ def test_a_full_disk_is_one_line(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pa, "RecordBatchStreamWriter", full)
     assert main(["pack", "--data", str(photos), "--out", str(tmp_path / "p")]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.endswith("No space left on device")
+    assert line.endswith("No space left on device; the same command goes on where it was")
 
 
 def test_the_last_line_says_what_was_done(photos, tmp_path, capsys):

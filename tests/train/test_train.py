@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastmim.data.feed import Share
-from fastmim.errors import RunError
+from fastmim.errors import RunError, why
 from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint, write_atomically
 from fastmim.train.device import choose_micro_batch, saved_bytes
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, scaled_lr
@@ -201,3 +201,15 @@ def test_metrics_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: Input/output error"):
         metrics.size()
     metrics.close()
+
+
+def test_a_file_where_a_folder_should_be_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write .*: Not a directory"):
+        write_atomically(tmp_path / "file" / "x", lambda file: file.write(b"1"))
+
+
+def test_the_systems_words_are_found_in_those_of_pyarrow():
+    wrapped = OSError(28, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+    assert why(wrapped) == "No space left on device"
+    assert why(OSError("cut off")) == "cut off"

@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastmim.data.bands import MAX_PIXELS, first_line
+from fastmim.data.bands import MAX_PIXELS
 from fastmim.data.columns import Columns
 from fastmim.data.images import ImageSource, fingerprint, notes_of, open_images
 from fastmim.data.labels import class_names, in_order
 from fastmim.data.packed import MANIFEST, Manifest, PackSettings, Shard, is_packed, read_shard, write_json
 from fastmim.data.processes import in_processes
 from fastmim.data.shards import Damage, Part, features_of, verify_shard, write_shard
-from fastmim.errors import RunError, UsageError
+from fastmim.errors import RunError, UsageError, why
 
 SHARD_IMAGES = 1024
 QUALITY = 85  # of JPEGs at 4:2:0: 34 dB against the pixels, 9 kB at a short side of 144; 90 is 10 % slower
@@ -247,4 +247,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror or first_line(error)}") from error
+        raise RunError(
+            f"cannot write {folder}: {why(error)}; the same command goes on where it was"
+        ) from error

@@ -38,7 +38,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except (OSError, RuntimeError) as error:
         raise _unwritten(path, error) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it would take the place of what is being said
+            beside.unlink()
 
 
 def _unwritten(path: Path, error: OSError | RuntimeError) -> RunError:

@@ -16,7 +16,7 @@ from fastmim.data.columns import Columns
 from fastmim.data.images import ImageSource, notes_of, open_images
 from fastmim.data.labels import class_names
 from fastmim.data.names import as_text
-from fastmim.errors import RunError, UsageError
+from fastmim.errors import RunError, UsageError, why
 from fastmim.transfer.features import Extractor, build_extractor
 
 SUFFIXES = (".parquet", ".pq")
@@ -101,7 +101,7 @@ def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
         unreadable, images = _write(beside, extractor, source, config.data)
         os.replace(beside, file)
     except OSError as error:
-        raise RunError(f"cannot write {file}: {error.strerror or error}") from error
+        raise RunError(f"cannot write {file}: {why(error)}") from error
     finally:
         beside.unlink(missing_ok=True)
     return Embedded(file, images, extractor.encoder.width, unreadable, notes_of(source))

@@ -103,6 +103,7 @@ def run(arguments: list[str]) -> int:
         for file in write_page(read_results(command.file), Path(command.page), line):
             print(f"{file}: written")
         return 0
+    _check_place(command.file)
     device = build_fabric(command.accelerator, 1, 1, command.precision).device
     results = Results(machine(device), line, date.today().isoformat())
     if command.part == "all":
@@ -115,6 +116,18 @@ def run(arguments: list[str]) -> int:
     results.write(command.file)
     print(f"{command.file}: the figures")
     return 0
+
+
+def _check_place(file: Path) -> None:
+    """Raise UsageError where figures could not be written, before they are measured."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"json: {file.parent} is no folder that files can lie in: {error.strerror}"
+        ) from error
+    if file.is_dir():
+        raise UsageError(f"json: {file} is a folder; give a file, such as {file / 'bench.json'}")
 
 
 def _apart(part: str, arguments: list[str]) -> Results:
