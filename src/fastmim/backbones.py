@@ -6,6 +6,9 @@ optimiser step; weights that a model built anew takes strictly, and that give th
 
 import contextlib
 import fnmatch
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,11 +30,13 @@ from fastmim.errors import UsageError
 from fastmim.masking import Masking
 from fastmim.methods.input_masking import InputMasking
 from fastmim.targets import TargetConfig, build_target
+from fastmim.train.device import free_bytes
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step
 from fastmim.transfer.encoder_file import describe_encoder, save_encoder
 from fastmim.transfer.weights import load_encoder
 
 NEAR = 128  # pixels; the paper's
+BYTES_PER_PARAMETER = 24  # of a run with its trial: weights, gradients, AdamW's means, and their copies
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,16 @@ class Check:
     image_size: int
     """Square, in pixels: the one nearest to 128 that works."""
     failures: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What was seen beside it."""
 
     @property
     def passed(self) -> bool:
         return not self.failures
 
     def __str__(self) -> str:
-        return f"fails: {self.failures[0]}" if self.failures else f"pre-trains at {self.image_size}"
+        verdict = f"fails: {self.failures[0]}" if self.failures else f"pre-trains at {self.image_size}"
+        return "; ".join((verdict, *self.notes))
 
 
 def names_like(pattern: str | None) -> list[str]:
@@ -117,6 +125,43 @@ def check(name: str, near: int = NEAR, model_kwargs: dict[str, Any] | None = Non
         return Check(best, tuple(broken_promises(name, best, kwargs)))
     except UsageError as error:
         return Check(near, (str(error),))
+
+
+def check_by_pretraining(name: str) -> tuple[Backbone, Check]:
+    """`fastmim pretrain` of one step, as a person calls it, kernels measured; and its export reloaded."""
+    backbone = look_up(name)
+    if backbone.sizes is None:
+        return backbone, Check(NEAR, (backbone.reason,))
+    side = backbone.sizes.best(NEAR)
+    needed = BYTES_PER_PARAMETER * 1e6 * backbone.parameters
+    if needed > free_bytes(torch.device("cpu")):
+        return backbone, Check(side, (f"not tried: it needs about {needed / 2**30:.0f} GiB of memory",))
+    with tempfile.TemporaryDirectory(prefix="fastmim-") as folder:
+        run = Path(folder) / "run"
+        settings = {"data": "demo:photos", "model": name, "image-size": side, "batch-size": 4, "steps": 1}
+        settings |= {"held-out": 2, "workers": 0, "out": run}
+        words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        done = subprocess.run(
+            [sys.executable, "-m", "fastmim", "pretrain", *words],
+            env=os.environ | {"FASTMIM_CACHE": str(Path(folder) / "cache")},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [""]
+            return backbone, Check(side, (f"exit code {done.returncode}: {lines[-1]}",))
+        notes = tuple(line for line in done.stdout.splitlines() if line.endswith("not taken"))
+        return backbone, Check(side, tuple(_unusable(run, side)), notes)
+
+
+def _unusable(run: Path, side: int) -> Iterator[str]:
+    """In words, what the export of a run lacks."""
+    model: Any = load_encoder(run).eval()
+    with torch.no_grad():
+        features = model.forward_features(torch.randn(2, 3, side, side))
+    parts = features if isinstance(features, tuple | list) else [features]
+    if not all(torch.isfinite(part).all() for part in parts):
+        yield "the exported model's features are not finite"
 
 
 def look_up_and_check(name: str) -> tuple[Backbone, Check]:

@@ -31,6 +31,7 @@ def remembered(
     key: dict[str, Any],
     find_out: Callable[[], dict[str, Any]],
     form: type = dict[str, Any],
+    keep: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
     """What ``find_out()`` returned when it was first asked for ``key`` here.
 
@@ -41,6 +42,7 @@ def remembered(
         kind: the folder within the cache.
         key: plain values that the answer depends on.
         form: what an answer is: a dataclass, or another type that pydantic knows.
+        keep: asked after ``find_out``: whether the answer will hold later, too.
     """
     folder = cache_folder()
     if folder is None:
@@ -55,6 +57,8 @@ def remembered(
     except OSError:
         pass
     found = find_out()
+    if not keep():
+        return found
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:

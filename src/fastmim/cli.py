@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from fastmim import __version__
 from fastmim.errors import FastmimError, Interrupted, UsageError, printable
+from fastmim.threads import wait_briefly
 from fastmim.train.signals import interruptible
 
 VERBS = {
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    wait_briefly()
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         with interruptible():

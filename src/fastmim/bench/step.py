@@ -8,7 +8,7 @@ from fastmim.bench.flops import flops_per_image
 from fastmim.bench.measure import Figure, matmul_peak, medians, side_by_side
 from fastmim.bench.steps import FIRST_STEPS, prepare
 from fastmim.config import PretrainConfig
-from fastmim.train.kernels import Kernels, apply, use_attention
+from fastmim.train.kernels import Kernels, apply, own_threads, use_attention
 from fastmim.train.launch import precision_of
 
 SHARE_TARGET = 0.5  # of the peak, for a plain ViT
@@ -25,6 +25,11 @@ def bench_step(config: PretrainConfig, rounds: int, say: Callable[[str], None]) 
         rounds: steps that count, of each contestant.
         say: told what is chosen.
     """
+    with own_threads():
+        return _lines(config, rounds, say)
+
+
+def _lines(config: PretrainConfig, rounds: int, say: Callable[[str], None]) -> list[Figure]:
     bench = prepare(config)
     device = bench.fabric.device
     what = f"{config.model} at {config.size[0]}x{config.size[1]}, batch {config.batch_size}"

@@ -13,7 +13,8 @@ from fastmim.encoders.probe import last_features
 from fastmim.methods.base import Method
 from fastmim.pretraining import build_method
 from fastmim.pretraining.start import kernel_facts, use_kernels
-from fastmim.train.kernels import Kernels, settle_kernels
+from fastmim.train.autotune import settle_kernels
+from fastmim.train.kernels import Kernels
 from fastmim.train.launch import build_fabric
 from fastmim.train.optim import build_adamw, guarded_step, scaled_lr
 
@@ -71,7 +72,7 @@ def prepare(config: PretrainConfig) -> Bench:
         fabric,
         config.kernels,
         method,
-        lambda count: method(images[:count], mask[:count]),
+        lambda count: (images[:count], mask[:count]),
         len(images),
         0,
         kernel_facts(config, method, config.size),

@@ -27,7 +27,8 @@ from fastmim.methods.distillation import Distilled
 from fastmim.methods.learning import HeldOut
 from fastmim.pretraining.start import fitting_micro_batch, kernel_config, kernel_facts, use_kernels
 from fastmim.pretraining.teaching import Teaching, load_teaching
-from fastmim.train.kernels import Kernels, settle_kernels
+from fastmim.train.autotune import settle_kernels
+from fastmim.train.kernels import Kernels
 from fastmim.train.optim import build_adamw, carry_state
 from fastmim.train.sampler import Stream
 from fastmim.train.stages import Leg
@@ -43,6 +44,8 @@ class Given:
     split: Split
     skips: SkipList
     say: Callable[[str], None]
+    threads: int
+    """Of this process, before a leg chose fewer."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -
     Args:
         choices: what is settled already, from a checkpoint or by the stage.
     """
+    torch.set_num_threads(given.threads)
     fabric, config, split, skips = given.fabric, given.config, given.split, given.skips
     method, teaching = network.method, network.teaching
     world = fabric.world_size
@@ -106,8 +110,8 @@ def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -
             fabric,
             kernel_config(config),
             method,
-            lambda count: method(images[:count], mask[:count]),
-            len(images),
+            lambda count: (images[:count], mask[:count]),
+            min(len(images), max(1, leg.batch_size // world)),
             (leg.last_step - leg.first_step) * leg.batch_size / world,
             kernel_facts(config, method, size),
             given.say,

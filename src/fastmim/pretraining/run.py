@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lightning_fabric import Fabric
 from torch import nn
 
@@ -25,7 +26,7 @@ from fastmim.pretraining.start import FREE_ON_RESUME, build_method
 from fastmim.pretraining.teaching import load_teaching
 from fastmim.report.run import Outcome
 from fastmim.train.checkpoint import LAST
-from fastmim.train.kernels import check_kernels
+from fastmim.train.kernels import check_kernels, own_threads
 from fastmim.train.launch import precision_of, quiet_warnings
 from fastmim.train.loop import Feed, Loop, Progress
 from fastmim.train.optim import build_adamw
@@ -66,7 +67,7 @@ def run_on(
 ) -> RunResult:
     """A run on the devices of ``fabric``; every process of a run calls this."""
     check_kernels(config.kernels, fabric.device)
-    with written(fabric, Path(config.out), RUN_FILES, resume, overwrite) as checkpoint:
+    with own_threads(), written(fabric, Path(config.out), RUN_FILES, resume, overwrite) as checkpoint:
         return learn(fabric, source, config, checkpoint, quiet, module)
 
 
@@ -114,7 +115,7 @@ def learn(
 
     text = config_text("pretrain", config)
     with opened(run, plan, text, checkpoint, first, quiet, config.deterministic) as (display, log, stop):
-        given = Given(fabric, source, config, split, skips, display.say)
+        given = Given(fabric, source, config, split, skips, display.say, torch.get_num_threads())
         progress = Progress()
         for note in (*notes_of(source), splits_note(config.data, source)):
             if note:

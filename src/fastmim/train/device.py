@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ Precision = Literal["auto", "bf16-mixed", "32-true"]
 CPU_MICRO_BATCH = 64  # larger ones are no faster on a CPU and cost memory
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 MEMORY_SHARE = 0.6  # of what is free, for activations; the rest is for gradients, buffers and surprises
+LOOKS, SECONDS_TO_LOOK = 5, 0.05
 WORTH_IT = 1.2  # bfloat16 must be at least this much faster
 
 
@@ -72,6 +74,19 @@ def saved_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
     total = sum(kept.values())
     del result
     return total
+
+
+def others_compute(threads: int) -> bool:
+    """Whether other processes leave fewer than ``threads`` of this machine's processors free just now."""
+    running = []
+    try:
+        for _ in range(LOOKS):
+            time.sleep(SECONDS_TO_LOOK)
+            fields = dict(line.split(maxsplit=1) for line in Path("/proc/stat").read_text().splitlines())
+            running.append(int(fields["procs_running"]) - 1)  # this one looks
+    except (OSError, KeyError, ValueError):  # not Linux
+        return False
+    return statistics.median(running) + threads > (os.cpu_count() or 1)
 
 
 def device_name(device: torch.device) -> str:

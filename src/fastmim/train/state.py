@@ -25,6 +25,7 @@ class _Kernels(BaseModel):
     memory_format: MemoryFormat
     compile: Compile
     optimizer: OptimizerKernel
+    threads: Count = 0
 
 
 class _Choices(BaseModel):

@@ -26,7 +26,7 @@ from fastmim.data.views import Views
 from fastmim.encoders.batch_size import check_batch, has_batch_norm
 from fastmim.errors import UsageError
 from fastmim.train.checkpoint import LAST
-from fastmim.train.kernels import COMPILES, apply, check_kernels, checkpoint_activations
+from fastmim.train.kernels import COMPILES, apply, check_kernels, checkpoint_activations, own_threads
 from fastmim.train.launch import hardware, precision_of, quiet_warnings, teller
 from fastmim.train.loop import Loop, Progress
 from fastmim.train.optim import scaled_lr, use_kernel
@@ -81,6 +81,7 @@ def run_on(
     """A run on the devices of ``fabric``; every process of a run calls this."""
     check_kernels(config.kernels, fabric.device)
     with contextlib.ExitStack() as holding:
+        holding.enter_context(own_threads())
         return _run_on(fabric, holding, training, validation, config, resume, overwrite, quiet, module)
 
 

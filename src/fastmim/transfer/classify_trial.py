@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from fastmim.config import FinetuneConfig
 from fastmim.errors import UsageError
+from fastmim.train.autotune import settle_kernels
 from fastmim.train.device import fit_micro_batch
-from fastmim.train.kernels import Kernels, settle_kernels
+from fastmim.train.kernels import Kernels
 from fastmim.train.stages import Plan
 from fastmim.transfer.classifier import Learner, Start, Step
 
@@ -21,7 +23,7 @@ FITTED_BY = 2  # images
 
 @dataclass(frozen=True)
 class Trial:
-    """Runs a learner on grey images whose class is anybody's guess."""
+    """Runs a learner on images of noise whose class is anybody's guess."""
 
     fabric: Fabric
     learner: Learner
@@ -29,11 +31,15 @@ class Trial:
     classes: int
     say: Callable[[str], None]
 
-    def forward(self, count: int) -> Step:
+    def inputs(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images and targets."""
         device = self.fabric.device
-        images = torch.zeros(count, self.config.in_chans, *self.config.size, device=device)
-        targets = torch.full((count, self.classes), 1 / self.classes, device=device)
-        step: Step = self.learner(images, targets)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(count, self.config.in_chans, *self.config.size, generator=generator)
+        return images.to(device), torch.full((count, self.classes), 1 / self.classes, device=device)
+
+    def forward(self, count: int) -> Step:
+        step: Step = self.learner(*self.inputs(count))
         return step
 
     def kernels(self, start: Start, plan: Plan, choices: dict[str, Any]) -> Kernels:
@@ -46,8 +52,8 @@ class Trial:
             self.fabric,
             self.config.kernels,
             self.learner,
-            self.forward,
-            MOST_IMAGES,
+            self.inputs,
+            min(MOST_IMAGES, max(1, self.config.batch_size // self.fabric.world_size)),
             plan.total_steps * self.config.batch_size / self.fabric.world_size,
             {"model": start.name, "arguments": repr(start.kwargs), "size": list(self.config.size)},
             self.say,

@@ -24,6 +24,10 @@ def run(arguments: list[str]) -> int:
         """Of each family, only the model with the fewest parameters."""
         check: bool = False
         """Pre-train each for one step, export and reload it, and say whether it passed."""
+        pretrain: bool = False
+        """With --check: try each by `fastmim pretrain` in a process of its own, kernels measured."""
+        every: int = 1
+        """Only every so many of the names."""
         json: bool = False
         """A JSON object a line."""
         write: str | None = None
@@ -34,11 +38,16 @@ def run(arguments: list[str]) -> int:
     command = parse(Command, arguments, "fastmim backbones", Command())
     if command.processes < 1:
         raise UsageError(f"processes = {command.processes} must be at least 1")
+    if command.every < 1:
+        raise UsageError(f"every = {command.every} must be at least 1")
+    if command.pretrain and not command.check:
+        raise UsageError("pretrain needs --check")
     if command.write and not command.check:
         raise UsageError("write needs --check: the file says what passed")
     names = backbones.names_like(command.filter)
     if command.families:
         names = backbones.smallest_of_each_family(names, command.processes)
+    names = names[:: command.every]
     if not command.json:
         print(backbones.HEADER)
     if not command.check:
@@ -47,7 +56,8 @@ def run(arguments: list[str]) -> int:
             print(line, flush=True)
         return 0
     found = []
-    for known, check in backbones.each(backbones.look_up_and_check, names, command.processes):
+    way = backbones.check_by_pretraining if command.pretrain else backbones.look_up_and_check
+    for known, check in backbones.each(way, names, command.processes):
         found.append((known, check))
         if command.json:
             more = {"passed": check.passed, "verdict": str(check)}

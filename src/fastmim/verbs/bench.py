@@ -19,6 +19,7 @@ from fastmim.bench.hog import bench_hog
 from fastmim.bench.loader import bench_loader, bench_pack_quality
 from fastmim.bench.measure import machine
 from fastmim.bench.methods import bench_methods
+from fastmim.bench.shared import bench_shared
 from fastmim.bench.step import bench_step
 from fastmim.config import PretrainConfig
 from fastmim.errors import RunError, UsageError
@@ -28,12 +29,14 @@ from fastmim.train.device import Precision
 from fastmim.train.kernels import KernelConfig
 from fastmim.train.launch import build_fabric
 
-Part = Literal["step", "hog", "loader", "packs", "memory", "growth", "methods", "all", "document"]
+Part = Literal["step", "hog", "loader", "packs", "memory", "shared", "growth", "methods", "all", "document"]
 PARTS: tuple[str, ...] = get_args(Part)[:-2]
 NOT_IN_ALL = "methods"  # takes as long as all the rest
 STEP_MODELS = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
 HOG_ROUNDS = 5  # for each round of steps: it is short
 LOADER_ROUNDS = 2
+SMALL, SMALL_SIZE = "vit_tiny_patch16_224", 64
+SHARED_BATCH = 8  # of the large model: a step must be short beside a turn
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class BenchCommand:
 
     step: the training step beside the device's peak and the bare backbone; hog: beside its plain form;
     loader: beside torchvision's pipeline; packs: how near their crops are to those of the files, by short
-    side; memory: beside the same step at 224; growth: time and memory against batch, resolution and depth;
+    side; memory: beside the same step at 224; shared: a small and a large model's step on a CPU, quiet and
+    beside a busy process; growth: time and memory against batch, resolution and depth;
     all: all of these; methods: a step of each method beside FastMIM's (paper: figure 2 and table 3);
     document: a page from the JSON of an earlier run.
     """
@@ -56,7 +60,7 @@ class BenchCommand:
     models: tuple[str, ...] = STEP_MODELS
     """Backbones of step."""
     model: str = STEP_MODELS[0]
-    """Backbone of memory and growth."""
+    """Backbone of memory and growth, and the large one of shared."""
     image_size: int = 128
     """Side of the images, in pixels."""
     batch_size: int = 64
@@ -178,6 +182,10 @@ def _run_part(part: str, command: BenchCommand, results: Results, say: Callable[
         results.figures[part] = bench_pack_quality(command.data, say)
     elif part == "memory":
         results.figures[part] = bench_memory(command.config(command.model, command.batch_size), say)
+    elif part == "shared":
+        small = replace(command.config(SMALL, command.batch_size), image_size=SMALL_SIZE)
+        large = command.config(command.model, SHARED_BATCH)
+        results.figures[part] = bench_shared([small, large], command.rounds, say)
     elif part == "methods":
         batch = command.methods_batch
         say(f"batch {batch}, the recipes' own sizes; each in a process of its own")

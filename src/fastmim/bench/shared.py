@@ -1,0 +1,149 @@
+"""A step on a CPU that is quiet, and beside a process that is busy: ways for threads to wait, in turns."""
+
+import contextlib
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+
+from fastmim.bench.measure import Figure
+from fastmim.bench.steps import FIRST_STEPS, Bench, prepare
+from fastmim.config import PretrainConfig
+from fastmim.threads import BLOCK_TIME, BRIEFLY, POLICY, SPIN
+from fastmim.train.kernels import KernelConfig
+
+SECONDS = 2.0  # of steps, each turn
+USUAL = KernelConfig("fused", "contiguous", "none", "fused")
+SLOWEST = 1.1  # times the quickest way on a quiet machine, that ours may take
+GAIN = 1.5  # times as fast as libraries' own way that ours should be beside a busy process
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a process's threads wait for one another, and how many there are."""
+
+    name: str
+    variables: Mapping[str, str | None]
+    """Of the environment, set before PyTorch is loaded; None: not set."""
+    threads: int
+
+
+def ways(threads: int) -> list[Way]:
+    """Those that are compared; the first is ours, the second that of PyTorch by itself."""
+    unset = dict.fromkeys((POLICY, SPIN, BLOCK_TIME))
+    found = [
+        Way("waiting briefly", unset | BRIEFLY, threads),
+        Way("as PyTorch waits", unset, threads),
+        Way("asleep at once", unset | {POLICY: "PASSIVE"}, threads),
+    ]
+    return [*found, Way("one thread", unset | BRIEFLY, 1)] if threads > 1 else found
+
+
+def bench_shared(configs: Sequence[PretrainConfig], rounds: int, say: Callable[[str], None]) -> list[Figure]:
+    """Lines about each config's step: on a quiet machine, and beside one process that is always busy.
+
+    Args:
+        rounds: turns of each way that count.
+    """
+    return [line for config in configs for line in _lines(config, rounds, say)]
+
+
+def _lines(config: PretrainConfig, rounds: int, say: Callable[[str], None]) -> Iterator[Figure]:
+    what = f"{config.model} at {config.size[0]}x{config.size[1]}, batch {config.batch_size}"
+    contestants = ways(torch.get_num_threads())
+    seconds: dict[tuple[bool, str], list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        pools = {way.name: stack.enter_context(_started(config, way)) for way in contestants}
+        for busy in (False, True):
+            with _busy() if busy else contextlib.nullcontext():
+                for _ in range(rounds):
+                    for name, pool in pools.items():
+                        seconds.setdefault((busy, name), []).append(pool.submit(_steps).result())
+    rate = {key: config.batch_size / statistics.median(times) for key, times in seconds.items()}
+    for busy, where in ((False, "quiet"), (True, "beside a busy process")):
+        say(f"{what}, {where}: " + ", ".join(f"{w.name} {rate[busy, w.name]:.1f}" for w in contestants))
+    ours, theirs, *_ = (way.name for way in contestants)
+    quiet, crowded = (rate[busy, ours] / rate[busy, theirs] for busy in (False, True))
+    yield Figure(
+        f"step of {what}, on a quiet machine",
+        rate[False, ours],
+        "images/s",
+        "waiting as PyTorch has them",
+        rate[False, theirs],
+        quiet,
+        target=f"at least {1 / SLOWEST:.2f}x",
+        met=quiet >= 1 / SLOWEST,
+    )
+    yield Figure(
+        "the same beside one busy process",
+        rate[True, ours],
+        "images/s",
+        "waiting as PyTorch has them",
+        rate[True, theirs],
+        crowded,
+        target=f"at least {GAIN:g}x",
+        met=crowded >= GAIN,
+    )
+
+
+@contextlib.contextmanager
+def _started(config: PretrainConfig, way: Way) -> Iterator[ProcessPoolExecutor]:
+    """A process that has a step of ``config`` ready, computed that way."""
+    before = {name: os.environ.get(name) for name in way.variables}
+    _set(way.variables)
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            pool.submit(_prepare, replace(config, kernels=replace(USUAL, threads=way.threads))).result()
+            _set(before)
+            yield pool
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+_bench: list[Bench] = []  # of the process
+
+
+def _prepare(config: PretrainConfig) -> None:
+    _bench[:] = [prepare(config)]
+    for _ in range(FIRST_STEPS):
+        _bench[0].step()
+
+
+def _steps() -> float:
+    """Seconds of a step."""
+    start, steps = time.perf_counter(), 0
+    while (took := time.perf_counter() - start) < SECONDS:
+        _bench[0].step()
+        steps += 1
+    return took / steps
+
+
+@contextlib.contextmanager
+def _busy() -> Iterator[None]:
+    """Within the block, a process computes all the time."""
+    process = multiprocessing.get_context("spawn").Process(target=_for_ever, daemon=True)
+    process.start()
+    time.sleep(0.5)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def _for_ever() -> None:
+    while True:
+        pass

@@ -1,0 +1,210 @@
+"""Which of several equal ways of computing a step a run takes: the fastest on this device, or as told.
+
+The first process tries them, in another one (see `trials`), and all take its answer.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from pydantic import Field
+from torch import Tensor, nn
+
+from fastmim.cache import remembered
+from fastmim.documents import Finite
+from fastmim.threads import THREADS
+from fastmim.train.device import about, others_compute
+from fastmim.train.kernels import KernelConfig, Kernels, OptimizerKernel, check_kernels
+from fastmim.train.launch import precision_of
+from fastmim.train.trials import NotTried, Trial, Trials
+
+WORTH_IT = 1.05  # another way than the usual one must be at least this much faster
+FEWER_MAY_TAKE = 1.02  # times as long, with fewer threads: others have use for the rest
+COMPILE_PAYS_AFTER = 1800.0  # seconds of training; compiling takes a minute or two
+TRIAL_IMAGES = 64  # at most
+OPTIMIZER_TRIAL = 2**22  # parameters
+
+Question = tuple[str, list[Any]]
+"""A field of Kernels, and the answers there are, the usual one first."""
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What is remembered: the ways that are taken, and seconds of a step computed so, an image."""
+
+    attention: Literal["fused", "plain"]
+    memory_format: Literal["contiguous", "channels-last"]
+    compile: Literal["none", "target", "model", "cudagraphs"]
+    threads: Annotated[int, Field(strict=True, ge=0)]
+    seconds: Finite
+
+
+@dataclass(frozen=True)
+class _Faster:
+    """What is remembered of AdamW's kernels."""
+
+    optimizer: OptimizerKernel
+
+
+def settle_kernels(
+    fabric: Fabric,
+    config: KernelConfig,
+    module: nn.Module,
+    inputs: Callable[[int], tuple[Tensor, ...]],
+    most_images: int,
+    planned_images: float,
+    facts: dict[str, Any],
+    say: Callable[[str], object] = str,
+) -> Kernels:
+    """Settle what ``config`` leaves open, by measuring a copy of ``module`` unless that was done before.
+
+    A way is taken only where its loss and gradients are those of the usual way but for rounding. One that
+    crashes, hangs or gives NaN is left, and not tried again on this device.
+
+    Args:
+        module: on its device; it stays as it is.
+        inputs: for so many images, what ``module`` is called with; the result has a ``loss``.
+        most_images: that ``inputs`` has.
+        planned_images: how many this process will see, which tells whether compiling could pay.
+        facts: what else the answer depends on: the model, what is done with it, and the images' size.
+        say: is called with what takes a while, and with what is not taken and why.
+
+    Raises:
+        UsageError: a way that this device does not have.
+    """
+    check_kernels(config, fabric.device)
+    settled: Kernels | None = None
+    if fabric.is_global_zero:
+        settled = _settled(fabric, config, module, inputs, most_images, planned_images, facts, say)
+    together = fabric.broadcast(settled)
+    assert together is not None
+    return together
+
+
+def _settled(
+    fabric: Fabric,
+    config: KernelConfig,
+    module: nn.Module,
+    inputs: Callable[[int], tuple[Tensor, ...]],
+    most_images: int,
+    planned_images: float,
+    facts: dict[str, Any],
+    say: Callable[[str], object],
+) -> Kernels:
+    device = fabric.device
+    images = min(TRIAL_IMAGES, most_images)
+    told = config.told
+    here = about(device)
+    precision = precision_of(fabric)
+    key = here | facts | {"images": images, "told": told, "precision": precision}
+    usual = replace(Kernels(), **told)
+    if config.optimizer == "auto":
+        usual = replace(usual, **remembered("optimizer", here, lambda: _faster_adamw(device), _Faster))
+
+    def quiet() -> bool:
+        busy = device.type == "cpu" and others_compute(torch.get_num_threads())
+        if busy:
+            say("other processes keep this machine busy, so that is measured again in the next run")
+        return not busy
+
+    def ask(trials: Trials, kind: str, start: Kernels, questions: list[Question]) -> tuple[Kernels, float]:
+        """The fastest answer to each question, and seconds of a step, an image."""
+
+        def measured() -> dict[str, Any]:
+            if questions:
+                names = " and ".join(name for name, _ in questions)
+                say(f"measuring which {names} is fastest, once for this device")
+            best, trial = _fastest(start, questions, trials.of, say)
+            seconds = trial.seconds if trial.ran else 0.0
+            return {name: getattr(best, name) for name in _WAYS} | {"seconds": seconds}
+
+        about_it = key | {"start": asdict(start), "questions": questions}
+        known = remembered(kind, about_it, measured, _Answers, quiet)
+        return replace(start, **{name: known[name] for name in _WAYS}), known["seconds"]
+
+    questions = _questions(config, module, device)
+    chosen = usual
+    with Trials(module, inputs(images), precision == "bf16-mixed", usual) as trials:
+        try:
+            if questions or config.compile == "auto":
+                chosen, seconds = ask(trials, "kernels", usual, questions)
+            if config.compile == "auto" and planned_images * seconds >= COMPILE_PAYS_AFTER:
+                ways = ["none", "model", *(["cudagraphs"] if device.type == "cuda" else [])]
+                chosen, _ = ask(trials, "compile", chosen, [("compile", ways)])
+        except NotTried as error:
+            say(f"no faster kernels were looked for, as this step cannot be tried by itself: {error}")
+    return chosen
+
+
+_WAYS = ("attention", "memory_format", "compile", "threads")  # of Kernels, those that trials settle
+
+
+def _questions(config: KernelConfig, module: nn.Module, device: torch.device) -> list[Question]:
+    """The questions that measuring can answer."""
+    questions: list[Question] = []
+    if config.attention == "auto" and any(hasattr(part, "fused_attn") for part in module.modules()):
+        questions.append(("attention", ["fused", "plain"]))
+    convolutions = sum(isinstance(part, nn.Conv2d) for part in module.modules())
+    if config.memory_format == "auto" and convolutions > 1:  # one alone embeds patches
+        questions.append(("memory_format", ["contiguous", "channels-last"]))
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and not config.threads and threads > 1 and THREADS not in os.environ:
+        halves = [threads >> halvings for halvings in range(1, threads.bit_length())]
+        questions.append(("threads", [0, *halves]))
+    return questions
+
+
+def _fastest(
+    start: Kernels,
+    questions: list[Question],
+    trial_of: Callable[[Kernels], Trial],
+    say: Callable[[str], object],
+) -> tuple[Kernels, Trial]:
+    """One question after the other. Where the usual way itself does not run, nothing else is tried."""
+    best, usual = start, trial_of(start)
+    fastest = usual
+    if not usual.ran:
+        say(f"a trial step {usual.failure}; nothing but the usual kernels was tried")
+        return best, usual
+    for name, (_, *others) in questions:
+        for other in others:
+            candidate = _changed(best, {name: other})
+            trial = trial_of(candidate)
+            enough = FEWER_MAY_TAKE * fastest.seconds if name == "threads" else fastest.seconds / WORTH_IT
+            if not trial.ran:
+                say(f"{name} {other} {trial.failure}: not taken")
+            elif not trial.agrees_with(usual):
+                say(f"{name} {other} gave other gradients ({trial.error:.1g} apart): not taken")
+            elif trial.seconds <= enough:
+                best, fastest = candidate, trial
+    return best, fastest
+
+
+def _changed(kernels: Kernels, answers: dict[str, Any]) -> Kernels:
+    return replace(kernels, **answers)
+
+
+def _faster_adamw(device: torch.device) -> dict[str, Any]:
+    """Which kernel of AdamW is faster here."""
+    weights = [nn.Parameter(torch.zeros(OPTIMIZER_TRIAL // 16, device=device)) for _ in range(16)]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    seconds = {}
+    for kernel in ("fused", "foreach"):
+        try:
+            optimizer = torch.optim.AdamW(weights, fused=kernel == "fused", foreach=kernel == "foreach")
+        except RuntimeError:  # a device without the fused kernel
+            continue
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            optimizer.step()
+            weights[0].sum().item()  # waits for the device
+            times.append(time.perf_counter() - start)
+        seconds[kernel] = min(times[1:])
+    usual = seconds.get("fused", float("inf"))
+    return {"optimizer": "foreach" if seconds["foreach"] * WORTH_IT < usual else "fused"}
