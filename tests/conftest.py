@@ -17,6 +17,15 @@ from fastmim.data.resize import Box
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+# Those that nothing is measured for.
+USUAL = {
+    "attention": "fused",
+    "memory_format": "contiguous",
+    "compile": "none",
+    "optimizer": "fused",
+    "threads": 1,
+}
+
 # A ViT small enough that a step takes milliseconds; every setting is timm's own.
 TINY = {
     "model": "vit_tiny_patch16_224",
@@ -28,6 +37,7 @@ TINY = {
     "workers": 0,
     "log_every_steps": 2,
     "evaluations": 2,
+    "kernels": USUAL,
     "quiet": True,
 }
 
@@ -40,6 +50,7 @@ QUICK = {
     "log_every_steps": 2,
     "evaluations": 2,
     "val_share": 0.25,
+    "kernels": USUAL,
     "quiet": True,
 }
 

@@ -1,27 +1,18 @@
-from types import SimpleNamespace
-
 import pytest
 import timm
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from fastmim.cache import remembered
 from fastmim.errors import UsageError
 from fastmim.train import device, launch
-from fastmim.train import kernels as k
-from fastmim.train.kernels import KernelConfig, Kernels, apply, checkpoint_activations, settle_kernels
+from fastmim.train.kernels import Kernels, apply, checkpoint_activations, own_threads
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, use_kernel
 
 
 @pytest.fixture(autouse=True)
 def _nothing_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTMIM_CACHE", str(tmp_path))
-
-
-@pytest.fixture
-def fabric():
-    return Fabric(accelerator="cpu", devices=1)
 
 
 def vit():
@@ -32,81 +23,6 @@ def vit():
 
 def convnext():
     return timm.create_model("convnext_atto", num_classes=0)
-
-
-def settle(fabric, config, module, seconds, monkeypatch, planned=1.0):
-    """What is chosen where a step takes ``seconds(kernels)``, and which ways were tried."""
-    tried = []
-
-    def measured(_, __, kernels, ___):
-        tried.append(kernels)
-        return seconds(kernels)
-
-    monkeypatch.setattr(k, "_step_seconds", measured)
-    chosen = settle_kernels(fabric, config, module, lambda count: None, 8, planned, {"model": "m"})
-    return chosen, tried
-
-
-def test_the_faster_way_is_taken_and_remembered(fabric, monkeypatch):
-    fast_plain = lambda kernels: 1.0 if kernels.attention == "plain" else 2.0  # noqa: E731
-    config = KernelConfig(optimizer="fused", compile="none")
-    chosen, tried = settle(fabric, config, vit(), fast_plain, monkeypatch)
-    assert chosen == Kernels(attention="plain")
-    assert [way.attention for way in tried] == ["fused", "plain"]
-    chosen, tried = settle(fabric, config, vit(), lambda _: 1.0, monkeypatch)
-    assert chosen == Kernels(attention="plain")
-    assert tried == []
-
-
-def test_a_way_that_gains_little_or_fails_is_not_taken(fabric, monkeypatch):
-    def seconds(kernels):
-        if kernels.memory_format == "channels-last":
-            raise RuntimeError("no such kernel")
-        return 1.0
-
-    config = KernelConfig(optimizer="fused", compile="none")
-    chosen, tried = settle(fabric, config, convnext(), seconds, monkeypatch)
-    assert chosen == Kernels()
-    assert len(tried) == 2
-    little = lambda kernels: 0.97 if kernels.memory_format == "channels-last" else 1.0  # noqa: E731
-    assert settle(fabric, config, convnext(), little, monkeypatch)[0] == Kernels()
-
-
-def test_what_is_told_is_not_measured(fabric, monkeypatch):
-    told = KernelConfig("plain", "channels-last", "target", "foreach")
-    chosen, tried = settle(fabric, told, convnext(), lambda _: 1.0, monkeypatch)
-    assert chosen == Kernels("plain", "channels-last", "target", "foreach")
-    assert tried == []
-
-
-def test_compiling_is_tried_only_where_the_run_is_long(fabric, monkeypatch):
-    config = KernelConfig(attention="fused", memory_format="contiguous", optimizer="fused")
-    fast = lambda kernels: 0.5 if kernels.compile == "model" else 1.0  # noqa: E731
-    assert settle(fabric, config, vit(), fast, monkeypatch, planned=80)[0].compile == "none"
-    assert settle(fabric, config, vit(), fast, monkeypatch, planned=80_000)[0].compile == "model"
-
-
-def test_cuda_graphs_need_cuda(fabric):
-    with pytest.raises(UsageError, match=r"kernels\.compile = cudagraphs"):
-        settle_kernels(fabric, KernelConfig(compile="cudagraphs"), vit(), lambda _: None, 1, 1, {})
-
-
-def test_measuring_leaves_the_module_as_it_was(fabric):
-    model = timm.create_model("resnet10t", num_classes=0).train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    images = torch.randn(4, 3, 32, 32)
-    settle_kernels(
-        fabric,
-        KernelConfig(compile="none"),
-        model,
-        lambda count: SimpleNamespace(loss=model(images[:count]).square().mean()),
-        4,
-        4,
-        {"model": "resnet10t"},
-    )
-    assert model.training
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("build", "size"), [(vit, 32), (convnext, 64)])
@@ -120,6 +36,16 @@ def test_every_way_computes_the_same(build, size):
         torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
     strides = [p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4]
     assert all(strides)
+
+
+def test_threads_are_the_process_own_for_a_while():
+    before = torch.get_num_threads()
+    with own_threads():
+        apply(nn.Linear(1, 1), Kernels(threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+        apply(nn.Linear(1, 1), Kernels())
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
 
 
 def test_checkpointed_activations_give_the_same_gradients_and_keep_less():

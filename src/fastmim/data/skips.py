@@ -1,8 +1,11 @@
 """The unreadable images of a run: written down once each, and too many of them stop it."""
 
+import contextlib
 import json
 import math
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +31,10 @@ class SkipList:
         self._limit = limit
         self._images = images
         self._tried = np.zeros(images, dtype=bool)
-        self.skipped: dict[int, str] = {}
+        self._read = 0  # bytes of the file
+        self._in_file: dict[int, str] = {}
         path.touch()
-        for line in path.read_bytes().split(b"\n"):
-            match _entry(line):
-                case {"index": int(index), "reason": str(reason)} if 0 <= index < images:
-                    self.skipped[index] = reason
-                case _:  # cut off by a crash, or damaged: the image will be met again
-                    continue
+        self.skipped = dict(self._listed())
         self._tried[list(self.skipped)] = True
 
     def note(self, batch: Batch) -> None:
@@ -45,14 +44,51 @@ class SkipList:
             if item.index in self.skipped:
                 continue
             self.skipped[item.index] = item.reason
-            line = json.dumps({"index": item.index, "image": item.name, "reason": item.reason}) + "\n"
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(descriptor, line.encode())
-            finally:
-                os.close(descriptor)
+            with self._held():
+                if item.index not in self._listed():  # by another process
+                    self._append({"index": item.index, "image": item.name, "reason": item.reason})
         if batch.unreadable:
             self._check()
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Within the block no other process of the run writes, where the file system has locks."""
+        self._path.touch()
+        if sys.platform == "win32":
+            yield
+            return
+        import fcntl
+
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _listed(self) -> dict[int, str]:
+        """The reason by the image's index, for all that the file names by now."""
+        if self._path.stat().st_size < self._read:  # somebody began it anew
+            self._read, self._in_file = 0, {}
+        with open(self._path, "rb") as file:
+            file.seek(self._read)
+            content = file.read()
+        self._read += len(content)
+        for line in content.split(b"\n"):
+            match _entry(line):
+                case {"index": int(index), "reason": str(reason)} if 0 <= index < self._images:
+                    self._in_file[index] = reason
+                case _:  # cut off by a crash, or damaged: the image will be met again
+                    continue
+        return self._in_file
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, (json.dumps(entry) + "\n").encode())
+        finally:
+            os.close(descriptor)
 
     def _check(self) -> None:
         """Stop where the share is above the limit for sure: counted over all, or three sigma above it."""

@@ -1,0 +1,261 @@
+"""Which kernels are taken, and that trying them can cost nothing."""
+
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from fastmim.errors import UsageError
+from fastmim.train import autotune, device, trials
+from fastmim.train.autotune import settle_kernels
+from fastmim.train.kernels import KernelConfig, Kernels, own_threads
+from fastmim.train.trials import Trial
+
+LAST = {"memory_format": torch.channels_last}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTMIM_CACHE", str(tmp_path))
+    monkeypatch.setattr(autotune, "others_compute", lambda threads: False)
+
+
+@pytest.fixture
+def fabric():
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def vit():
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0
+    )
+
+
+def convnext():
+    return timm.create_model("convnext_atto", num_classes=0)
+
+
+class Tried:
+    """In place of another process: what comes of a way is ``outcome(kernels)``; a number is its seconds."""
+
+    def __init__(self, outcome):
+        self.outcome = outcome
+        self.ways = []
+
+    def __call__(self, *_):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def of(self, kernels):
+        self.ways.append(kernels)
+        found = self.outcome(kernels)
+        return found if isinstance(found, Trial) else Trial(found, 0.0)
+
+
+def settle(fabric, config, module, outcome, monkeypatch, planned=1.0):
+    """What is chosen where a way comes out so, which ways were tried, and what was said."""
+    tried, said = Tried(outcome), []
+    monkeypatch.setattr(autotune, "Trials", tried)
+    images = torch.zeros(8, 3, 32, 32)
+    chosen = settle_kernels(
+        fabric, config, module, lambda n: (images[:n],), 8, planned, {"model": "m"}, said.append
+    )
+    return chosen, tried.ways, said
+
+
+def test_the_faster_way_is_taken_and_remembered(fabric, monkeypatch):
+    fast_plain = lambda kernels: 1.0 if kernels.attention == "plain" else 2.0  # noqa: E731
+    config = KernelConfig(optimizer="fused", compile="none", threads=1)
+    chosen, tried, _ = settle(fabric, config, vit(), fast_plain, monkeypatch)
+    assert chosen == Kernels(attention="plain", threads=1)
+    assert [way.attention for way in tried] == ["fused", "plain"]
+    chosen, tried, _ = settle(fabric, config, vit(), lambda _: 1.0, monkeypatch)
+    assert chosen == Kernels(attention="plain", threads=1)
+    assert tried == []
+
+
+def test_on_a_busy_machine_nothing_is_remembered(fabric, monkeypatch):
+    monkeypatch.setattr(autotune, "others_compute", lambda threads: True)
+    config = KernelConfig(optimizer="fused", compile="none", threads=1)
+    for plain, expected in ((1.0, "plain"), (3.0, "fused")):
+        outcome = lambda kernels: plain if kernels.attention == "plain" else 2.0  # noqa: E731, B023
+        chosen, tried, said = settle(fabric, config, vit(), outcome, monkeypatch)
+        assert chosen.attention == expected
+        assert tried
+        assert "busy" in said[-1]
+
+
+def test_a_way_that_gains_little_or_fails_is_not_taken(fabric, monkeypatch):
+    def fails(kernels):
+        return Trial(failure="crashed (SIGABRT)") if kernels.memory_format == "channels-last" else 1.0
+
+    config = KernelConfig(optimizer="fused", compile="none", threads=1)
+    chosen, tried, said = settle(fabric, config, convnext(), fails, monkeypatch)
+    assert chosen == Kernels(threads=1)
+    assert len(tried) == 2
+    assert said[-1] == "memory_format channels-last crashed (SIGABRT): not taken"
+    monkeypatch.setenv("FASTMIM_CACHE", "off")
+    little = lambda kernels: 0.97 if kernels.memory_format == "channels-last" else 1.0  # noqa: E731
+    assert settle(fabric, config, convnext(), little, monkeypatch)[0] == Kernels(threads=1)
+
+
+def test_a_way_with_other_gradients_is_not_taken_however_fast(fabric, monkeypatch):
+    def wrong(kernels):
+        return Trial(0.1, 0.01) if kernels.memory_format == "channels-last" else Trial(1.0, 0.0)
+
+    config = KernelConfig(optimizer="fused", compile="none", threads=1)
+    chosen, _, said = settle(fabric, config, convnext(), wrong, monkeypatch)
+    assert chosen == Kernels(threads=1)
+    assert "gave other gradients (0.01 apart): not taken" in said[-1]
+
+
+def test_where_rounding_is_coarse_as_much_is_allowed():
+    usual = Trial(1.0, 0.02)  # in bfloat16, from float32
+    assert Trial(1.0, 0.03).agrees_with(usual)
+    assert not Trial(1.0, 0.06).agrees_with(usual)
+    assert not Trial(1.0).agrees_with(usual)  # not finite
+
+
+def test_what_is_told_is_not_measured(fabric, monkeypatch):
+    told = KernelConfig("plain", "channels-last", "target", "foreach", 1)
+    chosen, tried, _ = settle(fabric, told, convnext(), lambda _: 1.0, monkeypatch)
+    assert chosen == Kernels("plain", "channels-last", "target", "foreach", 1)
+    assert tried == []
+    with pytest.raises(UsageError, match=r"kernels\.threads = -1"):
+        KernelConfig(threads=-1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({0: 1.0, 4: 0.9, 2: 1.5, 1: 1.5}, 4),  # faster
+        ({0: 1.0, 4: 1.01, 2: 1.02, 1: 1.5}, 2),  # as fast
+        ({0: 1.0, 4: 1.5, 2: 2.0, 1: 3.0}, 0),
+    ],
+)
+def test_the_fewest_threads_that_are_as_fast_are_taken(fabric, monkeypatch, seconds, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config = KernelConfig("fused", "contiguous", "none", "fused")
+    with own_threads():
+        torch.set_num_threads(8)
+        outcome = lambda kernels: seconds[kernels.threads]  # noqa: E731
+        chosen, _, _ = settle(fabric, config, vit(), outcome, monkeypatch)
+        assert chosen.threads == expected
+        monkeypatch.setenv("OMP_NUM_THREADS", "8")  # the user's word
+        assert settle(fabric, config, vit(), outcome, monkeypatch)[:2] == (Kernels(), [])
+
+
+def test_compiling_is_tried_only_where_the_run_is_long(fabric, monkeypatch):
+    config = KernelConfig(attention="fused", memory_format="contiguous", optimizer="fused", threads=1)
+    fast = lambda kernels: 0.5 if kernels.compile == "model" else 1.0  # noqa: E731
+    assert settle(fabric, config, vit(), fast, monkeypatch, planned=80)[0].compile == "none"
+    assert settle(fabric, config, vit(), fast, monkeypatch, planned=80_000)[0].compile == "model"
+
+
+def test_cuda_graphs_need_cuda(fabric):
+    with pytest.raises(UsageError, match=r"kernels\.compile = cudagraphs"):
+        settle_kernels(fabric, KernelConfig(compile="cudagraphs"), vit(), lambda _: None, 1, 1, {})
+
+
+class Faulty(nn.Module):
+    """Behaves as told as soon as its weights lie in memory as channels-last has them."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault = fault
+        self.convolutions = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
+
+    def forward(self, images):
+        loss = self.convolutions(images).square().mean()
+        if not self.convolutions[0].weight.is_contiguous(**LAST):
+            time.sleep(0.05)
+        elif self.fault == "crash":
+            os.kill(os.getpid(), signal.SIGABRT)
+        elif self.fault == "crash in evaluation" and not self.training:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif self.fault == "hang":
+            time.sleep(3600)
+        elif self.fault == "exit":
+            os._exit(3)
+        elif self.fault == "error":
+            raise RuntimeError("no such\nkernel")
+        elif self.fault == "nan":
+            loss = loss * torch.nan
+        elif self.fault == "wrong":
+            loss = loss * 1.01
+        return SimpleNamespace(loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("crash", "crashed (SIGABRT)"),
+        ("crash in evaluation", "crashed (SIGSEGV)"),
+        ("hang", "did not end"),
+        ("exit", "ended with code 3"),
+        ("error", "failed (RuntimeError: no such kernel)"),
+        ("nan", "gave a loss or gradients that are not finite"),
+        ("wrong", "gave other gradients (0.01 apart)"),
+        ("none", None),
+    ],
+)
+def test_a_fault_in_a_trial_costs_that_way_alone(fabric, monkeypatch, fault, told):
+    monkeypatch.setattr(trials, "LEAST_SECONDS", 1.0)
+    monkeypatch.setattr(trials, "TIMES_USUAL", 0.1)
+    module = Faulty(fault).train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    images = torch.randn(8, 3, 16, 16)
+    config = KernelConfig(compile="none", optimizer="fused", threads=1)
+    for expected in ([f"memory_format channels-last {told}: not taken"] if told else [], []):
+        said = []
+        chosen = settle_kernels(
+            fabric, config, module, lambda n: (images[:n],), 8, 8, {"fault": fault}, said.append
+        )
+        assert chosen == Kernels(memory_format="contiguous" if told else "channels-last", threads=1)
+        assert said[1:] == expected  # the second time it is remembered
+    assert module.training
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_where_the_usual_way_fails_it_is_kept_and_said(fabric):
+    module = Faulty("none")
+    module.forward = None  # calling it raises
+    said = []
+    config = KernelConfig(compile="none", optimizer="fused", threads=1)
+    images = torch.zeros(8, 3, 16, 16)
+    chosen = settle_kernels(fabric, config, module, lambda n: (images[:n],), 8, 8, {}, said.append)
+    assert chosen == Kernels(threads=1)
+    assert "a trial step failed (TypeError" in said[-1]
+
+
+def test_a_module_that_cannot_be_copied_keeps_the_usual_way(fabric, tmp_path):
+    module = Faulty("none")
+    module.hook = lambda: None
+    said = []
+    config = KernelConfig(compile="none", optimizer="fused", threads=1)
+    images = torch.zeros(8, 3, 16, 16)
+    chosen = settle_kernels(fabric, config, module, lambda n: (images[:n],), 8, 8, {}, said.append)
+    assert chosen == Kernels(threads=1)
+    assert "cannot be tried by itself" in said[-1]
+    assert not (tmp_path / "kernels").exists()
+
+
+def test_other_processes_are_seen(monkeypatch):
+    monkeypatch.setattr(device.os, "cpu_count", lambda: 10**6)
+    assert not device.others_compute(1)
+    monkeypatch.setattr(device.os, "cpu_count", lambda: 0)
+    assert device.others_compute(1)
+    monkeypatch.setattr(device, "Path", lambda name: SimpleNamespace(read_text=lambda: ""))  # no such field
+    assert not device.others_compute(1)

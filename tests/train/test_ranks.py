@@ -1,0 +1,135 @@
+"""Two real processes of one run: what befalls one of them, both answer alike, and as one process would."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastmim
+from conftest import TINY, lines, weights
+from fastmim.train.checkpoint import LAST, load_checkpoint
+
+SETTINGS = {**TINY, "micro_batch": 4, "precision": "32-true", "accelerator": "cpu", "log_every_steps": 5}
+RESNET = {**SETTINGS, "model": "resnet10t", "model_kwargs": {}, "image_size": 64}
+
+# Each process notes each step it made and each return, and does what it is told at a step.
+SCRIPT = """
+import hashlib, json, os, signal, sys, time
+import torch, fastmim
+from fastmim.train.loop import Loop
+
+CASE = json.load(open({case!r}))
+step, go_back = Loop._step, Loop._go_back
+spoilt = []
+
+def note(rank, **what):
+    with open({log!r} + str(rank), "a") as file:
+        print(json.dumps(what), file=file)
+
+def digest(module):
+    total = hashlib.sha256()
+    for parameter in module.parameters():
+        total.update(parameter.detach().numpy().tobytes())
+    return total.hexdigest()
+
+def watched(self, micro_batches, lr):
+    rank, number = self.fabric.global_rank, self.progress.step
+    micro_batches = list(micro_batches)
+    if rank == CASE["rank"] and number in CASE["nan"] and number not in spoilt:
+        spoilt.append(number)
+        for arguments, _, _ in micro_batches:
+            arguments[0].fill_(torch.nan)
+    if rank == CASE["rank"] and number == CASE["stop"]:
+        os.kill(os.getpid(), signal.SIGTERM)
+    step(self, micro_batches, lr)
+    note(rank, step=number, lr=lr, weights=digest(self.module))
+
+def late(self):
+    rank = self.fabric.global_rank
+    if rank == CASE["late"]:
+        time.sleep(1)
+    go_back(self)
+    note(rank, back=self.progress.step, scale=self.progress.lr_scale)
+
+Loop._step, Loop._go_back = watched, late
+if __name__ == "__main__":
+    fastmim.pretrain(**CASE["settings"])
+"""
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Runs two processes; gives what each noted."""
+
+    def run(settings, rank=1, nan=(), stop=None, late=None, code=0):
+        case, script = tmp_path / "case.json", tmp_path / "script.py"
+        settings = {**settings, "devices": 2, "quiet": True}
+        told = {"settings": settings, "rank": rank, "nan": list(nan), "stop": stop, "late": late}
+        case.write_text(json.dumps(told, default=str))
+        script.write_text(SCRIPT.format(case=str(case), log=str(tmp_path / "rank")))
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240)
+        assert done.returncode == code, done.stderr
+        logs = [tmp_path / f"rank{number}" for number in (0, 1)]
+        noted = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+        for log in logs:
+            log.unlink()
+        return noted
+
+    return run
+
+
+def test_a_damaged_image_on_one_process_is_replaced_as_in_one(photos, tmp_path, two):
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, file in enumerate(sorted(photos.rglob("*.jpg"))):
+        (data / f"{number:02d}.jpg").write_bytes(file.read_bytes() if number != 7 else b"\xff\xd8 no more")
+    settings = {**SETTINGS, "data": data, "steps": 20, "max_unreadable": 0.2}
+    first, second = two({**settings, "out": tmp_path / "two"})
+    assert len(first) == 20
+    assert first == second  # weights and rates after each step, bit for bit
+    fastmim.pretrain(out=tmp_path / "one", **settings)
+    found = weights(tmp_path / "two")
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)  # of 20 steps
+    loss = [[line["loss"] for line in lines(tmp_path / run)] for run in ("one", "two")]
+    assert loss[0] == pytest.approx(loss[1], rel=1e-5)
+    named = [(tmp_path / run / "skipped.jsonl").read_text() for run in ("one", "two")]
+    assert "07.jpg" in named[0]
+    assert named[0] == named[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_running_statistics_that_one_spoils_take_both_back(photos, tmp_path, two, rank):
+    """Step 14 is the last before the processes look at what they hold."""
+    settings = {**RESNET, "data": photos, "out": tmp_path / "run", "steps": 20, "checkpoint_every_steps": 5}
+    first, second = two(settings, rank=rank, nan=[14])
+    assert first == second
+    (back,) = [line for line in first if "back" in line]
+    assert back == {"back": 10, "scale": 0.5}
+    assert [line["step"] for line in first if "step" in line] == [*range(15), *range(10, 20)]
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_both_go_back_to_the_same_whoever_is_late(photos, tmp_path, two, late):
+    settings = {**SETTINGS, "data": photos, "out": tmp_path / "run", "steps": 25, "checkpoint_every_steps": 5}
+    first, second = two({**settings, "optim": {"bad_steps": 5}}, nan=range(10, 20), late=late)
+    assert first == second
+    assert [line for line in first if "back" in line] == [
+        {"back": 10, "scale": 0.5},
+        {"back": 15, "scale": 0.25},  # steps 10 to 14 are good by then, and 15 to 19 are not
+    ]
+    assert load_checkpoint(tmp_path / "run" / LAST)["progress"]["lr_scale"] == 0.25
+
+
+def test_a_signal_to_one_stops_both_and_they_go_on_as_if_nothing_had_been(photos, tmp_path, two):
+    settings = {**SETTINGS, "data": photos, "steps": 20, "out": tmp_path / "run"}
+    first, second = two(settings, stop=7)
+    assert first == second
+    assert first[-1]["step"] == 9  # where they next ask one another
+    again, alike = two({**settings, "resume": True})
+    assert again == alike
+    whole, _ = two({**settings, "out": tmp_path / "whole"})
+    assert [*first, *again] == whole
