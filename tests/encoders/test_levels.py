@@ -92,3 +92,17 @@ def test_frozen_parameters_have_no_level():
     model.head.weight.requires_grad_(False)
     assert "head.weight" not in parameter_levels(model)
     assert isinstance(model.head.weight, torch.nn.Parameter)
+
+
+def test_blocks_in_groups_are_those_of_convnexts_authors():
+    """12 groups of three blocks, each with the downsampling before it, beside stem and head."""
+    found = parameter_levels(built("convnextv2_base"), blocks=3)
+    assert set(found.values()) == set(range(14))
+    expected = {"stem.0.weight": 0, "stem.1.weight": 0, "head.fc.weight": 13}
+    expected |= {f"stages.0.blocks.{block}.conv_dw.weight": 1 for block in range(3)}
+    expected |= {f"stages.1.blocks.{block}.conv_dw.weight": 2 for block in range(3)}
+    expected |= {f"stages.2.blocks.{block}.conv_dw.weight": 3 + block // 3 for block in range(27)}
+    expected |= {f"stages.3.blocks.{block}.mlp.fc2.weight": 12 for block in range(3)}
+    expected |= {f"stages.{stage}.downsample.1.weight": level for stage, level in ((1, 2), (2, 3), (3, 12))}
+    assert {name: found[name] for name in expected} == expected
+    assert set(parameter_levels(built("vit_base_patch16_224"), blocks=5).values()) == set(range(5))

@@ -463,6 +463,16 @@ def test_fine_tuning_has_the_papers_epochs_and_table_12():
     assert sorted(sizes.values()) == sorted(line[3] for line in paper["table8_swin_b"])
 
 
+def test_fcmae_is_fine_tuned_as_its_authors_do():
+    for epochs in (100, 300):
+        config = recipe_config(f"table4/fcmae-convnextv2-b-{epochs}/finetune")
+        assert (config.layer_decay, config.layer_decay_blocks, config.ema) == (0.6, 3, 0.9999)
+        assert config.optim.base_lr * config.batch_size / 256 == pytest.approx(2.5e-3)
+        assert (config.schedule.warmup_epochs, config.epochs, config.drop_path) == (20, epochs, 0.1)
+        assert (config.augment.erase, config.augment.mixup, config.augment.cutmix) == (0.25, 0.8, 1.0)
+    assert recipe_config("table4/convnextv2-b/finetune").layer_decay_blocks == 1
+
+
 @pytest.mark.parametrize("name", ["table4/vit-b/finetune", "table4/swin-b/scratch"])
 def test_a_fine_tuning_runs_in_its_smoke_size(name, tmp_path):
     run = tmp_path / "run"

@@ -56,6 +56,8 @@ class FinetuneConfig(RunConfig):
     layer_decay: float | None = None
     """Factor from each layer's learning rate to that of the layer before it (paper: ViT-B 0.7, Swin-B 0.8,
     Swin-L 0.75); 1: none. Default: 0.75, and 1 from scratch."""
+    layer_decay_blocks: int = 1
+    """Blocks in a row that count as a layer there (ConvNeXt V2's authors: 3)."""
     head_std: float | None = None
     """Standard deviation of the classifier's first weights. Default: 2e-5, and 0.02 from scratch."""
     ema: float | None = None
@@ -67,7 +69,7 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, {"split_seed": 0, "evaluations": 1})
+        check_least(self, {"split_seed": 0, "evaluations": 1, "layer_decay_blocks": 1})
         check_size(self.size)
         if not 0 < self.val_share < 1:
             raise UsageError(f"val_share = {self.val_share} must be a share, 0 < val_share < 1")

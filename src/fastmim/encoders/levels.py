@@ -15,14 +15,17 @@ MOST_STAGES = 8
 Walk = Iterator[tuple[str, nn.Module, bool]]  # name, module, whether it is a block
 
 
-def parameter_levels(model: nn.Module) -> dict[str, int] | None:
+def parameter_levels(model: nn.Module, blocks: int = 1) -> dict[str, int] | None:
     """The level of each parameter that trains, from the stem's, 0, to the head's.
 
     As timm's `group_matcher` has it, or by `block_levels` where that tells more of them apart. None where
     neither tells more than stem and head.
+
+    Args:
+        blocks: that share a level (see `block_levels`); for more than one, timm is not asked.
     """
-    found = block_levels(model)
-    if hasattr(model, "group_matcher"):
+    found = block_levels(model, blocks)
+    if blocks == 1 and hasattr(model, "group_matcher"):
         matcher: Any = model.group_matcher
         timms: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
         if max(timms.values()) >= max(found.values()):
@@ -30,26 +33,34 @@ def parameter_levels(model: nn.Module) -> dict[str, int] | None:
     return found if max(found.values()) > 1 else None
 
 
-def block_levels(model: nn.Module) -> dict[str, int]:
+def block_levels(model: nn.Module, blocks: int = 1) -> dict[str, int]:
     """The level of each parameter that trains: 0 is the stem, one more for each block, the last is the head.
 
     Blocks are the items of lists of like modules that hold no such list themselves, or only a small one:
     ``blocks.3``, ``stages.2.blocks.5``, ``layer3.4``. What stands before the first of them is the stem; what
     stands between two belongs to the later one, as a stage's downsampling; what comes after the last, norms
     and the classifier, is the head. Lists beside a list of stages, as long as that, are parts of the stages.
+
+    Args:
+        blocks: that share a level, in a row within a list (ConvNeXt's authors: 3).
     """
     levels: dict[str, int] = {}
     between: list[str] = []
-    seen = 0
+    level = 0
+    row, place = "", 0  # the list that the last block was of, and how many of it there were
     for prefix, module, is_block in _walk(model, "", root=True):
         names = [f"{prefix}{name}" for name, _ in module.named_parameters(recurse=is_block)]
         if not is_block:
             between += names
             continue
-        levels.update(dict.fromkeys(between, seen and seen + 1))
-        seen, between = seen + 1, []
-        levels.update(dict.fromkeys(names, seen))
-    levels.update(dict.fromkeys(between, seen + 1))
+        of = prefix.rstrip(".").rpartition(".")[0]
+        row, place = of, place + 1 if of == row else 0
+        is_first = level == 0
+        level += place % blocks == 0
+        levels.update(dict.fromkeys(between, 0 if is_first else level))
+        between = []
+        levels.update(dict.fromkeys(names, level))
+    levels.update(dict.fromkeys(between, level + 1))
     return {name: levels[name] for name, p in model.named_parameters() if p.requires_grad}
 
 

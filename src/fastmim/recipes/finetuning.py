@@ -31,6 +31,10 @@ RELEASED = "finetune-released"
 FINETUNED_TABLES = ("table3", "table4", "table7", "table9", "table15")
 MAIN_TABLES = ("table3", "table4")
 ABLATIONS = ("table1a", "table1b", "table1c", "table2", "table10a", "table10b", "table16")
+FCMAE_NOTES = (
+    "As ConvNeXt V2's authors fine-tune it (ConvNeXt-V2/TRAINING.md, ConvNeXt V2-Base): layer decay 0.6 over "
+    "groups of three blocks, a running mean of the weights, 20 epochs of warm-up."
+)
 SUPERVISED_NOTES = "The paper says how long, not how; here as in: {source}."
 
 
@@ -79,6 +83,8 @@ def finetuning_recipes(pretraining: dict[str, Recipe], figures: dict[str, Any]) 
 def _finetune(recipe: Recipe, name: str, epochs: float, size: int, paper: str) -> Recipe:
     settings = finetuned(recipe.backbone, f"runs/{recipe.name}", epochs, size)
     notes = [] if recipe.backbone in TABLE12 else [NOT_IN_TABLE12]
+    if isinstance(recipe.config, PretrainConfig) and recipe.config.method == "fcmae":
+        settings, notes = _as_convnext_v2(settings), [FCMAE_NOTES]
     if recipe.backbone in RELEASED_LR:
         notes.append(
             f"Table 12's base learning rate; the released command has {RELEASED_LR[recipe.backbone]:g}."
@@ -88,6 +94,18 @@ def _finetune(recipe: Recipe, name: str, epochs: float, size: int, paper: str) -
     title = f"{recipe.title.rstrip('.').split(':')[0]}: fine-tuning at {size} pixels."
     tuned = Recipe(name, recipe.table, title, "\n".join(notes), settings, paper, recipe.backbone)
     return replace(tuned, hardware="") if paper == NO_FIGURE else tuned
+
+
+def _as_convnext_v2(settings: FinetuneConfig) -> FinetuneConfig:
+    return replace(
+        settings,
+        layer_decay=0.6,
+        layer_decay_blocks=3,
+        ema=0.9999,
+        drop_path=0.1,
+        optim=replace(settings.optim, base_lr=6.25e-4),
+        schedule=replace(settings.schedule, warmup_epochs=20),
+    )
 
 
 def _released(recipe: Recipe, name: str, epochs: float, paper: str) -> Recipe:

@@ -37,6 +37,7 @@ COMPILE_SECONDS = 2400.0  # for one that compiles
 TIMES_USUAL = 20.0  # any other way may take so many times what the usual one took, and at least
 LEAST_SECONDS = 60.0
 ALIKE = 1e-3  # relative: what another order of summation explains
+LAST_DIGITS = 1e-6  # relative, of float32
 READY = "ready"
 CHILD = "import sys; from fastmim.train.trials import serve; serve(sys.argv[1])"
 
@@ -53,6 +54,8 @@ class Trial:
     """Of a forward and backward pass, an image; the shortest of a few."""
     error: float = math.inf
     """How far loss and gradients are from those of the usual way in float32, relative to those."""
+    noise: float = 0.0
+    """How far those are moved by rounding: by weights and images that differ in their last digits."""
     failure: str = ""
     """Why there is nothing else."""
 
@@ -62,7 +65,7 @@ class Trial:
 
     def agrees_with(self, usual: "Trial") -> bool:
         """Whether it is no less exact than the usual way of the same precision, but for rounding."""
-        return self.ran and self.error <= 2 * usual.error + ALIKE
+        return self.ran and self.error <= 2 * max(usual.error, usual.noise) + ALIKE
 
 
 @dataclass(frozen=True)
@@ -297,7 +300,7 @@ class _Bench:
         self.training = len(inputs[0]) > 1  # batch norms cannot be trained by one image
         self.state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         self.count = len(inputs[0])
-        self.loss = math.nan
+        self.loss = self.noise = math.nan
         self.gradients: list[Tensor | None] = []
 
     def trial(self, kernels: Kernels) -> Trial:
@@ -309,6 +312,7 @@ class _Bench:
                 self.loss = self._step(bfloat16=False)
                 self.gradients = [parameter.grad for parameter in self.module.parameters()]
                 self.module.zero_grad(set_to_none=True)
+                self.noise = self._rounding()
             return self._measured(kernels)
         except Exception as error:
             self.module.zero_grad(set_to_none=True)
@@ -344,7 +348,7 @@ class _Bench:
         self.module.eval()
         with torch.no_grad(), self._autocast(self.parcel.bfloat16):
             self.module(*self.inputs).loss.item()  # as the run's measurements do; for its crashes
-        return Trial(min(times[1:]) / self.count, error)
+        return Trial(min(times[1:]) / self.count, error, self.noise)
 
     def _prepare(self, kernels: Kernels) -> None:
         """The module as it came, computed that way."""
@@ -353,6 +357,21 @@ class _Bench:
             for name, tensor in self.module.state_dict().items():
                 tensor.copy_(self.state[name])
         self.module.train(self.training)
+
+    def _rounding(self) -> float:
+        """The error of a step in float32 whose weights and images are moved by what rounding moves."""
+        self._prepare(self.parcel.start)
+        exact = self.inputs
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                parameter.mul_(1 + LAST_DIGITS * torch.randn_like(parameter))
+        images, *rest = exact
+        self.inputs = (images * (1 + LAST_DIGITS * torch.randn_like(images)), *rest)
+        error = self._error(self._step(bfloat16=False))
+        self.inputs = exact
+        self.module.zero_grad(set_to_none=True)
+        return error if math.isfinite(error) else 0.0
 
     def _step(self, bfloat16: bool) -> float:
         torch.manual_seed(0)  # what the module drops

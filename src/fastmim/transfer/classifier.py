@@ -238,14 +238,16 @@ class _Levelled:
         return lambda name: self._levels.get(name, 0)  # what does not train has no level
 
 
-def layer_decay_groups(model: nn.Module, layer_decay: float, optim: OptimConfig) -> list[dict[str, Any]]:
+def layer_decay_groups(
+    model: nn.Module, layer_decay: float, optim: OptimConfig, blocks: int = 1
+) -> list[dict[str, Any]]:
     """Parameters by layer, the last ones with the full learning rate (paper: appendix A.3.2, table 12).
 
-    A layer is a block (`encoders.levels`); of a model in which none can be told, twelve tensors in a row
-    count as one, as timm has it.
+    A layer is a block (`encoders.levels`), or so many ``blocks`` in a row; of a model in which none can be
+    told, twelve tensors in a row count as one, as timm has it.
     """
     undecayed: Iterable[str] = getattr(model, "no_weight_decay", set)()
-    levels = parameter_levels(model)
+    levels = parameter_levels(model, blocks)
     groups: list[dict[str, Any]] = param_groups_layer_decay(
         model if levels is None else cast(nn.Module, _Levelled(model, levels)),
         optim.weight_decay,
@@ -265,7 +267,9 @@ def levels_line(groups: list[dict[str, Any]], layer_decay: float) -> str:
     )
 
 
-def build_layered_adamw(model: nn.Module, layer_decay: float, optim: OptimConfig) -> torch.optim.AdamW:
+def build_layered_adamw(
+    model: nn.Module, layer_decay: float, optim: OptimConfig, blocks: int = 1
+) -> torch.optim.AdamW:
     """AdamW whose groups carry ``lr_scale``, which `train.optim.guarded_step` heeds."""
-    groups = layer_decay_groups(model, layer_decay, optim)
+    groups = layer_decay_groups(model, layer_decay, optim, blocks)
     return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)

@@ -112,7 +112,9 @@ def _run_on(
     told: list[str] = []
     config = _resolved(config, start, training, plan.total_epochs, told.append)
     learner = Learner(start.model, config.ema).to(fabric.device)
-    optimizer = build_layered_adamw(learner.model, config.known_layer_decay, config.optim)
+    optimizer = build_layered_adamw(
+        learner.model, config.known_layer_decay, config.optim, config.layer_decay_blocks
+    )
     learner.follow(optimizer)
     if config.activation_checkpointing:
         checkpoint_activations(learner.model, start.name)
