@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fastmim"
 LAYERS = [
     {"errors"},
     {"documents"},
-    {"cache"},
+    {"cache", "threads"},
     {"grids", "histograms"},
     {"losses", "masking", "decoders", "encoders", "targets"},
     {"train", "methods", "data"},

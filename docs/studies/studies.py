@@ -128,6 +128,12 @@ def bands(steps: int) -> Iterator[Run]:
     yield Run("16-bit TIFF", "13 channels", VIT | {"steps": steps, "in_chans": 13, "data": "bands"})
 
 
+def initial(steps: int) -> Iterator[Run]:
+    """First weights: timm's, or linear layers by xavier_uniform as the released codes of MIM draw them."""
+    for init in ("timm", "xavier"):
+        yield Run(init, "", VIT | {"steps": steps, "encoder": {"init": init}})
+
+
 def write_bands(photos: Path, out: Path, count: int) -> None:
     """``count`` photos as (13, H, W) uint16 TIFFs."""
     out.mkdir(parents=True)
@@ -138,10 +144,13 @@ def write_bands(photos: Path, out: Path, count: int) -> None:
         tifffile.imwrite(out / f"{number:05d}.tif", stack.transpose(2, 0, 1).round().astype(np.uint16))
 
 
-STUDIES = {study.__name__: study for study in (mask, depth, decoder, progressive, batchnorm, bands)}
-STEPS = {"mask": 250, "progressive": 300} | dict.fromkeys(("depth", "decoder", "batchnorm", "bands"), 150)
+STUDIES = {study.__name__: study for study in (mask, depth, decoder, progressive, batchnorm, bands, initial)}
+STEPS = {"mask": 250, "progressive": 300, "initial": 600} | dict.fromkeys(
+    ("depth", "decoder", "batchnorm", "bands"), 150
+)
 MEASURED_AT = {"progressive": 96}  # pixels of the loss, where runs differ in them
 PROBED = {"batchnorm": 64}  # pixels at which the features of the same weights are compared
+TUNED = {"initial"}  # fine-tuned on 1 % of the labels of a folder of classes, measured on a tenth of the same
 
 
 def do(job: tuple[str, Run, int, argparse.Namespace]) -> dict[str, Any]:
@@ -162,6 +171,8 @@ def do(job: tuple[str, Run, int, argparse.Namespace]) -> dict[str, Any]:
             numbers["loss"] = loss_at(out, MEASURED_AT[study])
         if study in PROBED:
             numbers["knn"] = nearest_neighbours(out, PROBED[study], Path(arguments.probe))
+        if study in TUNED:
+            numbers["top1"] = fine_tuned(out, seed, Path(arguments.probe) / "train")
         result.write_text(json.dumps(numbers))
     return json.loads(result.read_text())
 
@@ -181,6 +192,15 @@ def loss_at(run: Path, side: int) -> float:
     mask = method.draw_mask(torch.Generator().manual_seed(0), len(images), (side, side))
     held_out = HeldOut(method, images, mask, 64, contextlib.nullcontext)
     return held_out.loss() / held_out.trivial
+
+
+def fine_tuned(run: Path, seed: int, labelled: Path) -> float:
+    """Accuracy on a tenth of the images after fine-tuning on 1 % of the labels of the others."""
+    settings = read_yaml(Path(__file__).with_name("cifar_finetune.yaml"))
+    settings |= {"data": labelled, "val_share": 0.1, "labels": "0.01", "epochs": 60.0, "seed": seed}
+    settings |= {"precision": "32-true", "kernels": {"threads": 1}}
+    tuned = fastmim.finetune(encoder=run, out=run / "tuned", quiet=True, resume="or-begin", **settings)
+    return tuned.top1 / 100
 
 
 def nearest_neighbours(run: Path, side: int, labelled: Path, neighbours: int = 20) -> float:
@@ -226,7 +246,7 @@ def main() -> None:
     )
     parser.add_argument("study", choices=STUDIES, nargs="+")
     parser.add_argument("--data", required=True, help="unlabelled images")
-    parser.add_argument("--probe", help="folder with train/CLASS and test/CLASS, for nearest neighbours")
+    parser.add_argument("--probe", help="folder with train/CLASS and test/CLASS, for scores")
     parser.add_argument("--out", required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
@@ -240,14 +260,16 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
             numbers = pool.map(do, jobs, chunksize=1)
         print(f"\n{STUDIES[study].__doc__.strip().splitlines()[0]} ({arguments.seeds} seeds)\n")
-        print("| | | loss, % of trivial | seconds |" + (" kNN, % |" if study in PROBED else ""))
-        print("|---|---|---:|---:|" + ("---:|" if study in PROBED else ""))
+        score = "knn" if study in PROBED else "top1" if study in TUNED else None
+        name = {"knn": " kNN, % |", "top1": " fine-tuned top-1, % |", None: ""}[score]
+        print("| | | loss, % of trivial | seconds |" + name)
+        print("|---|---|---:|---:|" + ("---:|" if score else ""))
         for run in runs:
             mine = [n for job, n in zip(jobs, numbers, strict=True) if job[1] == run]
-            knn = f" {interval([n['knn'] for n in mine])} |" if study in PROBED else ""
+            more = f" {interval([n[score] for n in mine])} |" if score else ""
             seconds = statistics.mean(n["seconds"] for n in mine)
             print(
-                f"| {run.row} | {run.column} | {interval([n['loss'] for n in mine])} | {seconds:.0f} |{knn}"
+                f"| {run.row} | {run.column} | {interval([n['loss'] for n in mine])} | {seconds:.0f} |{more}"
             )
         print(f"\n{time.monotonic() - began:.0f} s in all")
 

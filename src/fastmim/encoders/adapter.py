@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmim.encoders.embedding import Embedding, edited, find_embedding
+from fastmim.encoders.kept_tables import kept_names, put_tables, take_tables
 from fastmim.encoders.layers import (
     Keep,
     Layer,
@@ -24,7 +25,7 @@ from fastmim.encoders.layers import (
     layers_alone,
 )
 from fastmim.encoders.probe import Features, last_features, probe
-from fastmim.encoders.resize import Carry, carry_tensors, resize
+from fastmim.encoders.resize import Carry, carry_all_but, carry_tensors, resize
 from fastmim.encoders.strips import check_strips, strip_features
 from fastmim.encoders.tokens import Choose, Dropping, dropped, find_dropping
 from fastmim.grids import Size, tokens_to_map
@@ -193,14 +194,20 @@ class Encoder(nn.Module):
             such as an optimiser's running means.
         """
         old_size, old_kwargs = self.image_size, self.model_kwargs
-        shape = carry_tensors(self.model, self.model_name, old_kwargs, old_size, image_size)
-        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
-        self.model, self.model_kwargs = resize(self.model, self.model_name, old_kwargs, old_size, image_size)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+        kept = take_tables(self.model)
+        try:
+            shape = carry_tensors(self.model, self.model_name, old_kwargs, old_size, image_size)
+            frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+            self.model, self.model_kwargs = resize(
+                self.model, self.model_name, old_kwargs, old_size, image_size
+            )
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name not in frozen)
+        finally:
+            put_tables(self.model, kept)
         changed = {k: v for k, v in self.model_kwargs.items() if k not in DEPTH_ARGUMENTS}
         self.full_kwargs = {**self.full_kwargs, **changed}
         self.image_size = image_size
         features, _ = probe(self.model, self.model_name, image_size, self.in_chans)
         self._take(features)
-        return shape
+        return carry_all_but(kept_names(kept), shape) if kept else shape

@@ -10,11 +10,14 @@ from torch import nn
 
 from fastmim.encoders.adapter import DEPTH_ARGUMENTS, Encoder
 from fastmim.encoders.initial import Initial, draw_xavier
+from fastmim.encoders.kept_tables import keep_tables
 from fastmim.encoders.models import arguments_of, check_model_name, create, fit_kwargs, without_memory
 from fastmim.encoders.probe import DoesNotRun
 from fastmim.encoders.sizes import working_sizes
 from fastmim.errors import UsageError
 from fastmim.grids import Size
+
+MOST_WINDOW = 256
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class EncoderConfig:
     init: Initial = "timm"
     """First weights: timm's own, or xavier: linear layers and the patch embedding as in the released code of
     FastMIM and MAE. A module of your own, and weights that are there already, stay as they are."""
+    table_window: int | None = None
+    """Have tables of relative positions (Swin's) learn for a window of so many tokens a side, whatever the
+    image's; each forward pass interpolates them (paper: appendix A.3.2, 14 for Swin-L). Default: tables of
+    the image's own window, resampled where a stage changes the size."""
     depth: int | tuple[int, ...] | None = None
     """Blocks to pre-train (10), or blocks of each stage (2 2 18 0): the last ones are left out, and
     initialised anew when the weights are loaded (paper: table 1c). Default: all."""
@@ -34,6 +41,8 @@ class EncoderConfig:
         depths = (self.depth,) if isinstance(self.depth, int) else self.depth or (1,)
         if min(depths) < 0 or max(depths) < 1:
             raise UsageError(f"encoder.depth = {self.depth} must be at least 1 block in all")
+        if self.table_window is not None and not 1 <= self.table_window <= MOST_WINDOW:
+            raise UsageError(f"encoder.table_window = {self.table_window} must be in 1..{MOST_WINDOW} tokens")
 
 
 def build_encoder(
@@ -72,6 +81,8 @@ def build_encoder(
             raise UsageError(f"{error}{_sizes_instead(model, model_kwargs or {}, image_size)}") from error
     if config.init == "xavier" and isinstance(model, str):
         draw_xavier(encoder.model)
+    if config.table_window is not None:
+        keep_tables(encoder.model, config.table_window, encoder.model_name)
     if config.pos_embed == "sincos" and isinstance(model, str):
         _fix_position_embedding(encoder)
     for name, parameter in encoder.model.named_parameters():

@@ -7,7 +7,7 @@ construction is built anew, and the weights are carried over. One that is neithe
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -33,6 +33,16 @@ def carry_inside(prefix: str, carry: Carry) -> Carry:
     return carry_all
 
 
+def carry_all_but(kept: Collection[str], carry: Carry) -> Carry:
+    """``carry``, but for tensors of these names, which stay."""
+
+    def carry_others(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        stay = {name: tensor for name, tensor in tensors.items() if name in kept}
+        return stay | carry({name: tensor for name, tensor in tensors.items() if name not in kept})
+
+    return carry_others
+
+
 def resize(
     model: nn.Module, name: str, kwargs: dict[str, Any], old: Size, new: Size
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -50,7 +60,7 @@ def resize(
     set_input_size = getattr(model, "set_input_size", None)
     try:
         if set_input_size is not None:
-            tables = _bias_tables(model)
+            tables = bias_tables(model)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 set_input_size(img_size=new)
@@ -90,7 +100,7 @@ def carry_tensors(model: nn.Module, name: str, kwargs: dict[str, Any], old: Size
     return carry
 
 
-def _bias_tables(model: nn.Module) -> dict[str, tuple[Tensor, Size]]:
+def bias_tables(model: nn.Module) -> dict[str, tuple[Tensor, Size]]:
     """Relative-position tables: parameters of modules that have a window, with that window."""
     tables = {}
     for module_name, module in model.named_modules():
@@ -110,20 +120,29 @@ def _resample_bias_tables(model: nn.Module, before: dict[str, tuple[Tensor, Size
     A table holds an entry for each offset within a window, 2w - 1 along each side, (places, heads) or
     (heads, rows, columns); entries for other tokens come last. Paper: appendix A.3.2.
     """
-    after = _bias_tables(model)
+    after = bias_tables(model)
     parameters = dict(model.named_parameters())
     for name, (table, old) in before.items():
         new = after[name][1]
         if old == new or table.shape == parameters[name].shape:
             continue
-        rows, columns = 2 * old[0] - 1, 2 * old[1] - 1
-        size = (2 * new[0] - 1, 2 * new[1] - 1)
         if table.ndim == 3:
+            size = (2 * new[0] - 1, 2 * new[1] - 1)
             parameters[name].copy_(_bicubic(table, 1, size, antialias=False))
         elif table.ndim == 2:
-            places, others = table[: rows * columns], table[rows * columns :]
-            grid = _bicubic(torch.unflatten(places, 0, (rows, columns)), 0, size, antialias=False)
-            parameters[name].copy_(torch.cat([grid.flatten(0, 1), others]))
+            parameters[name].copy_(bias_table_at(table, old, new))
+
+
+def bias_table_at(table: Tensor, old: Size, new: Size) -> Tensor:
+    """A table (places, heads) of the offsets within a window ``old``, resampled (bicubic) for ``new``.
+
+    Entries for other tokens, which come last, stay as they are.
+    """
+    rows, columns = 2 * old[0] - 1, 2 * old[1] - 1
+    size = (2 * new[0] - 1, 2 * new[1] - 1)
+    places, others = table[: rows * columns], table[rows * columns :]
+    grid = _bicubic(torch.unflatten(places, 0, (rows, columns)), 0, size, antialias=False)
+    return torch.cat([grid.flatten(0, 1), others])
 
 
 def _resampled(what: str, table: Tensor, shape: torch.Size, old: Size, new: Size) -> Tensor:

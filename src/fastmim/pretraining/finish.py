@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmim.config import PretrainConfig, resume_flags
 from fastmim.data.skips import SKIPPED
+from fastmim.encoders.kept_tables import with_own_tables
 from fastmim.encoders.models import weights_tag
 from fastmim.grids import Size
 from fastmim.methods.base import Method
@@ -110,7 +111,7 @@ def leave(
         )
     elif complete and config.bn_recalibrate:
         display.say(f"bn_recalibrate: {config.model} has no batch norm, so there is nothing to re-estimate")
-    save_encoder(run, model, origin)
+    save_encoder(run, with_own_tables(model), origin)
     write_report(run, config, material.held_out, outcome)
     if outcome.skipped_images:
         display.say(f"{outcome.skipped_images} unreadable images were skipped: {run / SKIPPED} lists them")

@@ -72,11 +72,12 @@ def table3_fastmim_swin_l_800() -> PretrainConfig:
 def table3_fastmim_p_swin_l_400() -> PretrainConfig:
     """Table 3, FastMIM-P, Swin-L: 128, 160 and 192 pixels for 200, 100 and 100 epochs.
 
-    The paper keeps one bias table of window 14 and resamples it for each size (appendix A.3.2). Here the
-    window grows with the image, 8, 10 and 12, and its table is resampled where the stage changes. The
-    released code can change the batch between stages; the paper does not say so, and here it stays.
+    The windows grow with the image, 8, 10 and 12; one bias table of window 14 is what learns, and each
+    forward pass interpolates it (appendix A.3.2). The released code can change the batch between stages; the
+    paper does not say so, and here it stays.
     """
-    return in_stages(table3_fastmim_swin_l_400(), "128x200e,160x100e,192x100e")
+    growing = in_stages(table3_fastmim_swin_l_400(), "128x200e,160x100e,192x100e")
+    return replace(growing, encoder=replace(growing.encoder, table_window=14))
 
 
 def table3_mae_vit_b() -> PretrainConfig:

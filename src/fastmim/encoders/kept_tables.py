@@ -1,0 +1,136 @@
+"""One table of relative positions for all sizes of a run, interpolated in each forward pass (A.3.2).
+
+Swin's attention adds a bias for each offset within a window. Where the window grows with the image, either
+its table is resampled once, as an image size changes (`resize`), or a table of one window is what learns, and
+each forward pass makes the table of the image's window of it: that is the paper's way, and this module.
+"""
+
+import copy
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastmim.encoders.resize import bias_table_at, bias_tables
+from fastmim.errors import UsageError
+from fastmim.grids import Size
+
+KEPT = "kept_bias_table"
+TABLE_STD = 0.02  # of the first weights, as timm's Swin has them
+Kept = dict[str, nn.Parameter]
+"""The table that learns, by the name of its module."""
+
+
+def keep_tables(model: nn.Module, window: int, name: str) -> None:
+    """Have each attention with a window learn a table of ``window``, drawn anew from torch's generator.
+
+    Args:
+        name: of the model, for the error.
+
+    Raises:
+        UsageError: it has no such tables.
+    """
+    found = _modules_with_tables(model)
+    if not found:
+        raise UsageError(
+            f"encoder.table_window = {window}: {name} has no tables of relative positions within windows, "
+            "as Swin has; leave it out"
+        )
+    side = 2 * window - 1
+    kept: Kept = {}
+    for place, (table, _) in found.items():
+        parameter = nn.Parameter(table.new_empty(side * side, table.shape[1]))
+        kept[place] = parameter
+        nn.init.trunc_normal_(parameter, std=TABLE_STD)
+    put_tables(model, kept)
+
+
+def kept_tables(model: nn.Module) -> Kept:
+    """The tables that `keep_tables` had made."""
+    return {name: m.get_parameter(KEPT) for name, m in model.named_modules() if KEPT in m._parameters}
+
+
+def put_tables(model: nn.Module, kept: Kept) -> None:
+    """Have the modules named compute their tables of these."""
+    for name, parameter in kept.items():
+        module: Any = model.get_submodule(name)
+        window = _square(module.window_size)
+        del module._parameters["relative_position_bias_table"]
+        module.register_parameter(KEPT, parameter)
+        module.kept_from, module.kept_for = ((_side(parameter),) * 2, window)
+        module.__class__ = _computing(type(module))
+
+
+def take_tables(model: nn.Module) -> Kept:
+    """Undo `put_tables`: each module has a table of its window, as they last were; gives what was kept."""
+    kept = kept_tables(model)
+    for name in kept:
+        module: Any = model.get_submodule(name)
+        table = module.relative_position_bias_table.detach().clone()
+        module.__class__ = type(module).__mro__[1]
+        del module._parameters[KEPT], module.kept_from, module.kept_for
+        module.relative_position_bias_table = nn.Parameter(table)
+    return kept
+
+
+def kept_names(kept: Kept) -> set[str]:
+    """What the kept tables are called among the model's parameters."""
+    return {f"{name}.{KEPT}" for name in kept}
+
+
+def with_own_tables(model: nn.Module) -> nn.Module:
+    """The model as its constructor makes it: itself, or a copy whose tables are those of its windows."""
+    if not kept_tables(model):
+        return model
+    copied = copy.deepcopy(model)
+    take_tables(copied)
+    return copied
+
+
+def _modules_with_tables(model: nn.Module) -> dict[str, tuple[Tensor, Size]]:
+    """Table and window by the module's name, of tables of exactly the offsets within a window."""
+    end = ".relative_position_bias_table"
+    return {
+        name.removesuffix(end): (table, window)
+        for name, (table, window) in bias_tables(model).items()
+        if name.endswith(end) and len(table) == (2 * window[0] - 1) * (2 * window[1] - 1)
+    }
+
+
+def _square(window: Any) -> Size:
+    return (window, window) if isinstance(window, int) else (int(window[0]), int(window[1]))
+
+
+def _side(table: Tensor) -> int:
+    """Of the window whose offsets a square table holds."""
+    return (math.isqrt(len(table)) + 1) // 2
+
+
+_KINDS: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _computing(kind: type[nn.Module]) -> type[nn.Module]:
+    """``kind`` with its table computed whenever it is asked for."""
+    if kind in _KINDS:
+        return _KINDS[kind]
+
+    def table(self: Any) -> Tensor:
+        return bias_table_at(getattr(self, KEPT), self.kept_from, self.kept_for)
+
+    def reduce(self: Any, _: Any) -> Any:
+        return _made, (kind,), self.__getstate__()
+
+    members = {
+        "relative_position_bias_table": property(table),
+        "__reduce_ex__": reduce,
+        "__module__": kind.__module__,
+    }
+    _KINDS[kind] = type(kind.__name__, (kind,), members)
+    return _KINDS[kind]
+
+
+def _made(kind: type[nn.Module]) -> nn.Module:
+    """An empty module of `_computing`'s kind, which its state is then put into: for copies and pickles."""
+    computing = _computing(kind)
+    made: nn.Module = computing.__new__(computing)
+    return made
