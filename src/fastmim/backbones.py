@@ -24,6 +24,7 @@ from torch import Tensor
 from fastmim.decoders import DecoderConfig
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder
+from fastmim.encoders.levels import parameter_levels
 from fastmim.encoders.models import create, without_memory
 from fastmim.encoders.sizes import Sizes, working_sizes
 from fastmim.errors import UsageError
@@ -51,6 +52,8 @@ class Backbone:
     sizes: Sizes | None
     """None: it works at no size that was tried."""
     reason: str = ""
+    levels: int = 0
+    """Of learning rates under layer decay: stem, blocks, head; 0: not looked for."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,13 @@ def parameters_of(name: str, model_kwargs: dict[str, Any] | None = None) -> int:
     return sum(p.numel() for p in without_memory(partial(create, name, model_kwargs or {})).parameters())
 
 
+def levels_of(name: str, model_kwargs: dict[str, Any] | None = None) -> int:
+    """Levels of learning rates that layer decay has in fine-tuning."""
+    kwargs = {**(model_kwargs or {}), "num_classes": 2}
+    levels = parameter_levels(without_memory(partial(create, name, kwargs)))
+    return max(levels.values()) + 1 if levels else 0
+
+
 def look_up(name: str, model_kwargs: dict[str, Any] | None = None) -> Backbone:
     """Try a backbone at several sizes, without memory and arithmetic where that works."""
     family = family_of(name)
@@ -102,7 +112,8 @@ def look_up(name: str, model_kwargs: dict[str, Any] | None = None) -> Backbone:
     except UsageError as error:
         return Backbone(name, family, float("nan"), None, str(error))
     try:
-        return Backbone(name, family, parameters, working_sizes(name, model_kwargs))
+        sizes = working_sizes(name, model_kwargs)
+        return Backbone(name, family, parameters, sizes, levels=levels_of(name, model_kwargs))
     except UsageError as error:
         return Backbone(name, family, parameters, None, str(error))
 
@@ -248,32 +259,35 @@ def as_mapping(backbone: Backbone) -> dict[str, Any]:
         "parameters_m": round(backbone.parameters, 3),
         "stride": sizes.stride if sizes else None,
         "width": sizes.width if sizes else None,
+        "levels": backbone.levels or None,
         "sizes": list(sizes.working) if sizes else [],
         "failing": {str(side): why for side, why in sizes.failing.items()} if sizes else {},
         "reason": backbone.reason or None,
     }
 
 
-def as_markdown(checks: Sequence[tuple[Backbone, Check]]) -> str:
-    """The table of families, as it stands in docs/backbones.md."""
+def as_markdown(checks: Sequence[tuple[Backbone, Check]], command: str) -> str:
+    """The table of families, as it stands in docs/backbones.md, written by ``command``."""
     passed = sum(check.passed for _, check in checks)
     lines = [
         "# Backbones",
         "",
-        "One small model of each architecture family (a module of timm, or of this package): features,",
-        "gradients, one optimiser step, export and strict reload, on a CPU. Written by",
+        "Pre-trained for one step on a CPU, exported and reloaded strictly; with --families, one small model of",
+        "each architecture family (a module of timm, or of this package). Levels are those of layer decay: stem,",
+        "blocks, head. Written by",
         "",
-        "    fastmim backbones --families --check --write docs/backbones.md",
+        f"    {command}",
         "",
         f"timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}: "
-        f"{passed} of {len(checks)} families pass.",
+        f"{passed} of {len(checks)} pass.",
         "",
-        "| family | smallest model | M parameters | stride | sizes that work | verdict |",
-        "|---|---|---|---|---|---|",
+        "| family | model | M parameters | stride | levels | sizes that work | verdict |",
+        "|---|---|---:|---:|---:|---|---|",
     ]
     for known, check in checks:
         lines.append(
             f"| {known.family} | {known.name} | {known.parameters:.1f} | "
-            f"{known.sizes.stride if known.sizes else '-'} | {known.sizes or 'none'} | {check} |"
+            f"{known.sizes.stride if known.sizes else '-'} | {known.levels or '-'} | "
+            f"{known.sizes or 'none'} | {check} |"
         )
     return "\n".join(lines) + "\n"

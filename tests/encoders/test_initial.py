@@ -9,6 +9,8 @@ from torch import nn
 
 from fastmim.encoders.build import EncoderConfig, build_encoder
 from fastmim.encoders.initial import draw_xavier
+from fastmim.methods.catalogue import METHODS
+from fastmim.recipes.methods import defaults_of
 
 SIZE = (64, 64)
 
@@ -41,6 +43,19 @@ def test_what_is_no_linear_layer_keeps_timms_weights():
     before = {name: p.clone() for name, p in model.named_parameters()}
     draw_xavier(model)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_what_begins_at_zero_stays_there():
+    layer = nn.Linear(4, 4)
+    nn.init.zeros_(layer.weight)
+    draw_xavier(nn.Sequential(layer))
+    assert not layer.weight.any()
+
+
+def test_each_method_begins_as_its_own_code_does():
+    found = {name: defaults_of(name).encoder.init for name in METHODS}
+    timms = {"simmim", "maskfeat", "fcmae"}
+    assert found == {name: "timm" if name in timms else "xavier" for name in METHODS}
 
 
 def test_the_setting_decides():

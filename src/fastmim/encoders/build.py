@@ -26,9 +26,9 @@ class EncoderConfig:
 
     pos_embed: Literal["sincos", "learned"] = "sincos"
     """Absolute position embedding of a plain ViT: fixed 2-D sine-cosine, or learned. Others have none."""
-    init: Initial = "timm"
-    """First weights: timm's own, or xavier: linear layers and the patch embedding as in the released code of
-    FastMIM and MAE. A module of your own, and weights that are there already, stay as they are."""
+    init: Initial = "xavier"
+    """First weights: xavier, linear layers and the patch embedding as in the released code of FastMIM and
+    MAE; or timm's own. A module of your own, and weights that are there already, stay as they are."""
     table_window: int | None = None
     """Have tables of relative positions (Swin's) learn for a window of so many tokens a side, whatever the
     image's; each forward pass interpolates them (paper: appendix A.3.2, 14 for Swin-L). Default: tables of

@@ -15,10 +15,12 @@ def draw_xavier(model: nn.Module) -> None:
 
     Biases become 0, layer norms 1 and 0, and class tokens normal with a standard deviation of 0.02. The patch
     embedding, a convolution whose kernel is its stride, is drawn as the linear layer of a patch that it is;
-    other convolutions, tables and scales keep what timm drew.
+    other convolutions, tables and scales keep what timm drew, and layers that begin at zero stay there.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
+            if not module.weight.any():
+                continue
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

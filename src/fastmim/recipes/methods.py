@@ -16,6 +16,7 @@ from typing import Any
 from fastmim.config import PretrainConfig
 from fastmim.data.crops import CropConfig
 from fastmim.decoders import DecoderConfig
+from fastmim.encoders.build import EncoderConfig
 from fastmim.masking import Masking
 from fastmim.methods.catalogue import MethodName
 from fastmim.recipes.definition import NO_FIGURE, Recipe
@@ -24,6 +25,7 @@ from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
 
 LINEAR = DecoderConfig(depth=0)
+TIMMS = EncoderConfig(init="timm")  # nearest to what codes with truncated normals draw
 VIT_B = "vit_base_patch16_224"
 VIT_L = "vit_large_patch16_224"
 SWIN_T = "swin_tiny_patch4_window7_224"
@@ -37,6 +39,7 @@ def simmim() -> PretrainConfig:
     return PretrainConfig(
         method="simmim",
         image_size=224,
+        encoder=TIMMS,
         mask=Masking(0.6, 32, place="patch"),
         target=TargetConfig("pixels", loss="l1"),
         decoder=LINEAR,
@@ -50,6 +53,7 @@ def maskfeat() -> PretrainConfig:
     return PretrainConfig(
         method="maskfeat",
         image_size=224,
+        encoder=TIMMS,
         mask=Masking(0.4, place="patch", pattern="blockwise"),
         target=TargetConfig("hog"),
         decoder=LINEAR,
@@ -89,7 +93,8 @@ def greenmim() -> PretrainConfig:
 def fcmae() -> PretrainConfig:
     """FCMAE, Woo et al. 2023: 60 % in blocks of 32 pixels, a decoder of one ConvNeXt block; ConvNeXt V2."""
     decoder = DecoderConfig(depth=1, width=512)
-    return replace(mae(), method="fcmae", model=CONVNEXT_V2_B, mask=Masking(0.6), decoder=decoder)
+    model, mask = CONVNEXT_V2_B, Masking(0.6)
+    return replace(mae(), method="fcmae", model=model, encoder=TIMMS, mask=mask, decoder=decoder)
 
 
 DEFAULTS: dict[MethodName, Callable[[], PretrainConfig]] = {

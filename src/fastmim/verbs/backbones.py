@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -65,5 +66,7 @@ def run(arguments: list[str]) -> int:
         else:
             print(f"{backbones.as_line(known)}; {check}", flush=True)
     if command.write:
-        Path(command.write).write_text(backbones.as_markdown(found))
+        Path(command.write).write_text(
+            backbones.as_markdown(found, shlex.join(["fastmim", "backbones", *arguments]))
+        )
     return 0 if all(check.passed for _, check in found) else 1
