@@ -272,9 +272,9 @@ def as_markdown(checks: Sequence[tuple[Backbone, Check]], command: str) -> str:
     lines = [
         "# Backbones",
         "",
-        "Pre-trained for one step on a CPU, exported and reloaded strictly; with --families, one small model of",
-        "each architecture family (a module of timm, or of this package). Levels are those of layer decay: stem,",
-        "blocks, head. Written by",
+        "Pre-trained for one step on a CPU, exported and reloaded strictly; with --families, one small",
+        "model of each architecture family (a module of timm, or of this package). Levels are those of",
+        "layer decay: stem, blocks, head. Written by",
         "",
         f"    {command}",
         "",
