@@ -1,11 +1,14 @@
 """One small model of each architecture family keeps the contract; shapes of every model, as a slow test."""
 
+import subprocess
 from functools import cache
 
 import pytest
 import timm
 
-from fastmim.backbones import check, family_of, look_up, names_like
+from fastmim import backbones
+from fastmim.backbones import check, check_by_pretraining, family_of, levels_of, look_up, names_like
+from fastmim.cli import main
 from fastmim.encoders.sizes import working_sizes
 from fastmim.errors import UsageError
 
@@ -76,6 +79,32 @@ def test_a_filter_finds_parts_and_patterns():
     assert "vit_tiny_patch16_224" in names_like("tiny_patch16")
     with pytest.raises(UsageError, match="nothing_like_this"):
         names_like("nothing_like_this")
+
+
+def test_a_check_through_the_command_sees_what_a_run_leaves(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    words = ["backbones", "test_convnext", "--check", "--pretrain", "--every", "1", "--write", str(page)]
+    assert main(words) == 0
+    known = names_like("test_convnext")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(known)
+    assert all("pre-trains at 128" in line for line in lines[1:])
+    text = page.read_text()
+    assert f"    fastmim {' '.join(words)}" in text
+    assert f"{len(known)} of {len(known)} pass" in text
+    assert f"| {levels_of('test_convnext')} |" in text
+    assert main(["backbones", "resnet", "--pretrain"]) == 2
+    assert "pretrain needs --check" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_told_by_its_last_line(monkeypatch):
+    lost = subprocess.CompletedProcess([], -6, "", "fastmim: nothing\nfastmim: it broke\n")
+    monkeypatch.setattr(backbones.subprocess, "run", lambda *_, **__: lost)
+    _, check = check_by_pretraining("test_convnext")
+    assert check.failures == ("exit code -6: fastmim: it broke",)
+    monkeypatch.setattr(backbones, "free_bytes", lambda _: 0)
+    _, check = check_by_pretraining("test_convnext")
+    assert "not tried: it needs about" in str(check)
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmim.bench import document, growth, hog, measure, methods, step
+from fastmim import threads
+from fastmim.bench import document, growth, hog, measure, methods, shared, step
 from fastmim.bench.document import Results, as_markdown, read_results, write_page
 from fastmim.bench.flops import flops_per_image
 from fastmim.bench.growth import Cost
@@ -17,6 +19,7 @@ from fastmim.cli import main
 from fastmim.config import PretrainConfig
 from fastmim.errors import UsageError
 from fastmim.histograms import hog as ours
+from fastmim.train.device import others_compute
 from fastmim.verbs import bench
 
 CPU = torch.device("cpu")
@@ -249,15 +252,41 @@ def test_all_is_its_parts_each_in_a_process_of_its_own(tmp_path, monkeypatch, ca
         "loader",
         "packs",
         "memory",
+        "shared",
         "growth",
     ]
     assert all(words[-4:-1] == ["--rounds", "1", "--json"] for words in run)
     found = read_results(tmp_path / "bench.json")
-    assert list(found.figures) == ["step", "hog", "loader", "packs", "memory", "growth"]
+    assert list(found.figures) == ["step", "hog", "loader", "packs", "memory", "shared", "growth"]
     assert found.command == "fastmim bench all --rounds 1"
     monkeypatch.setattr(bench.subprocess, "run", lambda words: subprocess.CompletedProcess(words, 2))
     assert main(["bench", "all"]) == 1
     assert "bench step ended with exit code 2" in capsys.readouterr().err
+
+
+def test_ways_of_waiting_take_turns_quiet_and_busy(monkeypatch):
+    """Beside a busy process each turn is of real steps in processes that were told how to wait."""
+    monkeypatch.setattr(shared, "SECONDS", 0.2)
+    monkeypatch.setenv(threads.POLICY, "ACTIVE")
+    said = []
+    config = replace(SMALL, kernels=shared.USUAL)
+    quiet, busy = shared.bench_shared([config], 1, said.append)
+    assert threads.POLICY in os.environ  # as it was
+    assert os.environ[threads.POLICY] == "ACTIVE"
+    assert quiet.ratio == pytest.approx(quiet.ours / quiet.baseline)
+    assert busy.met == (busy.ratio >= shared.GAIN)
+    assert "quiet: waiting briefly" in said[0]
+    assert "beside a busy process: waiting briefly" in said[1]
+
+
+def test_the_ways_of_waiting_are_told_by_the_environment():
+    ours, theirs, asleep, one = shared.ways(4)
+    assert ours.variables == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": None}
+    assert set(theirs.variables.values()) == {None}
+    assert asleep.variables["GOMP_SPINCOUNT"] is None
+    assert [way.threads for way in (ours, theirs, asleep, one)] == [4, 4, 4, 1]
+    with shared._busy():
+        assert others_compute(os.cpu_count())
 
 
 @pytest.mark.parametrize("place", ["file/bench.json", "folder"])
