@@ -133,3 +133,20 @@ def test_a_signal_to_one_stops_both_and_they_go_on_as_if_nothing_had_been(photos
     assert again == alike
     whole, _ = two({**settings, "out": tmp_path / "whole"})
     assert [*first, *again] == whole
+
+
+def test_both_take_the_kernels_that_the_first_has_found(photos, tmp_path, two, monkeypatch):
+    monkeypatch.setenv("FASTMIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    settings = {
+        **SETTINGS,
+        "data": photos,
+        "out": tmp_path / "run",
+        "steps": 5,
+        "kernels": {"compile": "none"},
+    }
+    first, second = two(settings)
+    assert first == second
+    assert len(list((tmp_path / "cache" / "optimizer").iterdir())) == 1
+    kernels = load_checkpoint(tmp_path / "run" / LAST)["choices"]["kernels"]
+    assert kernels["attention"] in ("fused", "plain")
