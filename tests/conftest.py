@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fastmim
-from fastmim.data.resize import Box
+from fastmim.data.decode.resize import Box
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

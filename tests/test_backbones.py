@@ -6,9 +6,9 @@ from functools import cache
 import pytest
 import timm
 
-from fastmim import backbones
-from fastmim.backbones import check, check_by_pretraining, family_of, levels_of, look_up, names_like
-from fastmim.cli import main
+from fastmim.bench import contract as backbones
+from fastmim.bench.contract import check, check_by_pretraining, family_of, levels_of, look_up, names_like
+from fastmim.cli.entry import main
 from fastmim.encoders.sizes import working_sizes
 from fastmim.errors import UsageError
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from conftest import TINY
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.config import PretrainConfig
 from fastmim.recipes import base_config
 

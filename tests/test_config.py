@@ -1,10 +1,10 @@
 import pytest
 import yaml
 
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.config import PretrainConfig, build, differences, merge, read_yaml, to_yaml
 from fastmim.errors import UsageError
-from fastmim.masking import Masking
+from fastmim.mim.masking import Masking
 
 
 def test_yaml_round_trip(tmp_path):

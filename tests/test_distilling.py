@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 
 import fastmim
 from conftest import TINY, Killed, lines, same, weights
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.errors import UsageError
-from fastmim.methods.input_masking import InputMasking
-from fastmim.methods.teacher import Teacher
-from fastmim.pretraining import lessons, run
-from fastmim.pretraining.lessons import LessonCache, bytes_text
+from fastmim.methods.frozen_teacher import Teacher
+from fastmim.methods.masked.input_masking import InputMasking
+from fastmim.pretraining import task as run
+from fastmim.pretraining import teacher_features as lessons
+from fastmim.pretraining.teacher_features import LessonCache, bytes_text
 
 WIDER = {**TINY, "model_kwargs": {"embed_dim": 48, "depth": 3, "num_heads": 3}}
 Usage = namedtuple("Usage", "total used free")

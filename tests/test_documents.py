@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pytest
 import yaml
 
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.config import PretrainConfig, build
-from fastmim.documents import (
+from fastmim.errors import UsageError, printable
+from fastmim.system.documents import (
     MOST_DEPTH,
     MOST_SCALAR,
     BareName,
@@ -27,7 +28,6 @@ from fastmim.documents import (
     read_yaml,
     shown,
 )
-from fastmim.errors import UsageError, printable
 
 
 def complaint(function, *arguments) -> str:

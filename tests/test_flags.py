@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from fastmim.cli import VERBS, main
+from fastmim.cli.entry import VERBS, main
 
 
 @contextmanager

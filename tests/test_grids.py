@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from fastmim import grids
 from fastmim.errors import UsageError
+from fastmim.mim import grids
 
 
 def test_tokens_and_maps_undo_each_other():

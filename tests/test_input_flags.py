@@ -9,10 +9,10 @@ import yaml
 from PIL import Image
 
 from conftest import photo
-from fastmim.cli import main
-from fastmim.data.crops import CropConfig
-from fastmim.data.images import open_images
-from fastmim.data.loader import Crops, Draw
+from fastmim.cli.entry import main
+from fastmim.data.loading.dataset import Crops, Draw
+from fastmim.data.sources.open import open_images
+from fastmim.data.transforms.crops import CropConfig
 
 LIMIT = 48 * 64  # pixels of the fixture's photos
 RUN = (

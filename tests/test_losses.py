@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastmim.losses import masked_loss, trivial_prediction
+from fastmim.mim.losses import masked_loss, trivial_prediction
 
 NAMES = ["l2", "l1", "smooth-l1", "cosine"]
 

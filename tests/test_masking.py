@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmim.errors import UsageError
-from fastmim.grids import grid_of, mask_to_cells, mask_to_pixels
-from fastmim.masking import Masking, blockwise_mask, draw_blocks, masked_count, random_block_mask
+from fastmim.mim.grids import grid_of, mask_to_cells, mask_to_pixels
+from fastmim.mim.masking import Masking, blockwise_mask, draw_blocks, masked_count, random_block_mask
 
 
 def test_the_count_does_not_suffer_from_floats():

@@ -17,7 +17,7 @@ import fastmim
 from conftest import TINY, Killed, lines, same, weights
 from fastmim.errors import RunError, UsageError
 from fastmim.methods.base import Reconstruction
-from fastmim.methods.input_masking import InputMasking
+from fastmim.methods.masked.input_masking import InputMasking
 from fastmim.pretraining import RUN_FILES
 from fastmim.train.checkpoint import load_checkpoint
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import fastmim
 from conftest import QUICK, TINY
-from fastmim.cli import main
+from fastmim.cli.entry import main
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text()
@@ -94,13 +94,13 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
         "bench._apart",
         "bench.read_results",
     ):
-        monkeypatch.setattr(f"fastmim.verbs.{place}", note)
+        monkeypatch.setattr(f"fastmim.cli.commands.{place}", note)
     for place in ("names_like", "smallest_of_each_family"):
-        monkeypatch.setattr(f"fastmim.backbones.{place}", note)
-    monkeypatch.setattr("fastmim.verbs.stats.measure_stats", note)
-    monkeypatch.setattr("fastmim.verbs.stats.open_images", lambda *_: None)
+        monkeypatch.setattr(f"fastmim.bench.contract.{place}", note)
+    monkeypatch.setattr("fastmim.cli.commands.stats.measure_stats", note)
+    monkeypatch.setattr("fastmim.cli.commands.stats.open_images", lambda *_: None)
     for name in ("pack", "verify"):
-        monkeypatch.setattr(f"fastmim.verbs.pack.{name}", note)
+        monkeypatch.setattr(f"fastmim.cli.commands.pack.{name}", note)
     words = shlex.split(command, comments=True)[1:]
     words = ["demo:photos" if word in ("photos/", "tiles/") else word for word in words]
     if words[0] == "recipes":

@@ -14,7 +14,7 @@ from torch import nn
 import fastmim
 from conftest import TINY, Killed, lines, same, weights
 from fastmim.errors import UsageError
-from fastmim.methods.input_masking import InputMasking
+from fastmim.methods.masked.input_masking import InputMasking
 from fastmim.train.checkpoint import load_checkpoint
 
 SWIN = {
@@ -72,7 +72,7 @@ def test_a_run_stopped_at_the_very_end_of_a_stage_goes_on_in_the_next(grown, pho
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastmim.pretraining.material.Network.grown", dies)
+        patch.setattr("fastmim.pretraining.stage_data.Network.grown", dies)
         with pytest.raises(Killed):
             fastmim.pretrain(data=photos, out=run, **settings)
     assert load_checkpoint(run / "last.ckpt")["progress"]["step"] == 4

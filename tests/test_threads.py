@@ -7,7 +7,7 @@ import sys
 import pytest
 
 SEEN = """
-import os, fastmim.threads as t
+import os, fastmim.system.threads as t
 t.wait_briefly()
 print({name: os.environ.get(name) for name in t.BRIEFLY})
 """

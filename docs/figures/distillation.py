@@ -6,12 +6,12 @@ from dataclasses import replace
 from drawing import HEADING, LINE, TEXT, Box, Panel, Place, Sheet, shrink
 from shown import BLUE, decoded_panel, decoder_box, show, target_panel
 
-from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.methods.distillation import NEW, DistillConfig
-from fastmim.pretraining.teaching import load_teaching
+from fastmim.pretraining.teacher import load_teaching
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.recipes.methods import VIT_L, defaults_of
-from fastmim.report.figures import FAINT, INK, to_display
+from fastmim.report.samples import FAINT, INK, to_display
 
 SIGMA = "\u03c3"
 

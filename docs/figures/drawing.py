@@ -18,7 +18,7 @@ from matplotlib.patches import Circle, FancyBboxPatch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastmim.report.figures import FAINT, INK
+from fastmim.report.samples import FAINT, INK
 
 SCALE = 0.75  # of 224 pixels 168, of a patch of 16 pixels 12, of a HOG cell of 8 pixels 6
 WIDTH, MARGIN, DPI = 980, 8, 100

@@ -54,7 +54,7 @@ from shown import (
 from fastmim.config import PretrainConfig
 from fastmim.recipes import recipe
 from fastmim.recipes.methods import defaults_of
-from fastmim.report.figures import ACCENT, INK, to_display
+from fastmim.report.samples import ACCENT, INK, to_display
 
 SEVERAL = ("#7c3aed", "#0f766e", "#db2777", "#a16207")  # windows
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import fastmim
-from fastmim.data.images import open_images
+from fastmim.data.sources.open import open_images
 
 SCRATCH = "from scratch"
 SIDES = (144, 192, 256)

@@ -27,13 +27,13 @@ import torch.nn.functional as F
 
 import fastmim
 from fastmim.config import PretrainConfig, build, read_yaml
-from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.data.decode import Box, crop_and_resize
-from fastmim.data.feed import held_out_crops, split_images
-from fastmim.data.images import open_images
-from fastmim.data.loader import Crops, to_images
-from fastmim.methods.learning import HeldOut
+from fastmim.data.decode.image import Box, crop_and_resize
+from fastmim.data.loading.dataset import Crops, to_images
+from fastmim.data.loading.train_loader import held_out_crops, split_images
+from fastmim.data.sources.open import open_images
+from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.pretraining import build_method
+from fastmim.pretraining.evaluation import HeldOut
 from fastmim.train.checkpoint import load_checkpoint
 
 # A quarter of what the paper's ViT-B has at 128 pixels; a mask of 2 x 2 patches hides 4 HOG cells.

@@ -15,32 +15,35 @@ __all__ = [
     "pack",
     "pretrain",
     "probe",
+    "wait_briefly",
 ]
 
 if TYPE_CHECKING:
-    from fastmim.data.pack import pack
-    from fastmim.data.views import load_image
+    from fastmim.data.loading.eval_loader import load_image
+    from fastmim.data.packing.pack import pack
+    from fastmim.downstream.classification.entry import finetune
+    from fastmim.downstream.frozen.probe import probe
     from fastmim.errors import FastmimError, RunError, UsageError
-    from fastmim.histograms import hog
+    from fastmim.export.export import export_encoder
+    from fastmim.mim.hog_features import hog
     from fastmim.pretraining import pretrain
-    from fastmim.transfer.classify import finetune
-    from fastmim.transfer.export import export_encoder
-    from fastmim.transfer.probe import probe
-    from fastmim.transfer.weights import load_encoder
+    from fastmim.system.threads import wait_briefly
+    from fastmim.weights.load import load_encoder
 
 # `import fastmim` is instant: what needs torch is imported when it is first asked for.
 _HOMES = {
     "FastmimError": "fastmim.errors",
     "RunError": "fastmim.errors",
     "UsageError": "fastmim.errors",
-    "export_encoder": "fastmim.transfer.export",
-    "finetune": "fastmim.transfer.classify",
-    "hog": "fastmim.histograms",
-    "load_encoder": "fastmim.transfer.weights",
-    "load_image": "fastmim.data.views",
-    "pack": "fastmim.data.pack",
+    "export_encoder": "fastmim.export.export",
+    "finetune": "fastmim.downstream.classification.entry",
+    "hog": "fastmim.mim.hog_features",
+    "load_encoder": "fastmim.weights.load",
+    "load_image": "fastmim.data.loading.eval_loader",
+    "pack": "fastmim.data.packing.pack",
     "pretrain": "fastmim.pretraining",
-    "probe": "fastmim.transfer.probe",
+    "probe": "fastmim.downstream.frozen.probe",
+    "wait_briefly": "fastmim.system.threads",
 }
 
 

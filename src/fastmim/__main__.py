@@ -2,7 +2,7 @@
 
 import sys
 
-from fastmim.cli import main
+from fastmim.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmim import threads
 from fastmim.bench import document, growth, hog, measure, methods, shared, step
 from fastmim.bench.document import Results, as_markdown, read_results, write_page
 from fastmim.bench.flops import flops_per_image
 from fastmim.bench.growth import Cost
+from fastmim.bench.harness import prepare
 from fastmim.bench.hog import bench_hog, plain_hog
 from fastmim.bench.measure import Figure
-from fastmim.bench.steps import prepare
-from fastmim.cli import main
+from fastmim.cli.commands import bench
+from fastmim.cli.entry import main
 from fastmim.config import PretrainConfig
 from fastmim.errors import UsageError
-from fastmim.histograms import hog as ours
+from fastmim.mim.hog_features import hog as ours
+from fastmim.system import threads
 from fastmim.train.device import others_compute
-from fastmim.verbs import bench
 
 CPU = torch.device("cpu")
 SMALL = PretrainConfig(

@@ -5,8 +5,8 @@ from PIL import Image
 from conftest import photo
 from fastmim.bench.crops import QUALITIES, SHORT_SIDES, nearness
 from fastmim.bench.loader import bench_loader, bench_pack_quality, make_images
-from fastmim.data.decode import decode
-from fastmim.data.images import FileImages, open_images
+from fastmim.data.decode.image import decode
+from fastmim.data.sources.open import FileImages, open_images
 
 FILES = "files as they are"
 FAST = "files as they are, --crop.decode fast"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import photo
-from fastmim.data.augment import AugmentConfig, Mixing, RandAugment, seeded
+from fastmim.data.transforms.augment import AugmentConfig, Mixing, RandAugment, seeded
 from fastmim.errors import UsageError
 
 

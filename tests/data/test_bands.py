@@ -8,10 +8,10 @@ import tifffile
 from PIL import Image
 
 from conftest import encoded, photo, whole
-from fastmim.data.bands import UnreadableImage
-from fastmim.data.decode import crop_and_resize, decode
-from fastmim.data.images import ArrayImages, open_images
-from fastmim.data.resize import Box
+from fastmim.data.decode.image import crop_and_resize, decode
+from fastmim.data.decode.pixels import UnreadableImage
+from fastmim.data.decode.resize import Box
+from fastmim.data.sources.open import ArrayImages, open_images
 
 CONTIG = {"photometric": "minisblack", "planarconfig": "contig"}
 PLANES = {"photometric": "minisblack", "planarconfig": "separate"}
@@ -74,7 +74,7 @@ def test_what_is_missing_to_decompress_is_named(tmp_path):
     path.write_bytes(tiff(bands(5), compression="lzw", **CONTIG))
     code = (
         "import sys; sys.modules['imagecodecs'] = None\n"
-        "from fastmim.data.decode import decode\n"
+        "from fastmim.data.decode.image import decode\n"
         f"decode(open({str(path)!r}, 'rb').read(), 5)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

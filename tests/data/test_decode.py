@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from conftest import encoded, photo, whole
-from fastmim.data.bands import UnreadableImage
-from fastmim.data.decode import crop_and_resize, decode, shrink
-from fastmim.data.resize import Box
+from fastmim.data.decode.image import crop_and_resize, decode, shrink
+from fastmim.data.decode.pixels import UnreadableImage
+from fastmim.data.decode.resize import Box
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

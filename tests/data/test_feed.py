@@ -11,11 +11,11 @@ from torch import nn
 import fastmim
 from conftest import QUICK, TINY, lines
 from fastmim.config import merge
-from fastmim.data.feed import Feeder, Share, micro_batches
-from fastmim.data.loader import Batch
+from fastmim.data.loading.dataset import Batch
+from fastmim.data.loading.train_loader import Feeder, Share, micro_batches
 from fastmim.errors import UsageError
-from fastmim.methods.catalogue import METHODS
-from fastmim.pretraining.start import build_method
+from fastmim.methods.registry import METHODS
+from fastmim.pretraining.build import build_method
 from fastmim.recipes.methods import defaults_of
 
 

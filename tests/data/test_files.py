@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from conftest import photo
-from fastmim.data.files import MOST_BYTES, open_regular, read_regular
-from fastmim.data.images import FileImages, open_images
-from fastmim.data.stats import measure_stats
+from fastmim.data.loading.channel_stats import measure_stats
+from fastmim.data.sources.files import MOST_BYTES, open_regular, read_regular
+from fastmim.data.sources.open import FileImages, open_images
 from fastmim.errors import UsageError
 
 SECONDS = 20.0  # more than any reading takes, less than for ever

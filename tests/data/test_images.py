@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from conftest import photo
-from fastmim.data.decode import decode
-from fastmim.data.images import fingerprint, open_images
-from fastmim.data.names import NameList
+from fastmim.data.decode.image import decode
+from fastmim.data.sources.names import NameList
+from fastmim.data.sources.open import fingerprint, open_images
 from fastmim.errors import UsageError
 
 

@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pytest
 
-from fastmim.cache import SWITCH
-from fastmim.data import index
-from fastmim.data.images import FileImages, fingerprint, open_images
-from fastmim.data.names import NameList
+from fastmim.data.sources import index
+from fastmim.data.sources.names import NameList
+from fastmim.data.sources.open import FileImages, fingerprint, open_images
 from fastmim.errors import RunError
+from fastmim.system.cache import SWITCH
 
 NAMES = ["a", "", "überlang/ж.jpg", "a b\udcff"]
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import photo
-from fastmim.data.images import ArrayImages, open_images
-from fastmim.data.labels import (
+from fastmim.data.labelled import (
     Labelled,
     class_names,
     few_labels,
@@ -18,6 +17,7 @@ from fastmim.data.labels import (
     parse_labels,
     split_classes,
 )
+from fastmim.data.sources.open import ArrayImages, open_images
 from fastmim.errors import UsageError
 
 

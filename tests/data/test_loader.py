@@ -8,10 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import photo
-from fastmim.data.crops import CropConfig, draw_crops
-from fastmim.data.feed import split_images
-from fastmim.data.images import ArrayImages, open_images
-from fastmim.data.loader import (
+from fastmim.data.loading.dataset import (
     Batch,
     Canvas,
     Crops,
@@ -21,7 +18,10 @@ from fastmim.data.loader import (
     load_batches,
     to_images,
 )
-from fastmim.data.skips import SkipList
+from fastmim.data.loading.train_loader import split_images
+from fastmim.data.loading.unreadable import SkipList
+from fastmim.data.sources.open import ArrayImages, open_images
+from fastmim.data.transforms.crops import CropConfig, draw_crops
 from fastmim.errors import RunError, UsageError
 from fastmim.train.sampler import Stream
 from fastmim.train.stages import Leg

@@ -11,10 +11,10 @@ import tifffile
 from PIL import Image
 
 from conftest import encoded, photo, whole
-from fastmim.data.bands import UnreadableImage
-from fastmim.data.decode import crop_and_resize, decode, shrink
-from fastmim.data.images import open_images
-from fastmim.data.resize import Box
+from fastmim.data.decode.image import crop_and_resize, decode, shrink
+from fastmim.data.decode.pixels import UnreadableImage
+from fastmim.data.decode.resize import Box
+from fastmim.data.sources.open import open_images
 
 SIDE = 32
 

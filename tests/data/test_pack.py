@@ -13,14 +13,14 @@ from PIL import Image
 
 import fastmim
 from conftest import TINY, photo
-from fastmim.cli import main
-from fastmim.data import pack as packing
-from fastmim.data.bands import UnreadableImage
-from fastmim.data.decode import decode
-from fastmim.data.images import fingerprint, open_images
-from fastmim.data.labels import class_names, open_labelled
-from fastmim.data.pack import pack, verify
-from fastmim.data.packed import PackedImages
+from fastmim.cli.entry import main
+from fastmim.data.decode.image import decode
+from fastmim.data.decode.pixels import UnreadableImage
+from fastmim.data.labelled import class_names, open_labelled
+from fastmim.data.packing import pack as packing
+from fastmim.data.packing.pack import pack, verify
+from fastmim.data.sources.open import fingerprint, open_images
+from fastmim.data.sources.packed import PackedImages
 from fastmim.errors import RunError, UsageError
 
 

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from conftest import photo
-from fastmim.data.images import notes_of, open_images
-from fastmim.data.labels import class_names, open_labelled
-from fastmim.data.pack import pack
+from fastmim.data.labelled import class_names, open_labelled
+from fastmim.data.packing.pack import pack
 from fastmim.data.parts import splits_note
+from fastmim.data.sources.open import notes_of, open_images
 from fastmim.data.splits import choose_splits, read_name
 from fastmim.errors import UsageError
 

@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 
 from conftest import photo
-from fastmim.cli import main
-from fastmim.data.images import ArrayImages, open_images
-from fastmim.data.stats import fill_note, measure_stats
+from fastmim.cli.entry import main
+from fastmim.data.loading.channel_stats import fill_note, measure_stats
+from fastmim.data.sources.open import ArrayImages, open_images
 from fastmim.errors import UsageError
 
 

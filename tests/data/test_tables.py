@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from conftest import photo
-from fastmim.data.columns import Columns
-from fastmim.data.images import notes_of, open_images
-from fastmim.data.labels import class_names, open_labelled
+from fastmim.data.labelled import class_names, open_labelled
+from fastmim.data.sources.columns import Columns
+from fastmim.data.sources.open import notes_of, open_images
 from fastmim.errors import UsageError
 
 COUNT = 8

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmim.data.images import Subset, fingerprint, notes_of, open_images
-from fastmim.data.tars import TarImages
+from fastmim.data.sources.open import Subset, fingerprint, notes_of, open_images
+from fastmim.data.sources.tars import TarImages
 from fastmim.errors import UsageError
 
 BLOCK = 512

@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 import fastmim
 from conftest import photo
-from fastmim.data.images import open_images
-from fastmim.data.views import CenterBox, Views
+from fastmim.data.loading.eval_loader import CenterBox, Views
+from fastmim.data.sources.open import open_images
 from fastmim.errors import UsageError
 
 

@@ -12,7 +12,7 @@ import time
 import pytest
 from torch.utils.data import Dataset
 
-from fastmim.data.workers import WorkerTraceback, answers
+from fastmim.data.loading.workers import WorkerTraceback, answers
 from fastmim.errors import RunError, UsageError
 
 
@@ -84,7 +84,7 @@ def test_processes_end_when_nobody_asks_for_more():
 
 
 def test_a_busy_process_is_killed_and_not_waited_for(monkeypatch):
-    monkeypatch.setattr("fastmim.data.workers.SECONDS_TO_END", 0.2)
+    monkeypatch.setattr("fastmim.data.loading.workers.SECONDS_TO_END", 0.2)
     stream = answers(Failing("stuck"), range(40), 1)
     next(stream)
     before = time.monotonic()
@@ -109,8 +109,8 @@ def test_a_program_that_ends_within_a_loop_ends_its_processes():
     """Also where a traceback, or a global, still holds the iterator."""
     done = run_program(
         """
-        import fastmim.data.workers
-        fastmim.data.workers.SECONDS_TO_END = 0.5
+        import fastmim.data.loading.workers
+        fastmim.data.loading.workers.SECONDS_TO_END = 0.5
         stream = answers(Failing("stuck"), range(40), 2)
         print(next(stream), *[process.pid for process in mp.active_children()], flush=True)
         raise SystemExit(3)
@@ -133,9 +133,9 @@ def test_a_small_shared_memory_is_named(tmp_path):
     done = run_program(
         """
         import numpy as np
-        from fastmim.data.images import open_images
-        from fastmim.data.views import CenterCrops
-        from fastmim.data.loader import load_batches
+        from fastmim.data.sources.open import open_images
+        from fastmim.data.loading.eval_loader import CenterCrops
+        from fastmim.data.loading.dataset import load_batches
         crops = CenterCrops(open_images("demo:digits"), (64, 64), 3)
         try:
             list(load_batches(crops, [np.arange(256)] * 4, 2, False))

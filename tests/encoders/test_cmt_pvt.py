@@ -4,9 +4,9 @@ import torch
 from timm.models import get_model_input_config
 from timm.optim import param_groups_layer_decay
 
-import fastmim.encoders.cmt
-import fastmim.encoders.pvt  # noqa: F401
-from fastmim.encoders.tables import ReducedAttention, resample
+import fastmim.encoders.architectures.cmt
+import fastmim.encoders.architectures.pvt  # noqa: F401
+from fastmim.encoders.architectures.tables import ReducedAttention, resample
 
 DIMS = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "depths": (1, 1, 2, 1)}
 NARROW = {"cmt_s": {**DIMS, "stem_width": 8, "head_width": 40}, "pvt_small": DIMS}

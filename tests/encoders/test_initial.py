@@ -9,7 +9,7 @@ from torch import nn
 
 from fastmim.encoders.build import EncoderConfig, build_encoder
 from fastmim.encoders.initial import draw_xavier
-from fastmim.methods.catalogue import METHODS
+from fastmim.methods.registry import METHODS
 from fastmim.recipes.methods import defaults_of
 
 SIZE = (64, 64)

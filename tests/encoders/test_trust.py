@@ -13,11 +13,11 @@ import yaml
 
 import fastmim
 from conftest import QUICK, TINY
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.encoders.limits import MOST_BUFFERED, TooLarge, brief, limited
 from fastmim.encoders.trust import Trust, check_described
 from fastmim.errors import UsageError
-from fastmim.transfer.weights import load_encoder
+from fastmim.weights.load import load_encoder
 
 KWARGS = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32}
 VIT = "vit_tiny_patch16_224"

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from fastmim.encoders.windows import Windows, best_groups
-from fastmim.grids import put_blocks, take_blocks
+from fastmim.encoders.visible.windows import Windows, best_groups
+from fastmim.mim.grids import put_blocks, take_blocks
 
 
 def partitions(items):

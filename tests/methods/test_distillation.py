@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastmim.config import PretrainConfig, merge
-from fastmim.decoders import DecoderConfig
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
-from fastmim.grids import shrink_map
-from fastmim.masking import Masking
 from fastmim.methods.distillation import DistillConfig, Distilled, pairs_of
-from fastmim.methods.input_masking import InputMasking
-from fastmim.methods.teacher import Statistics, Teacher
+from fastmim.methods.frozen_teacher import Statistics, Teacher
+from fastmim.methods.masked.input_masking import InputMasking
+from fastmim.mim.decoders import DecoderConfig
+from fastmim.mim.grids import shrink_map
+from fastmim.mim.masking import Masking
+from fastmim.mim.targets import TargetConfig, build_target
 from fastmim.recipes.methods import defaults_of
-from fastmim.targets import TargetConfig, build_target
 
 SIZE = (64, 64)
 VIT = ("vit_tiny_patch16_224", {"embed_dim": 32, "depth": 4, "num_heads": 2})

@@ -7,9 +7,9 @@ import fastmim
 from conftest import TINY, Killed, same, weights
 from fastmim.config import merge
 from fastmim.methods.base import trivial_loss
-from fastmim.methods.catalogue import METHODS
-from fastmim.methods.learning import HeldOut
+from fastmim.methods.registry import METHODS
 from fastmim.pretraining import build_method
+from fastmim.pretraining.evaluation import HeldOut
 from fastmim.recipes.methods import defaults_of
 
 SIZE = (128, 128)

@@ -11,7 +11,7 @@ from conftest import TINY, batch, lively, weights
 from fastmim.config import merge
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
-from fastmim.grids import spread_mask, visible_places
+from fastmim.mim.grids import spread_mask, visible_places
 from fastmim.pretraining import build_method
 from fastmim.recipes.methods import defaults_of
 

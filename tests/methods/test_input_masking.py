@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from conftest import batch
-from fastmim.decoders import Decoder, DecoderConfig
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
-from fastmim.grids import mask_to_pixels
-from fastmim.masking import Masking
-from fastmim.methods.input_masking import InputMasking
-from fastmim.methods.learning import HeldOut
-from fastmim.targets import TargetConfig, build_target
+from fastmim.methods.masked.input_masking import InputMasking
+from fastmim.mim.decoders import Decoder, DecoderConfig
+from fastmim.mim.grids import mask_to_pixels
+from fastmim.mim.masking import Masking
+from fastmim.mim.targets import TargetConfig, build_target
+from fastmim.pretraining.evaluation import HeldOut
 
 SIZE = (64, 96)
 

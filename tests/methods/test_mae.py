@@ -9,8 +9,8 @@ from conftest import TINY, Killed, batch, lines, lively, same, weights
 from fastmim.config import merge
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
-from fastmim.grids import map_to_tokens, put_tokens, take_tokens, visible_places
-from fastmim.methods.mae import MAE
+from fastmim.methods.masked.mae import MAE
+from fastmim.mim.grids import map_to_tokens, put_tokens, take_tokens, visible_places
 from fastmim.pretraining import build_method
 from fastmim.recipes.methods import defaults_of
 

@@ -6,12 +6,12 @@ import yaml
 
 import fastmim
 from conftest import TINY, batch
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.config import PretrainConfig, merge
 from fastmim.errors import UsageError
-from fastmim.grids import mask_to_pixels
-from fastmim.losses import masked_loss
-from fastmim.methods.catalogue import METHODS, unused_settings
+from fastmim.methods.registry import METHODS, unused_settings
+from fastmim.mim.grids import mask_to_pixels
+from fastmim.mim.losses import masked_loss
 from fastmim.pretraining import build_method
 from fastmim.recipes import base_config
 from fastmim.recipes.methods import DEFAULTS, defaults_of

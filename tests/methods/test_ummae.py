@@ -9,7 +9,7 @@ from conftest import TINY, batch, weights
 from fastmim.config import merge
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
-from fastmim.grids import pick_of_pairs
+from fastmim.mim.grids import pick_of_pairs
 from fastmim.pretraining import build_method
 from fastmim.recipes.methods import defaults_of
 

@@ -10,9 +10,9 @@ import timm
 import torch
 import yaml
 
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig, PretrainConfig, build, differences, merge, to_yaml
-from fastmim.encoders.models import is_known
+from fastmim.encoders.registry import is_known
 from fastmim.errors import UsageError
 from fastmim.pretraining import build_method
 from fastmim.recipes import ablations, catalogue, main_results, recipe, resolve, smoke

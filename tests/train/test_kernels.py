@@ -3,9 +3,10 @@ import timm
 import torch
 from torch import nn
 
-from fastmim.cache import remembered
 from fastmim.errors import UsageError
-from fastmim.train import device, launch
+from fastmim.system.cache import remembered
+from fastmim.train import device
+from fastmim.train import distributed as launch
 from fastmim.train.kernels import Kernels, apply, checkpoint_activations, own_threads
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, use_kernel
 

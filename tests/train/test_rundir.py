@@ -9,12 +9,12 @@ import pytest
 import fastmim
 from conftest import TINY
 from fastmim.errors import UsageError
-from fastmim.train.rundir import held
+from fastmim.train.run_dir import held
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from fastmim.train.rundir import held
+from fastmim.train.run_dir import held
 with held(Path(sys.argv[1])):
     if os.fork():  # its child outlives it
         print("held", flush=True)
@@ -23,7 +23,7 @@ with held(Path(sys.argv[1])):
 
 
 def test_no_two_processes_write_to_one_run(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastmim.train.rundir.PATIENCE", 0.0)
+    monkeypatch.setattr("fastmim.train.run_dir.PATIENCE", 0.0)
     run = tmp_path / "run"
     command = [sys.executable, "-c", HOLDER, run]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as other:

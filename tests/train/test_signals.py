@@ -13,9 +13,9 @@ import pytest
 
 import fastmim
 from conftest import TINY
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.errors import Interrupted
-from fastmim.methods.input_masking import InputMasking
+from fastmim.methods.masked.input_masking import InputMasking
 from fastmim.train.checkpoint import LAST, load_checkpoint
 from fastmim.train.signals import STOPPING, StopRequest, interruptible
 
@@ -97,7 +97,7 @@ def test_nohup_is_heeded():
 
 @pytest.mark.parametrize("number", STOPPING, ids=NAMES)
 def test_a_verb_that_is_stopped_says_so_with_the_signals_code(number, monkeypatch, capsys):
-    monkeypatch.setattr("fastmim.cli._dispatch", lambda _: send(number))
+    monkeypatch.setattr("fastmim.cli.entry._dispatch", lambda _: send(number))
     assert main(["stats"]) == 128 + number
     assert capsys.readouterr().err == f"fastmim: interrupted by {signal.Signals(number).name}\n"
 
@@ -150,7 +150,7 @@ PROGRAM = """
 import os, signal, sys, time
 import torch
 from fastmim.errors import FastmimError, RunError, UsageError
-from fastmim.train.launch import build_fabric
+from fastmim.train.distributed import build_fabric
 from fastmim.train.processes import launch_processes
 from fastmim.train.signals import StopRequest
 
@@ -305,7 +305,7 @@ def test_processes_do_not_outlive_the_one_that_started_them(program):
 def test_the_first_line_comes_before_pytorch_is_loaded():
     code = (
         "import sys, builtins\n"
-        "from fastmim.cli import main\n"
+        "from fastmim.cli.entry import main\n"
         "show = print\n"
         "def stop(*words, **how):\n"
         "    assert how['flush'] and 'torch' not in sys.modules\n"

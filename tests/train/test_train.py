@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastmim.data.feed import Share
+from fastmim.data.loading.train_loader import Share
 from fastmim.errors import RunError, why
 from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint, write_atomically
 from fastmim.train.device import choose_micro_batch, saved_bytes
+from fastmim.train.logs import MetricsFile
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, scaled_lr
-from fastmim.train.runlog import MetricsFile
 from fastmim.train.sampler import Stream
 from fastmim.train.schedules import ScheduleConfig, build_schedule
 from fastmim.train.stages import Stage, build_plan

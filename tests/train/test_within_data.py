@@ -9,10 +9,10 @@ from PIL import Image
 
 import fastmim
 from conftest import QUICK, TINY, photo
-from fastmim.cli import main
-from fastmim.data.images import fingerprint, notes_of, open_images
-from fastmim.data.labels import open_labelled
-from fastmim.methods.input_masking import InputMasking
+from fastmim.cli.entry import main
+from fastmim.data.labelled import open_labelled
+from fastmim.data.sources.open import fingerprint, notes_of, open_images
+from fastmim.methods.masked.input_masking import InputMasking
 from fastmim.train.checkpoint import LAST, load_checkpoint
 
 COUNT = 24

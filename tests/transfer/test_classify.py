@@ -13,12 +13,17 @@ from torch import nn
 
 import fastmim
 from conftest import QUICK, TINY, Killed, lines, photo, same, weights
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig
+from fastmim.downstream.classification.model import (
+    Learner,
+    PooledClassifier,
+    build_classifier,
+    layer_decay_groups,
+)
 from fastmim.errors import RunError, UsageError
 from fastmim.train import loop as loop_module
-from fastmim.transfer.classifier import Learner, PooledClassifier, build_classifier, layer_decay_groups
-from fastmim.transfer.weights import save_encoder
+from fastmim.weights.load import save_encoder
 
 FILES = {
     "config.yaml",

@@ -11,7 +11,7 @@ import torch
 
 import fastmim
 from fastmim.errors import UsageError
-from fastmim.transfer.encoder_file import check_finite, read_encoder
+from fastmim.weights.encoder_file import check_finite, read_encoder
 
 KWARGS = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32}
 VIT = "vit_tiny_patch16_224"

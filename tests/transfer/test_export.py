@@ -10,15 +10,15 @@ import torch
 import yaml
 
 from conftest import same
-from fastmim.data.decode import crop_and_resize
-from fastmim.data.images import open_images
-from fastmim.data.resize import Box
+from fastmim.data.decode.image import crop_and_resize
+from fastmim.data.decode.resize import Box
+from fastmim.data.sources.open import open_images
 from fastmim.encoders.build import EncoderConfig, build_encoder
-from fastmim.encoders.models import create
+from fastmim.encoders.registry import create
 from fastmim.errors import RunError, UsageError
-from fastmim.transfer import export
-from fastmim.transfer.export import export_encoder, load_torchvision
-from fastmim.transfer.weights import describe_encoder, load_encoder, save_encoder
+from fastmim.export import export
+from fastmim.export.export import export_encoder, load_torchvision
+from fastmim.weights.load import describe_encoder, load_encoder, save_encoder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIT = ("vit_tiny_patch16_224", {"embed_dim": 32, "depth": 2, "num_heads": 2})
@@ -232,7 +232,7 @@ def test_the_card(tmp_path, photos):
         "| Batch size | 32 |",
         "| Target | hog |",
         'timm.create_model("local-dir:out", pretrained=True)',
-        "import fastmim.encoders.models",
+        "import fastmim.encoders.registry",
         "3 real images",
         "Yours to choose",
     ):

@@ -14,11 +14,11 @@ from scipy.stats import binomtest
 
 import fastmim
 from conftest import TINY
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig
+from fastmim.downstream.classification.model import build_classifier
 from fastmim.errors import StoppedError, UsageError
-from fastmim.transfer.classifier import build_classifier
-from fastmim.transfer.comparison import (
+from fastmim.studies.comparison import (
     CONFIDENCE,
     FROM_SCRATCH,
     OURS,
@@ -28,7 +28,7 @@ from fastmim.transfer.comparison import (
     half_interval,
     verdicts,
 )
-from fastmim.transfer.payoff import PayoffConfig, scratch_of
+from fastmim.studies.payoff import PayoffConfig, scratch_of
 
 FLAGS = "--image-size 16 --batch-size 16 --steps 2 --workers 0 --evaluations 1 --shares 1/class 0.1 --seeds 2"
 

@@ -11,15 +11,15 @@ from PIL import Image
 
 import fastmim
 from conftest import TINY, photo
-from fastmim.cli import main
-from fastmim.data.demo import digit_labels
-from fastmim.data.images import open_images
+from fastmim.cli.entry import main
+from fastmim.data.sources.demo import digit_labels
+from fastmim.data.sources.open import open_images
+from fastmim.downstream.frozen import probe as probe_module
+from fastmim.downstream.frozen.embed import EmbedConfig, embed
+from fastmim.downstream.frozen.features import Features, build_extractor
+from fastmim.downstream.frozen.probe import ProbeConfig, run_probe
 from fastmim.errors import RunError, UsageError
-from fastmim.train.launch import build_fabric
-from fastmim.transfer import probe as probe_module
-from fastmim.transfer.embed import EmbedConfig, embed
-from fastmim.transfer.features import Features, build_extractor
-from fastmim.transfer.probe import ProbeConfig, run_probe
+from fastmim.train.distributed import build_fabric
 
 
 @pytest.fixture(scope="module")

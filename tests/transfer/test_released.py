@@ -12,8 +12,8 @@ import timm
 import torch
 
 from fastmim.errors import UsageError
-from fastmim.transfer.released import import_released, read_released
-from fastmim.transfer.weights import load_encoder
+from fastmim.weights.load import load_encoder
+from fastmim.weights.released import import_released, read_released
 
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [1, 2]}

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmim.cli import main
+from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig
+from fastmim.downstream.classification.task import FinetuneResult
 from fastmim.errors import RunError, StoppedError, UsageError
-from fastmim.transfer import study as study_module
-from fastmim.transfer import sweep as sweep_module
-from fastmim.transfer.classify_run import FinetuneResult
-from fastmim.transfer.grid_search import SweepConfig, wanted_points
-from fastmim.transfer.sweep import sweep
+from fastmim.studies import shared_study as study_module
+from fastmim.studies import sweep as sweep_module
+from fastmim.studies.grid import SweepConfig, wanted_points
+from fastmim.studies.sweep import sweep
 
 pytest.importorskip("optuna")
 

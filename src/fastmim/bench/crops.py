@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fastmim.bench.measure import Figure
-from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig, draw_crops
-from fastmim.data.decode import decode
-from fastmim.data.images import ImageSource, open_images
-from fastmim.data.loader import Batch, Crops, Draw, available_cpus, to_images
-from fastmim.data.pack import pack
-from fastmim.data.resize import Box
-from fastmim.histograms import hog
+from fastmim.data.decode.image import decode
+from fastmim.data.decode.resize import Box
+from fastmim.data.loading.dataset import Batch, Crops, Draw, available_cpus, to_images
+from fastmim.data.packing.pack import pack
+from fastmim.data.sources.open import ImageSource, open_images
+from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig, draw_crops
+from fastmim.mim.hog_features import hog
 
 BATCH, SIZE = 64, 128
 SHORT_SIDES = (144, 160, 192, 224, 256)

@@ -12,8 +12,8 @@ from rich.table import Table
 from fastmim.bench.growth import Cost
 from fastmim.bench.measure import Figure
 from fastmim.bench.methods import LEAST_SHARE, MethodCost
-from fastmim.documents import checked, read_json
 from fastmim.errors import UsageError
+from fastmim.system.documents import checked, read_json
 from fastmim.train.checkpoint import write_atomically
 
 GROWTH_NOTE = (

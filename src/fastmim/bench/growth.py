@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from fastmim.bench.flops import flops_per_image
+from fastmim.bench.harness import FIRST_STEPS, prepare
 from fastmim.bench.measure import Figure, timed
-from fastmim.bench.steps import FIRST_STEPS, prepare
 from fastmim.config import PretrainConfig
 from fastmim.train.device import peak_bytes
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmim.bench.measure import Figure, medians, side_by_side
-from fastmim.histograms import hog
+from fastmim.mim.hog_features import hog
 
 COMPILED_TARGET, EAGER_TARGET = 20.0, 4.0  # times the plain form
 AGREEMENT = 1e-2  # relative: a gradient on the very border of two bins may fall into either

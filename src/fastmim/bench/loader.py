@@ -26,13 +26,13 @@ from fastmim.bench.crops import (
     open_whole,
 )
 from fastmim.bench.measure import Figure, medians, side_by_side
-from fastmim.data import jpeg
-from fastmim.data.bands import MAX_PIXELS
-from fastmim.data.crops import CropConfig
-from fastmim.data.decode import decode
-from fastmim.data.images import FileImages, ImageSource, Subset, open_images
-from fastmim.data.loader import Crops, Draw, available_cpus
-from fastmim.data.pack import pack
+from fastmim.data.decode import jpeg
+from fastmim.data.decode.image import decode
+from fastmim.data.decode.pixels import MAX_PIXELS
+from fastmim.data.loading.dataset import Crops, Draw, available_cpus
+from fastmim.data.packing.pack import pack
+from fastmim.data.sources.open import FileImages, ImageSource, Subset, open_images
+from fastmim.data.transforms.crops import CropConfig
 
 MOST_IMAGES = 5 * BATCH
 MADE_SIDES = (375, 500)  # of the images that are made where none are given: ImageNet's median

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmim.data.loader import available_cpus
+from fastmim.data.loading.dataset import available_cpus
 from fastmim.train.device import device_name, processor_name
 
 PACKAGES = (

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fastmim.bench.harness import FIRST_STEPS, Bench, prepare
 from fastmim.bench.measure import Figure
-from fastmim.bench.steps import FIRST_STEPS, Bench, prepare
 from fastmim.config import PretrainConfig
-from fastmim.threads import BLOCK_TIME, BRIEFLY, POLICY, SPIN
+from fastmim.system.threads import BLOCK_TIME, BRIEFLY, POLICY, SPIN
 from fastmim.train.kernels import KernelConfig
 
 SECONDS = 2.0  # of steps, each turn

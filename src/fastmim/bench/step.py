@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 
 from fastmim.bench.flops import flops_per_image
+from fastmim.bench.harness import FIRST_STEPS, prepare
 from fastmim.bench.measure import Figure, matmul_peak, medians, side_by_side
-from fastmim.bench.steps import FIRST_STEPS, prepare
 from fastmim.config import PretrainConfig
+from fastmim.train.distributed import precision_of
 from fastmim.train.kernels import Kernels, apply, own_threads, use_attention
-from fastmim.train.launch import precision_of
 
 SHARE_TARGET = 0.5  # of the peak, for a plain ViT
 OVERHEAD_TARGET = 0.15  # of the bare backbone's time, for the others

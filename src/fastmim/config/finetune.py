@@ -5,12 +5,12 @@ from typing import Literal
 
 from fastmim.config.run import RunConfig, check_size
 from fastmim.config.settings import check_least
-from fastmim.data.augment import AugmentConfig
-from fastmim.data.crops import CropConfig
-from fastmim.data.labels import parse_labels
-from fastmim.encoders.models import is_custom
+from fastmim.data.labelled import parse_labels
+from fastmim.data.transforms.augment import AugmentConfig
+from fastmim.data.transforms.crops import CropConfig
+from fastmim.encoders.registry import is_custom
 from fastmim.errors import UsageError
-from fastmim.grids import Size
+from fastmim.mim.grids import Size
 from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
 from fastmim.train.stages import Stage

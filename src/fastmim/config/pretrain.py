@@ -9,17 +9,17 @@ from pydantic import BeforeValidator
 
 from fastmim.config.run import RunConfig, check_size
 from fastmim.config.settings import check_least, differences
-from fastmim.data.crops import CropConfig
-from fastmim.decoders import DecoderConfig
+from fastmim.data.transforms.crops import CropConfig
 from fastmim.encoders.build import EncoderConfig
 from fastmim.errors import UsageError
-from fastmim.grids import Size
-from fastmim.masking import Masking
-from fastmim.methods.catalogue import METHODS, MethodName, unused_settings
 from fastmim.methods.distillation import DistillConfig
-from fastmim.methods.lomar import LoMaRConfig
-from fastmim.methods.ummae import UMMAEConfig
-from fastmim.targets import TargetConfig
+from fastmim.methods.masked.lomar import LoMaRConfig
+from fastmim.methods.masked.ummae import UMMAEConfig
+from fastmim.methods.registry import METHODS, MethodName, unused_settings
+from fastmim.mim.decoders import DecoderConfig
+from fastmim.mim.grids import Size
+from fastmim.mim.masking import Masking
+from fastmim.mim.targets import TargetConfig
 from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
 from fastmim.train.stages import Stage, parse_stages

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastmim.config.settings import check_least, check_most, check_numbers
-from fastmim.data.bands import MAX_PIXELS
-from fastmim.data.columns import Columns
+from fastmim.data.decode.pixels import MAX_PIXELS
+from fastmim.data.sources.columns import Columns
 from fastmim.errors import UsageError
-from fastmim.grids import Size
+from fastmim.mim.grids import Size
 from fastmim.train.device import Precision
 from fastmim.train.kernels import KernelConfig
 from fastmim.train.loop import LoopConfig

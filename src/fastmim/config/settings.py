@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fastmim.documents import complaint, shown
 from fastmim.errors import UsageError
+from fastmim.system.documents import complaint, shown
 from fastmim.train.stages import Stage
 
 T = TypeVar("T")

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmim.data.columns import Columns
-from fastmim.data.demo import digit_labels
-from fastmim.data.images import ImageSource, Subset, find_path, open_images
-from fastmim.data.index import holds_images, list_tables
-from fastmim.data.names import as_text
-from fastmim.data.packed import PackedImages, is_packed
+from fastmim.data.sources.columns import Columns
+from fastmim.data.sources.demo import digit_labels
+from fastmim.data.sources.index import holds_images, list_tables
+from fastmim.data.sources.names import as_text
+from fastmim.data.sources.open import ImageSource, Subset, find_path, open_images
+from fastmim.data.sources.packed import PackedImages, is_packed
+from fastmim.data.sources.tables import TableImages, is_saved, read_hub, read_parquet, read_saved
 from fastmim.data.splits import (
     Found,
     Splits,
@@ -24,7 +25,6 @@ from fastmim.data.splits import (
     read_name,
     shards_name,
 )
-from fastmim.data.tables import TableImages, is_saved, read_hub, read_parquet, read_saved
 from fastmim.data.trees import DiskTree, Folder, NamesTree
 from fastmim.errors import UsageError
 

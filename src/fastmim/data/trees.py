@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from fastmim.data.index import holds_images, is_hidden
+from fastmim.data.sources.index import holds_images, is_hidden
 
 Folder = tuple[str, ...]  # parts of a path
 

@@ -13,9 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmim.encoders.embedding import Embedding, edited, find_embedding
-from fastmim.encoders.kept_tables import kept_names, put_tables, take_tables
-from fastmim.encoders.layers import (
+from fastmim.encoders.intermediates import (
     Keep,
     Layer,
     check_same_features,
@@ -24,11 +22,13 @@ from fastmim.encoders.layers import (
     has_layers,
     layers_alone,
 )
+from fastmim.encoders.kept_tables import kept_names, put_tables, take_tables
+from fastmim.encoders.patch_embedding import Embedding, edited, find_embedding
 from fastmim.encoders.probe import Features, last_features, probe
 from fastmim.encoders.resize import Carry, carry_all_but, carry_tensors, resize
-from fastmim.encoders.strips import check_strips, strip_features
-from fastmim.encoders.tokens import Choose, Dropping, dropped, find_dropping
-from fastmim.grids import Size, tokens_to_map
+from fastmim.encoders.visible.blocks import check_strips, strip_features
+from fastmim.encoders.visible.tokens import Choose, Dropping, dropped, find_dropping
+from fastmim.mim.grids import Size, tokens_to_map
 
 DEPTH_ARGUMENTS = ("depths", "depth", "layers")  # by which constructors are told their number of blocks
 

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastmim.encoders.models import weightless
+from fastmim.encoders.registry import weightless
 from fastmim.errors import UsageError
-from fastmim.grids import Size
+from fastmim.mim.grids import Size
 
 COMPLAINT = "more than 1 value per channel"  # PyTorch's, whatever the norm
 

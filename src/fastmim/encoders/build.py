@@ -11,11 +11,11 @@ from torch import nn
 from fastmim.encoders.adapter import DEPTH_ARGUMENTS, Encoder
 from fastmim.encoders.initial import Initial, draw_xavier
 from fastmim.encoders.kept_tables import keep_tables
-from fastmim.encoders.models import arguments_of, check_model_name, create, fit_kwargs, without_memory
 from fastmim.encoders.probe import DoesNotRun
+from fastmim.encoders.registry import arguments_of, check_model_name, create, fit_kwargs, without_memory
 from fastmim.encoders.sizes import working_sizes
 from fastmim.errors import UsageError
-from fastmim.grids import Size
+from fastmim.mim.grids import Size
 
 MOST_WINDOW = 256
 

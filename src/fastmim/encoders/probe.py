@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastmim.encoders.models import MODEL_ERRORS, first_line, weightless
+from fastmim.encoders.registry import MODEL_ERRORS, first_line, weightless
 from fastmim.errors import UsageError
-from fastmim.grids import Size
+from fastmim.mim.grids import Size
 
 Layout = Literal["tokens", "channels-last", "channels-first"]
 Way = Literal["forward_features", "forward", "forward_intermediates"]

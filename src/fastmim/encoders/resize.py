@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmim.encoders.models import MODEL_ERRORS, create, first_line, kwargs_at
 from fastmim.encoders.probe import MOST_PREFIX_TOKENS
+from fastmim.encoders.registry import MODEL_ERRORS, create, first_line, kwargs_at
 from fastmim.errors import UsageError
-from fastmim.grids import Size
+from fastmim.mim.grids import Size
 
 # Tensors under the names of a model's parameters, in its old shapes -> the same in its new shapes.
 Carry = Callable[[dict[str, Tensor]], dict[str, Tensor]]

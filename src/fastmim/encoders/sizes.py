@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastmim.encoders.models import MODEL_ERRORS, arguments_of, create, first_line, without_memory
 from fastmim.encoders.probe import Features, look_at
+from fastmim.encoders.registry import MODEL_ERRORS, arguments_of, create, first_line, without_memory
 from fastmim.errors import UsageError
 
 TRIED_SIDES = (64, 96, 128, 160, 192, 224, 256)

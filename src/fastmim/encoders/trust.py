@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastmim.documents import is_plain, shown
 from fastmim.encoders.limits import (
     FACTORY,
     MOST_BUFFERED,
@@ -28,8 +27,9 @@ from fastmim.encoders.limits import (
     check_loaders,
     limited,
 )
-from fastmim.encoders.models import arguments_of, create, is_custom, is_known
+from fastmim.encoders.registry import arguments_of, create, is_custom, is_known
 from fastmim.errors import UsageError
+from fastmim.system.documents import is_plain, shown
 
 MOST_NUMBER = 1 << 16  # of an argument
 MOST_CLASSES = 1 << 24

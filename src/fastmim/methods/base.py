@@ -7,14 +7,14 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from fastmim.decoders import DecoderConfig
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.resize import Carry, carry_inside
 from fastmim.errors import UsageError
-from fastmim.grids import Size, channels_per_token, mask_to_cells, mask_to_pixels, tokens_to_cells
-from fastmim.losses import LossName, masked_loss, trivial_prediction
-from fastmim.masking import Masking, draw_blocks
-from fastmim.targets import Target, TargetConfig, build_target
+from fastmim.mim.decoders import DecoderConfig
+from fastmim.mim.grids import Size, channels_per_token, mask_to_cells, mask_to_pixels, tokens_to_cells
+from fastmim.mim.losses import LossName, masked_loss, trivial_prediction
+from fastmim.mim.masking import Masking, draw_blocks
+from fastmim.mim.targets import Target, TargetConfig, build_target
 
 ENCODER = "encoder.model."  # what the names of the backbone's parameters begin with
 

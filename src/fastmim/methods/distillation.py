@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fastmim.encoders.resize import Carry, carry_inside
 from fastmim.errors import UsageError
-from fastmim.grids import Size, shrink_map
 from fastmim.methods.base import Method, Reconstruction
+from fastmim.mim.grids import Size, shrink_map
 
 PARTS = 4  # of either network; by default the ends of each are compared
 INSIDE = "method."  # what the names of the method's own parameters begin with

@@ -1,7 +1,7 @@
 """`fastmim pretrain`: configuration -> encoder, method, data, loop, proof. Read `run.learn`."""
 
+from fastmim.pretraining.build import build_method
 from fastmim.pretraining.entry import pretrain, run_pretraining
-from fastmim.pretraining.run import RUN_FILES, RunResult
-from fastmim.pretraining.start import build_method
+from fastmim.pretraining.task import RUN_FILES, RunResult
 
 __all__ = ["RUN_FILES", "RunResult", "build_method", "pretrain", "run_pretraining"]

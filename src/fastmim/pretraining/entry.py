@@ -9,17 +9,17 @@ from typing import Any
 from torch import nn
 
 from fastmim.config import PretrainConfig, merge
-from fastmim.data.images import open_images
-from fastmim.data.stats import channel_statistics
+from fastmim.data.loading.channel_stats import channel_statistics
+from fastmim.data.sources.open import open_images
 from fastmim.encoders.build import name_of
 from fastmim.errors import UsageError
-from fastmim.pretraining.run import RunResult, run_on
-from fastmim.pretraining.start import check_stages
-from fastmim.pretraining.teaching import with_factory
+from fastmim.pretraining.build import check_stages
+from fastmim.pretraining.task import RunResult, run_on
+from fastmim.pretraining.teacher import with_factory
 from fastmim.recipes import base_config
-from fastmim.train.launch import run_everywhere, teller
+from fastmim.train.distributed import run_everywhere, teller
 from fastmim.train.resuming import newest_checkpoint
-from fastmim.train.rundir import Resume, goes_on
+from fastmim.train.run_dir import Resume, goes_on
 
 
 def pretrain(

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Literal
 
 from fastmim.config import PretrainConfig
-from fastmim.decoders import DecoderConfig
 from fastmim.encoders.build import EncoderConfig
-from fastmim.masking import Masking
+from fastmim.mim.decoders import DecoderConfig
+from fastmim.mim.masking import Masking
+from fastmim.mim.targets import TargetConfig
 from fastmim.recipes.backbones import pyramid, swin_b, swin_l, vit_b, vit_l
 from fastmim.recipes.methods import VIT_B, at_length, mae
-from fastmim.targets import TargetConfig
 
 Predicted = Literal["pixel", "hog"]
 Token = Literal["zeros", "learned"]

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from fastmim.config import PretrainConfig
-from fastmim.decoders import DecoderConfig
 from fastmim.errors import UsageError
+from fastmim.mim.decoders import DecoderConfig
 from fastmim.train.schedules import ScheduleConfig
 from fastmim.train.stages import parse_stages
 

@@ -6,14 +6,14 @@ from typing import cast
 
 from fastmim.config import FinetuneConfig, PretrainConfig, resolved, to_yaml
 from fastmim.config.finetune import SCRATCH
-from fastmim.data.crops import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder
-from fastmim.encoders.models import without_memory
-from fastmim.methods.catalogue import METHODS
+from fastmim.encoders.registry import without_memory
 from fastmim.methods.distillation import NEW, DistillConfig
+from fastmim.methods.registry import METHODS
+from fastmim.mim.targets import build_target
 from fastmim.recipes.backbones import narrow_kwargs
-from fastmim.targets import build_target
 
 NO_FIGURE = "no figure"
 MARKED = " (the paper's; not measured here)"

@@ -14,13 +14,13 @@ from inspect import getdoc
 from typing import Any
 
 from fastmim.config import PretrainConfig
-from fastmim.data.crops import CropConfig
-from fastmim.decoders import DecoderConfig
+from fastmim.data.transforms.crops import CropConfig
 from fastmim.encoders.build import EncoderConfig
-from fastmim.masking import Masking
-from fastmim.methods.catalogue import MethodName
+from fastmim.methods.registry import MethodName
+from fastmim.mim.decoders import DecoderConfig
+from fastmim.mim.masking import Masking
+from fastmim.mim.targets import TargetConfig
 from fastmim.recipes.definition import NO_FIGURE, Recipe
-from fastmim.targets import TargetConfig
 from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
 

@@ -13,10 +13,10 @@ from inspect import getdoc
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from fastmim.decoders import DecoderConfig
-from fastmim.documents import parse_yaml
+from fastmim.mim.decoders import DecoderConfig
 from fastmim.recipes import ablations, main_results
 from fastmim.recipes.definition import Recipe
+from fastmim.system.documents import parse_yaml
 
 SWIN_B_DEPTHS = {22: (2, 2, 18, 0), 23: (2, 2, 18, 1), 24: (2, 2, 18, 2), "2-2-16-2": (2, 2, 16, 2)}
 RATIOS = (0.5, 0.65, 0.75, 0.85)

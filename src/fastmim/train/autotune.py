@@ -14,12 +14,12 @@ from lightning_fabric import Fabric
 from pydantic import Field
 from torch import Tensor, nn
 
-from fastmim.cache import remembered
-from fastmim.documents import Finite
-from fastmim.threads import THREADS
+from fastmim.system.cache import remembered
+from fastmim.system.documents import Finite
+from fastmim.system.threads import THREADS
 from fastmim.train.device import about, others_compute
+from fastmim.train.distributed import precision_of
 from fastmim.train.kernels import KernelConfig, Kernels, OptimizerKernel, check_kernels
-from fastmim.train.launch import precision_of
 from fastmim.train.trials import NotTried, Trial, Trials
 
 WORTH_IT = 1.05  # another way than the usual one must be at least this much faster

@@ -15,9 +15,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from fastmim.cache import remembered
-from fastmim.documents import Finite
 from fastmim.encoders.batch_size import has_batch_norm
+from fastmim.system.cache import remembered
+from fastmim.system.documents import Finite
 
 Precision = Literal["auto", "bf16-mixed", "32-true"]
 

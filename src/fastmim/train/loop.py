@@ -19,8 +19,8 @@ from fastmim.encoders.batch_size import explain
 from fastmim.errors import RunError
 from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint
 from fastmim.train.device import peak_bytes
+from fastmim.train.logs import RunLog
 from fastmim.train.optim import OptimConfig, guarded_step
-from fastmim.train.runlog import RunLog
 from fastmim.train.schedules import Schedule
 from fastmim.train.seal import Damaged
 from fastmim.train.signals import StopRequest

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmim.train.checkpoint import remove_leftovers, write_atomically
-from fastmim.train.launch import deterministic_kernels, started_by_launcher
+from fastmim.train.distributed import deterministic_kernels, started_by_launcher
+from fastmim.train.logs import Display, RunLog
 from fastmim.train.resuming import Checkpoint, adopt
-from fastmim.train.rundir import CONFIG
-from fastmim.train.runlog import Display, RunLog
+from fastmim.train.run_dir import CONFIG
 from fastmim.train.signals import StopRequest
 from fastmim.train.stages import Plan
 

@@ -23,7 +23,7 @@ from typing import Self, TextIO
 import torch
 from torch import Tensor, nn
 
-from fastmim.documents import checked, parse_json
+from fastmim.system.documents import checked, parse_json
 from fastmim.train.device import keep_freed_memory
 from fastmim.train.kernels import Kernels, apply
 

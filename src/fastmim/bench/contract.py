@@ -1,0 +1,293 @@
+"""Which backbones can be pre-trained, at which sizes, and whether they keep the contract: seen by trying.
+
+The contract: features of the promised form, finite; a gradient for every parameter that trains; one
+optimiser step; weights that a model built anew takes strictly, and that give the same features.
+"""
+
+import contextlib
+import fnmatch
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from fastmim.encoders.adapter import Encoder
+from fastmim.encoders.build import build_encoder
+from fastmim.encoders.levels import parameter_levels
+from fastmim.encoders.registry import create, without_memory
+from fastmim.encoders.sizes import Sizes, working_sizes
+from fastmim.errors import UsageError
+from fastmim.methods.masked.input_masking import InputMasking
+from fastmim.mim.decoders import DecoderConfig
+from fastmim.mim.masking import Masking
+from fastmim.mim.targets import TargetConfig, build_target
+from fastmim.train.device import free_bytes
+from fastmim.train.optim import OptimConfig, build_adamw, guarded_step
+from fastmim.weights.encoder_file import describe_encoder, save_encoder
+from fastmim.weights.load import load_encoder
+
+NEAR = 128  # pixels; the paper's
+BYTES_PER_PARAMETER = 24  # of a run with its trial: weights, gradients, AdamW's means, and their copies
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What is known of a backbone without training it."""
+
+    name: str
+    family: str
+    """The module of timm (or of this package) that it is written in."""
+    parameters: float
+    """Millions, without the classifier."""
+    sizes: Sizes | None
+    """None: it works at no size that was tried."""
+    reason: str = ""
+    levels: int = 0
+    """Of learning rates under layer decay: stem, blocks, head; 0: not looked for."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether a backbone keeps the contract."""
+
+    image_size: int
+    """Square, in pixels: the one nearest to 128 that works."""
+    failures: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What was seen beside it."""
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def __str__(self) -> str:
+        verdict = f"fails: {self.failures[0]}" if self.failures else f"pre-trains at {self.image_size}"
+        return "; ".join((verdict, *self.notes))
+
+
+def names_like(pattern: str | None) -> list[str]:
+    """Known names, all of them or those that a word or a pattern (``swin*``) fits."""
+    names: list[str] = timm.list_models()
+    if not pattern:
+        return names
+    wild = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    found = fnmatch.filter(names, wild)
+    if not found:
+        raise UsageError(f"backbones: no name fits {pattern!r}; try a part of one, as 'swin' or 'resnet*d'")
+    return found
+
+
+def family_of(name: str) -> str:
+    """The module that a model's constructor stands in."""
+    return str(timm.model_entrypoint(name).__module__).rpartition(".")[2]
+
+
+def parameters_of(name: str, model_kwargs: dict[str, Any] | None = None) -> int:
+    """Parameters without the classifier."""
+    return sum(p.numel() for p in without_memory(partial(create, name, model_kwargs or {})).parameters())
+
+
+def levels_of(name: str, model_kwargs: dict[str, Any] | None = None) -> int:
+    """Levels of learning rates that layer decay has in fine-tuning."""
+    kwargs = {**(model_kwargs or {}), "num_classes": 2}
+    levels = parameter_levels(without_memory(partial(create, name, kwargs)))
+    return max(levels.values()) + 1 if levels else 0
+
+
+def look_up(name: str, model_kwargs: dict[str, Any] | None = None) -> Backbone:
+    """Try a backbone at several sizes, without memory and arithmetic where that works."""
+    family = family_of(name)
+    try:
+        parameters = parameters_of(name, model_kwargs) / 1e6
+    except UsageError as error:
+        return Backbone(name, family, float("nan"), None, str(error))
+    try:
+        sizes = working_sizes(name, model_kwargs)
+        return Backbone(name, family, parameters, sizes, levels=levels_of(name, model_kwargs))
+    except UsageError as error:
+        return Backbone(name, family, parameters, None, str(error))
+
+
+def smallest_of_each_family(names: Sequence[str], processes: int) -> list[str]:
+    """Of each family, the name with the fewest parameters."""
+    families: dict[str, list[tuple[int, str]]] = {}
+    for name, parameters in zip(names, each(parameters_of, names, processes), strict=True):
+        families.setdefault(family_of(name), []).append((parameters, name))
+    return [min(members)[1] for _, members in sorted(families.items())]
+
+
+def check(name: str, near: int = NEAR, model_kwargs: dict[str, Any] | None = None) -> Check:
+    """Pre-train a backbone for a step at the size ``near``, or the nearest that works; export and reload."""
+    kwargs = model_kwargs or {}
+    with contextlib.suppress(UsageError):
+        return Check(near, tuple(broken_promises(name, near, kwargs)))
+    try:
+        best = working_sizes(name, kwargs).best(near)
+        return Check(best, tuple(broken_promises(name, best, kwargs)))
+    except UsageError as error:
+        return Check(near, (str(error),))
+
+
+def check_by_pretraining(name: str) -> tuple[Backbone, Check]:
+    """`fastmim pretrain` of one step, as a person calls it, kernels measured; and its export reloaded."""
+    backbone = look_up(name)
+    if backbone.sizes is None:
+        return backbone, Check(NEAR, (backbone.reason,))
+    side = backbone.sizes.best(NEAR)
+    needed = BYTES_PER_PARAMETER * 1e6 * backbone.parameters
+    if needed > free_bytes(torch.device("cpu")):
+        return backbone, Check(side, (f"not tried: it needs about {needed / 2**30:.0f} GiB of memory",))
+    with tempfile.TemporaryDirectory(prefix="fastmim-") as folder:
+        run = Path(folder) / "run"
+        settings = {"data": "demo:photos", "model": name, "image-size": side, "batch-size": 4, "steps": 1}
+        settings |= {"held-out": 2, "workers": 0, "out": run}
+        words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        done = subprocess.run(
+            [sys.executable, "-m", "fastmim", "pretrain", *words],
+            env=os.environ | {"FASTMIM_CACHE": str(Path(folder) / "cache")},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [""]
+            return backbone, Check(side, (f"exit code {done.returncode}: {lines[-1]}",))
+        notes = tuple(line for line in done.stdout.splitlines() if line.endswith("not taken"))
+        return backbone, Check(side, tuple(_unusable(run, side)), notes)
+
+
+def _unusable(run: Path, side: int) -> Iterator[str]:
+    """In words, what the export of a run lacks."""
+    model: Any = load_encoder(run).eval()
+    with torch.no_grad():
+        features = model.forward_features(torch.randn(2, 3, side, side))
+    parts = features if isinstance(features, tuple | list) else [features]
+    if not all(torch.isfinite(part).all() for part in parts):
+        yield "the exported model's features are not finite"
+
+
+def look_up_and_check(name: str) -> tuple[Backbone, Check]:
+    """Both, for the table of families."""
+    backbone = look_up(name)
+    near = backbone.sizes.best(NEAR) if backbone.sizes else NEAR
+    return backbone, check(name, near)
+
+
+def broken_promises(name: str, side: int, model_kwargs: dict[str, Any]) -> Iterator[str]:
+    """In words, what of the contract a backbone does not keep at a size."""
+    torch.manual_seed(0)
+    encoder = build_encoder(name, (side, side), model_kwargs=model_kwargs)
+    images = torch.randn(2, 3, side, side)
+    grid = (side // encoder.stride, side // encoder.stride)
+    features = encoder(images)
+    if features.shape != (2, encoder.width, *grid):
+        yield f"features are {tuple(features.shape)}, not {(2, encoder.width, *grid)}"
+    if not torch.isfinite(features).all():
+        yield "features are not finite"
+    del features
+
+    target = build_target(TargetConfig(), encoder.stride)
+    method = InputMasking(encoder, target, Masking(), DecoderConfig(depth=0), "l2")
+    optimizer = build_adamw(method, OptimConfig())
+    method.train()
+    mask = method.draw_mask(torch.Generator().manual_seed(0), 2, (side, side))
+    method(images, mask).loss.backward()
+    trained = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
+    missing = [n for n, p in trained if p.grad is None]
+    if missing:
+        yield f"no gradient reaches {len(missing)} parameters, first {missing[0]}"
+    # AdamW adds 1e-8 to the gradient's size: what is far smaller moves nothing.
+    pushed = [
+        (n, p, p.detach().clone()) for n, p in trained if p.grad is not None and p.grad.abs().max() > 1e-6
+    ]
+    _, taken = guarded_step(optimizer, 1e-3, None)
+    if not taken:
+        yield "the gradient is not finite"
+    still = [n for n, p, old in pushed if torch.equal(p, old)]
+    if taken and still:
+        yield f"a step leaves {len(still)} parameters that have a gradient as they were, first {still[0]}"
+    del optimizer, pushed
+    yield from _lost_in_export(encoder, images)
+
+
+def _lost_in_export(encoder: Encoder, images: Tensor) -> Iterator[str]:
+    encoder.eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        origin = describe_encoder(encoder, (0.0,) * 3, (1.0,) * 3, "fastmim", "hog")
+        save_encoder(Path(folder), encoder.model, origin)
+        expected = encoder(images)
+        model = load_encoder(folder).eval()
+        again = Encoder(model, encoder.model_name, encoder.model_kwargs, encoder.image_size, encoder.in_chans)
+        if not torch.allclose(again(images), expected, rtol=1e-4, atol=1e-5):
+            yield "a model that loads the export gives other features"
+
+
+def each(work: Callable[[str], Any], names: Sequence[str], processes: int) -> Iterator[Any]:
+    """``work`` of each name, in order, as they come; in several processes where asked."""
+    if processes <= 1 or len(names) < 4:
+        yield from map(work, names)
+        return
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(work, names)
+
+
+HEADER = f"{'name':<40} {'M':>6} {'stride':>6}  sizes that work"
+
+
+def as_line(backbone: Backbone) -> str:
+    """A row under HEADER."""
+    stride = backbone.sizes.stride if backbone.sizes else "-"
+    sizes = backbone.sizes if backbone.sizes else f"none: {backbone.reason}"
+    return f"{backbone.name:<40} {backbone.parameters:>6.1f} {stride:>6}  {sizes}"
+
+
+def as_mapping(backbone: Backbone) -> dict[str, Any]:
+    """What `fastmim backbones --json` prints of a backbone."""
+    sizes = backbone.sizes
+    return {
+        "name": backbone.name,
+        "family": backbone.family,
+        "parameters_m": round(backbone.parameters, 3),
+        "stride": sizes.stride if sizes else None,
+        "width": sizes.width if sizes else None,
+        "levels": backbone.levels or None,
+        "sizes": list(sizes.working) if sizes else [],
+        "failing": {str(side): why for side, why in sizes.failing.items()} if sizes else {},
+        "reason": backbone.reason or None,
+    }
+
+
+def as_markdown(checks: Sequence[tuple[Backbone, Check]], command: str) -> str:
+    """The table of families, as it stands in docs/backbones.md, written by ``command``."""
+    passed = sum(check.passed for _, check in checks)
+    lines = [
+        "# Backbones",
+        "",
+        "Pre-trained for one step on a CPU, exported and reloaded strictly; with --families, one small",
+        "model of each architecture family (a module of timm, or of this package). Levels are those of",
+        "layer decay: stem, blocks, head. Written by",
+        "",
+        f"    {command}",
+        "",
+        f"timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}: "
+        f"{passed} of {len(checks)} pass.",
+        "",
+        "| family | model | M parameters | stride | levels | sizes that work | verdict |",
+        "|---|---|---:|---:|---:|---|---|",
+    ]
+    for known, check in checks:
+        lines.append(
+            f"| {known.family} | {known.name} | {known.parameters:.1f} | "
+            f"{known.sizes.stride if known.sizes else '-'} | {known.levels or '-'} | "
+            f"{known.sizes or 'none'} | {check} |"
+        )
+    return "\n".join(lines) + "\n"

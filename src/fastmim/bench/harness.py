@@ -1,0 +1,83 @@
+"""A training step as a run takes it, on made images: what several benchmarks time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from fastmim.config import PretrainConfig
+from fastmim.encoders.probe import last_features
+from fastmim.methods.base import Method
+from fastmim.pretraining import build_method
+from fastmim.pretraining.build import kernel_facts, use_kernels
+from fastmim.train.autotune import settle_kernels
+from fastmim.train.distributed import build_fabric
+from fastmim.train.kernels import Kernels
+from fastmim.train.optim import build_adamw, guarded_step, scaled_lr
+
+FIRST_STEPS = 3  # do not count: a process takes the memory that it then keeps
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A method, its optimiser and a batch, on the device and in the precision that a run would take."""
+
+    fabric: Fabric
+    config: PretrainConfig
+    method: Method
+    optimizer: torch.optim.AdamW
+    images: Tensor
+    mask: Tensor
+    kernels: Kernels
+
+    def step(self) -> None:
+        """Forward, loss, backward, AdamW."""
+        with self.fabric.autocast():
+            loss = self.method(self.images, self.mask).loss
+        loss.backward()
+        optim = self.config.optim
+        guarded_step(self.optimizer, scaled_lr(optim.base_lr, len(self.images)), optim.clip_norm)
+
+    def forward(self, count: int) -> Any:
+        return self.method(self.images[:count], self.mask[:count])
+
+    def bare(self) -> Callable[[], None]:
+        """Forward and backward of the backbone alone, on the same images, computed in the same way."""
+        encoder = self.method.encoder
+        model: nn.Module = encoder.model
+
+        def step() -> None:
+            with self.fabric.autocast():
+                features = last_features(model, self.images, encoder.way)
+                loss = features.float().square().mean()
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+
+        return step
+
+
+def prepare(config: PretrainConfig) -> Bench:
+    """What a run of ``config`` would compute, on images of noise."""
+    fabric = build_fabric(config.accelerator, 1, 1, config.precision)
+    fabric.launch()
+    method = build_method(config).to(fabric.device)
+    images = torch.randn(
+        config.batch_size, config.in_chans, *config.size, generator=torch.Generator().manual_seed(0)
+    ).to(fabric.device)
+    mask = method.draw_mask(torch.Generator().manual_seed(0), len(images), config.size).to(fabric.device)
+    kernels = settle_kernels(
+        fabric,
+        config.kernels,
+        method,
+        lambda count: (images[:count], mask[:count]),
+        len(images),
+        0,
+        kernel_facts(config, method, config.size),
+    )
+    optimizer = build_adamw(method, config.optim)
+    use_kernels(config, method, optimizer, kernels)
+    method.train()
+    return Bench(fabric, config, method, optimizer, images, mask, kernels)

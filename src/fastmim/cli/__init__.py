@@ -1,0 +1,3 @@
+from fastmim.cli.entry import main
+
+__all__ = ["main"]

@@ -1,0 +1,31 @@
+"""`fastmim embed`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from fastmim.cli.flags import parse
+from fastmim.downstream.frozen.embed import EmbedConfig, embed
+
+SHOWN = 5
+
+
+def run(arguments: list[str]) -> int:
+    @dataclass(frozen=True)
+    class Command:
+        settings: Annotated[EmbedConfig, tyro.conf.arg(name="")]
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names. Without it: only one that
+        is given as --model."""
+
+    command = parse(Command, arguments, "fastmim embed", Command(EmbedConfig()))
+    written = embed(command.settings, command.trust_code)
+    for note in written.notes:
+        print(f"data: {note}")
+    for line in written.unreadable[:SHOWN]:
+        print(f"left out: {line}")
+    if len(written.unreadable) > SHOWN:
+        print(f"left out: {len(written.unreadable) - SHOWN} more")
+    print(f"{written.file}: {written.images} images, {written.width} numbers each")
+    return 0

@@ -1,0 +1,49 @@
+"""`fastmim finetune`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from fastmim.cli.flags import asked, parse, peek
+from fastmim.config import FinetuneConfig
+from fastmim.downstream.classification.entry import run_finetuning
+from fastmim.errors import UsageError
+from fastmim.recipes import base_config, recipe, smoke_finetuning
+from fastmim.train.run_dir import Resume
+
+
+def run(arguments: list[str]) -> int:
+    @dataclass(frozen=True)
+    class Command:
+        settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")]
+        config: str | None = None
+        """YAML file with settings; flags win over it. A run's own config.yaml repeats the run."""
+        recipe: str | None = None
+        """Recipe to start from; `fastmim recipes` lists them."""
+        smoke: bool = False
+        """Try the recipe, made narrow: two steps from scratch on a CPU, on demo:digits without --data."""
+        resume: bool = False
+        """Go on with the run in --out."""
+        resume_or_begin: bool = False
+        """Go on with the run in --out if there is one, else begin it."""
+        overwrite: bool = False
+        """Replace the run in --out."""
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names: the encoder's, --config, a
+        resumed run. Without it: only one that is given as --model."""
+
+    given = peek(arguments, "config", "recipe", "out", "model")
+    resumed = given["out"] if asked(arguments, "resume") or asked(arguments, "resume-or-begin") else None
+    trusted = asked(arguments, "trust-code")
+    base = base_config(
+        FinetuneConfig, given["config"], given["recipe"], resumed, given=given, trust_code=trusted
+    )
+    if "--smoke" in arguments:
+        if not given["recipe"]:
+            raise UsageError("--smoke tries a recipe: give --recipe NAME; `fastmim recipes` lists them")
+        base = smoke_finetuning(base, recipe(given["recipe"]).backbone)
+    command = parse(Command, arguments, "fastmim finetune", Command(base))
+    resume: Resume = "or-begin" if command.resume_or_begin else command.resume
+    result = run_finetuning(command.settings, resume, command.overwrite, trust_code=command.trust_code)
+    return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

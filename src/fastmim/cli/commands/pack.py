@@ -1,0 +1,129 @@
+"""`fastmim pack`."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fastmim.cli.flags import parse
+from fastmim.data.decode.pixels import MAX_PIXELS
+from fastmim.data.loading.dataset import available_cpus
+from fastmim.data.packing.pack import SKIPPED, pack, verify
+from fastmim.data.sources.columns import Columns
+from fastmim.data.sources.packed import Manifest
+from fastmim.errors import RunError, UsageError
+
+SHOWN = 20  # damaged rows
+
+
+@dataclass(frozen=True)
+class PackCommand:
+    """Make images small once and for all, so that training reads them several times as fast.
+
+    A pack keeps order, paths and classes; every verb takes its folder as --data, and so does
+    datasets.load_from_disk. A pack that was stopped goes on with the same command.
+
+    For training at 128 pixels:  fastmim pack --data photos/ --out packed/
+
+    The fastest, 9 times the space:  fastmim pack --data photos/ --out packed/ --encoding raw
+
+    To share:  fastmim pack --data photos/ --out packed/ --format parquet
+
+    To read all of it again:  fastmim pack --out packed/ --verify
+    """
+
+    data: str = ""
+    """Images, as for `fastmim pretrain`."""
+    out: str = ""
+    """Folder to write."""
+    short_side: int = 192
+    """Most pixels of an image's shorter side: half as many again as in training, so 192 at 128, 256 at 160,
+    336 at 224. Fewer blur the crops; smaller images are not enlarged."""
+    encoding: Literal["jpeg", "raw"] = "jpeg"
+    """JPEG, or raw pixels."""
+    quality: int | None = None
+    """Of JPEGs, 1 to 100. Default: 85. JPEGs that are small already are kept as they are."""
+    format: Literal["arrow", "parquet"] = "arrow"
+    """Arrow is read at random; parquet is for exchange, JPEG only."""
+    in_chans: int = 3
+    """3: RGB, 1: grey. Images of 16 bits become 8 where they are read so; others are skipped."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of an image; larger ones are skipped."""
+    workers: int | None = None
+    """Processes. Default: the CPUs that this process may use."""
+    columns: Columns = field(default_factory=Columns)
+    overwrite: bool = False
+    """Replace another pack in --out."""
+    verify: bool = False
+    """Read every row again, decode it and compare; without --data, of a pack that is there."""
+
+
+def run(arguments: list[str]) -> int:
+    command = parse(PackCommand, arguments, "fastmim pack", PackCommand())
+    if not command.out:
+        raise UsageError("out is missing: give a folder to write")
+    if not command.data and not command.verify:
+        raise UsageError("data is missing: give a folder of images")
+    if command.max_pixels < 1:
+        raise UsageError(f"max_pixels = {command.max_pixels} must be at least 1")
+    if command.workers is not None and command.workers < 0:
+        raise UsageError(f"workers = {command.workers} must be at least 0")
+    workers = command.workers if command.workers is not None else available_cpus()
+    if command.data:
+        started = time.monotonic()
+        manifest = pack(
+            command.data,
+            command.out,
+            command.short_side,
+            command.encoding,
+            command.quality,
+            command.format,
+            command.in_chans,
+            workers,
+            command.overwrite,
+            _Line("packed"),
+            command.max_pixels,
+            command.columns,
+            print,
+        )
+        print(_summary(manifest, command.out, time.monotonic() - started))
+    return _verify(command.out, workers) if command.verify else 0
+
+
+def _summary(manifest: Manifest, out: str, seconds: float) -> str:
+    rows = sum(shard.rows for shard in manifest.shards)
+    size = sum(shard.bytes for shard in manifest.shards)
+    before = sum(shard.source_bytes for shard in manifest.shards)
+    skipped = manifest.settings.images - rows
+    told = f", {skipped} skipped ({Path(out) / SKIPPED} lists them)" if skipped else ", none skipped"
+    return (
+        f"{out}: {rows} images, {size / 1e6:.1f} MB, {size / max(before, 1):.2f} of what they had"
+        f"{told}; {seconds:.0f} s"
+    )
+
+
+def _verify(out: str, workers: int) -> int:
+    damages = verify(out, workers, _Line("verified"))
+    if not damages:
+        print(f"{out}: every row is as it was written")
+        return 0
+    for damage in damages[:SHOWN]:
+        print(damage)
+    raise RunError(f"{out}: {len(damages)} of its rows or files are damaged; the first is {damages[0]}")
+
+
+class _Line:
+    """A line that is written again and again on a terminal, and now and then elsewhere."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._shown = time.monotonic()
+
+    def __call__(self, done: int, images: int) -> None:
+        terminal = sys.stderr.isatty()
+        if not terminal and time.monotonic() - self._shown < 30:
+            return
+        self._shown = time.monotonic()
+        end = ("\r" if done < images else "\n") if terminal else "\n"
+        print(f"{self._verb} {done} of {images} images", end=end, file=sys.stderr, flush=True)

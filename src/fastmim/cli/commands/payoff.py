@@ -1,0 +1,51 @@
+"""`fastmim payoff`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fastmim.cli.flags import asked, parse, peek
+from fastmim.config import FinetuneConfig
+from fastmim.recipes import base_config
+from fastmim.studies.comparison import INTERVALS, as_table
+from fastmim.studies.payoff import PAYOFF, PayoffConfig, payoff
+from fastmim.studies.plots import write_payoff_plot
+
+PLOT, TABLE = "payoff.png", "payoff.md"
+
+
+def run(arguments: list[str]) -> int:
+    @dataclass(frozen=True)
+    class Command:
+        """Fine-tune from scratch and from --encoder alike, with few and with many labels, and compare.
+
+        All other options are those of `fastmim finetune`. Finished runs in --out are kept: the same command
+        goes on after a stop."""
+
+        settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")]
+        compare: Annotated[PayoffConfig, tyro.conf.arg(name="")]
+        config: str | None = None
+        """YAML file with settings of fine-tuning; flags win over it."""
+        recipe: str | None = None
+        """Recipe to start from; `fastmim recipes` lists them."""
+        quiet: bool = False
+        """Show only the result."""
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names: an encoder's, --config.
+        Without it: only one that is given as --model."""
+
+    given = peek(arguments, "config", "recipe", "model")
+    trusted = asked(arguments, "trust-code")
+    base = base_config(
+        FinetuneConfig, given["config"], given["recipe"], None, given=given, trust_code=trusted
+    )
+    command = parse(Command, arguments, "fastmim payoff", Command(base, PayoffConfig()))
+    found = payoff(command.settings, command.compare, command.quiet, trust_code=command.trust_code)
+    out = Path(command.settings.out).expanduser()
+    text = "\n".join([as_table(found), "", INTERVALS, *found.verdicts])
+    (out / TABLE).write_text(text + "\n")
+    write_payoff_plot(out / PLOT, found)
+    print(f"\n{text}\n\n{out / PAYOFF}, {out / TABLE}, {out / PLOT}: the comparison")
+    return 0

@@ -1,0 +1,52 @@
+"""`fastmim pretrain`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from fastmim.cli.flags import asked, parse, peek
+from fastmim.config import PretrainConfig, merge
+from fastmim.errors import UsageError
+from fastmim.pretraining import run_pretraining
+from fastmim.recipes import base_config, smoke
+from fastmim.recipes.base import MODELS
+from fastmim.train.run_dir import Resume
+
+
+def run(arguments: list[str]) -> int:
+    @dataclass(frozen=True)
+    class Command:
+        settings: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+        config: str | None = None
+        """YAML file with settings; flags win over it. A run's own config.yaml repeats the run."""
+        recipe: str | None = None
+        """Recipe to start from; `fastmim recipes` lists them."""
+        smoke: bool = False
+        """Try the recipe, made narrow: two steps or one a stage, on a CPU, on demo:photos without --data."""
+        resume: bool = False
+        """Go on with the run in --out."""
+        resume_or_begin: bool = False
+        """Go on with the run in --out if there is one, else begin it."""
+        overwrite: bool = False
+        """Replace the run in --out."""
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names: --config, a resumed run,
+        the teacher. Without it: only one that is given as --model, or as --distill.model."""
+
+    given = peek(arguments, "config", "recipe", "out", "stages", "method", *MODELS)
+    resumed = given["out"] if asked(arguments, "resume") or asked(arguments, "resume-or-begin") else None
+    trusted = asked(arguments, "trust-code")
+    base = base_config(
+        PretrainConfig, given["config"], given["recipe"], resumed, given["method"], given, trust_code=trusted
+    )
+    if "--smoke" in arguments:
+        if not given["recipe"]:
+            raise UsageError("--smoke tries a recipe: give --recipe NAME; `fastmim recipes` lists them")
+        base = smoke(base)
+    if given["stages"] and not resumed:
+        base = merge(base, {"stages": given["stages"]})  # in place of the base's one size and length
+    command = parse(Command, arguments, "fastmim pretrain", Command(base))
+    resume: Resume = "or-begin" if command.resume_or_begin else command.resume
+    result = run_pretraining(command.settings, resume, command.overwrite, trust_code=command.trust_code)
+    return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

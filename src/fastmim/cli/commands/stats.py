@@ -1,0 +1,66 @@
+"""`fastmim stats`."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+
+from fastmim.cli.flags import parse
+from fastmim.data.decode.pixels import MAX_PIXELS
+from fastmim.data.loading.channel_stats import fill_note, measure_stats
+from fastmim.data.sources.columns import Columns
+from fastmim.data.sources.open import notes_of, open_images
+from fastmim.errors import UsageError
+
+
+def run(arguments: list[str]) -> int:
+    @dataclass(frozen=True)
+    class Command:
+        data: str = ""
+        """Images, as for `fastmim pretrain`."""
+        columns: Columns = field(default_factory=Columns)
+        in_chans: int = 3
+        """Channels of the images."""
+        image_size: int = 128
+        """Side that images are brought to before they are measured, in pixels."""
+        count: int = 1024
+        """Images to measure, drawn by the seed; 0: all."""
+        seed: int = 0
+        """Fixes which images are drawn."""
+        workers: int = 0
+        """Processes that read images."""
+        max_pixels: int = MAX_PIXELS
+        """Most pixels of an image; larger ones are left out."""
+        json: bool = False
+        """One JSON object."""
+
+    command = parse(Command, arguments, "fastmim stats", Command())
+    if not command.data:
+        raise UsageError("data is missing: give a folder of images")
+    limits = {"in_chans": 1, "image_size": 1, "count": 0, "seed": 0, "workers": 0, "max_pixels": 1}
+    for name, least in limits.items():
+        if getattr(command, name) < least:
+            raise UsageError(f"{name} = {getattr(command, name)} must be at least {least}")
+    size = (command.image_size, command.image_size)
+    source = open_images(command.data, command.columns)
+    for note in notes_of(source):  # not among what may be written to a file and given as --config
+        print(f"data: {note}", file=sys.stderr)
+    stats = measure_stats(
+        source,
+        command.in_chans,
+        size,
+        command.count or None,
+        command.seed,
+        command.workers,
+        command.max_pixels,
+    )
+    filled = fill_note(source, command.in_chans, command.seed, command.max_pixels)
+    if filled:
+        print(f"data: {filled}", file=sys.stderr)
+    mean, std = ([round(value, 6) for value in values] for values in (stats.mean, stats.std))
+    if command.json:
+        print(json.dumps({"mean": mean, "std": std, "images": stats.images, "unreadable": stats.unreadable}))
+        return 0
+    print(f"# {stats.images} images, {stats.unreadable} unreadable; 8-bit values as 0..1")
+    print(f"crop:\n  mean: {mean}\n  std: {std}")
+    print(f"# or: --crop.mean {' '.join(map(str, mean))} --crop.std {' '.join(map(str, std))}")
+    return 0

@@ -1,0 +1,53 @@
+"""`fastmim sweep`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fastmim.cli.flags import asked, parse, peek
+from fastmim.config import FinetuneConfig
+from fastmim.recipes import base_config
+from fastmim.studies.grid import SweepConfig
+from fastmim.studies.plots import write_heat_map
+from fastmim.studies.sweep import SWEEP, sweep
+
+PLOT = "sweep.png"
+
+
+def run(arguments: list[str]) -> int:
+    @dataclass(frozen=True)
+    class Command:
+        """The paper's grid search over base learning rate and layer decay (appendix A.3.3).
+
+        All other options are those of `fastmim finetune`. Machines that share --storage share the work; the
+        same command goes on after a stop."""
+
+        settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")]
+        grid: Annotated[SweepConfig, tyro.conf.arg(name="")]
+        config: str | None = None
+        """YAML file with settings of fine-tuning; flags win over it."""
+        recipe: str | None = None
+        """Recipe to start from; `fastmim recipes` lists them."""
+        quiet: bool = False
+        """Show only each point's result."""
+        trust_code: bool = False
+        """Import and call whatever factory (package.module:function) a file names: an encoder's, --config.
+        Without it: only one that is given as --model."""
+
+    given = peek(arguments, "config", "recipe", "model")
+    trusted = asked(arguments, "trust-code")
+    base = base_config(
+        FinetuneConfig, given["config"], given["recipe"], None, given=given, trust_code=trusted
+    )
+    command = parse(Command, arguments, "fastmim sweep", Command(base, SweepConfig()))
+    found = sweep(command.settings, command.grid, command.quiet, trust_code=command.trust_code)
+    out = Path(command.settings.out).expanduser()
+    write_heat_map(out / PLOT, found.accuracy)
+    rate, decay = found.best
+    print(f"best: base_lr {rate:g}, layer_decay {decay:g}, top-1 {found.accuracy[found.best]:.2f} %")
+    if found.stopped_growing:
+        print("the best point lies on the grid's border: raise --max-trials to go on")
+    print(f"{out / SWEEP}, {out / PLOT}: the search")
+    return 0

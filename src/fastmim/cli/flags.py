@@ -1,0 +1,128 @@
+"""Flags from dataclasses, by tyro: its complaints become one line, and stages and mappings one word each."""
+
+import contextlib
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_args
+
+from fastmim.errors import UsageError
+
+T = TypeVar("T")
+WIDE = "100000"  # columns: no line of a complaint is broken, and no word of it
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+FRAME = "│╭╮╰╯ \t"
+
+
+def peek(arguments: list[str], *names: str) -> dict[str, str | None]:
+    """Values of a few flags, read before the rest can be parsed: they decide the others' defaults."""
+    import argparse
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(f"--{name}", nargs="?")
+    known, _ = parser.parse_known_args(arguments)
+    return dict(vars(known))
+
+
+def asked(arguments: list[str], name: str) -> bool:
+    """Whether a switch is given, read before the rest can be parsed."""
+    return f"--{name}" in arguments or f"--{name.replace('-', '_')}" in arguments
+
+
+def parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
+    """Parse flags with tyro; its complaints become one line."""
+    import tyro
+
+    complaint = _Plain()
+    helped = not {"-h", "--help"}.isdisjoint(arguments)
+    try:
+        with contextlib.redirect_stderr(complaint), contextlib.nullcontext() if helped else _unadorned():
+            return tyro.cli(cls, args=arguments, prog=program, default=default, registry=_registry())
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line(complaint.getvalue())) from stop
+
+
+class _Plain(io.StringIO):
+    """A stream that is no terminal and takes every letter, as a frame's."""
+
+    encoding = "utf-8"
+
+
+@contextlib.contextmanager
+def _unadorned() -> Iterator[None]:
+    """Have tyro write neither colours nor broken lines, whatever the terminal is."""
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = WIDE
+    try:
+        with contextlib.redirect_stdout(_Plain()):
+            yield
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
+def _one_line(boxed: str) -> str:
+    """The message of tyro's error box, and the flag it suggests, without frame and help text."""
+    lines = COLOURS.sub("", boxed).splitlines()
+    rows = iter([row.strip(FRAME) for row in lines if row.lstrip()[:1] not in "╭╰"])
+
+    def is_rule(row: str) -> bool:
+        return set(row) <= set("─-")
+
+    first = next((row for row in rows if not is_rule(row)), "")
+    message = " ".join([first, *itertools.takewhile(lambda row: not is_rule(row), rows)]).rstrip(".")
+    message = re.sub(r"^Error parsing (settings[.\w]*|--stages): ", "", message)  # ours names its field
+    for row in rows:
+        if row.startswith("Perhaps you meant"):
+            return f"{message}; did you mean {next(rows, '').split(' ')[0].rstrip(',')}?"
+    return message
+
+
+def _registry() -> Any:
+    """tyro, told that a mapping is written as JSON, and how stages are written."""
+    import json
+
+    import tyro
+
+    from fastmim.system.documents import parse_json, shown
+    from fastmim.train.stages import Stage, parse_stages
+
+    def from_json(words: list[str]) -> dict[str, Any]:
+        value = parse_json(words[0], shown(words[0]))
+        if not isinstance(value, dict):
+            raise ValueError("a JSON object is needed, as '{\"window_size\": 8}'")
+        return value
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def mapping(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type_origin is not dict:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="JSON",
+            instance_from_str=from_json,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [json.dumps(value)],
+        )
+
+    @registry.primitive_rule
+    def stages(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if get_args(info.type) != (Stage, ...):
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="STAGES",
+            instance_from_str=lambda words: parse_stages(words[0]),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [",".join(map(str, value))],
+        )
+
+    return registry

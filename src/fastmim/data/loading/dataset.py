@@ -1,0 +1,263 @@
+"""Whole batches of crops from worker processes, in an order that is a function of the seed."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from fastmim.data.decode.image import BoxChooser, Quality, crop_and_resize
+from fastmim.data.decode.pixels import MAX_PIXELS, Pixels, UnreadableImage, to_float
+from fastmim.data.loading.workers import answers, check_shared_memory
+from fastmim.data.sources.open import ImageSource
+from fastmim.data.transforms.crops import CropConfig, draw_crops
+from fastmim.errors import RunError
+from fastmim.mim.grids import Size
+
+MOST_WORKERS = 8
+REPLACEMENTS = 100
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A part of one batch: which images, and what seeds the crops of the whole batch.
+
+    What is drawn for an image follows from its place in the whole batch, so it does not matter how many
+    processes share it.
+    """
+
+    indices: NDArray[np.int64]
+    seeds: tuple[int, ...]
+    first: int = 0
+    """Place of the first of them in the whole batch."""
+    whole: int | None = None
+    """Images of the whole batch. None: as many as these."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that was skipped, and why."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass
+class Batch:
+    """Crops as they leave a worker; `to_images` makes them what a model takes."""
+
+    pixels_BHWC: Tensor  # uint8, or float32 where an image of the batch has more than 8 bits
+    flips_B: Tensor  # bool
+    indices: NDArray[np.int64]  # of the images that the crops are of
+    tried: NDArray[np.int64]  # indices that were opened, unreadable ones included
+    unreadable: list[Unreadable]
+
+    def part(self, part: slice) -> "Batch":
+        """Some of its crops; what was tried and could not be read stays with the whole."""
+        indices = self.indices[part]
+        return Batch(self.pixels_BHWC[part], self.flips_B[part], indices, indices, [])
+
+    def pin_memory(self) -> "Batch":
+        self.pixels_BHWC = self.pixels_BHWC.pin_memory()
+        self.flips_B = self.flips_B.pin_memory()
+        return self
+
+
+Augment = Callable[[Pixels, tuple[int, ...]], Pixels]  # (crop, seeds) -> a crop of the same size
+
+
+def as_it_is(crop: Pixels, _: tuple[int, ...]) -> Pixels:
+    return crop
+
+
+class Crops(Dataset[Batch]):
+    """Answers a `Draw` with a `Batch`. An unreadable image is replaced by another and reported.
+
+    Args:
+        source: the images.
+        pool: indices that replacements are taken from.
+        config: of the crops, and how exactly they are made.
+        size: (height, width) of each.
+        chans: channels.
+        augment: what happens to a crop before it is flipped and normalised.
+        max_pixels: of an image; larger ones are unreadable.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        pool: NDArray[np.int64],
+        config: CropConfig,
+        size: Size,
+        chans: int,
+        augment: Augment = as_it_is,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.source = source
+        self.pool = pool
+        self.config = config
+        self.size = size
+        self.chans = chans
+        self.augment = augment
+        self.max_pixels = max_pixels
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        count = len(draw.indices)
+        draws = draw_crops(self.config, draw.whole or count, draw.seeds)
+        if draw.whole is not None:
+            draws = draws.part(slice(draw.first, draw.first + count))
+        canvas = Canvas(count, self.size, self.chans)
+        shown: list[int] = []
+        tried: list[int] = []
+        unreadable: list[Unreadable] = []
+        for row, index in enumerate(draw.indices):
+            seeds = (*draw.seeds, draw.first + row)
+            for candidate in self._candidates(int(index), seeds):
+                tried.append(candidate)
+                try:
+                    box = partial(draws.box, row)
+                    place = canvas.place(row)
+                    crop = self._read(candidate, box, place)
+                    canvas.put(row, self.augment(crop, seeds))
+                    shown.append(candidate)
+                    break
+                except UnreadableImage as error:
+                    unreadable.append(Unreadable(candidate, self.source.name(candidate), str(error)))
+            else:
+                last = unreadable[-1]
+                raise RunError(
+                    f"{REPLACEMENTS} images in a row cannot be read; the last is {last.name}: {last.reason}"
+                )
+        flips = torch.from_numpy(draws.flips)
+        return Batch(canvas.batch(count), flips, np.array(shown), np.unique(tried), unreadable)
+
+    def _read(self, index: int, box: BoxChooser, place: NDArray[np.uint8] | None) -> Pixels:
+        quality = self.config.decode
+        return read_crop(self.source, index, box, self.size, self.chans, place, quality, self.max_pixels)
+
+    def _candidates(self, index: int, seeds: tuple[int, ...]) -> Iterator[int]:
+        yield index
+        generator = np.random.default_rng(seeds)
+        for _ in range(REPLACEMENTS):
+            yield int(generator.choice(self.pool))
+
+
+def read_crop(
+    source: ImageSource,
+    index: int,
+    choose_box: BoxChooser,
+    size: Size,
+    chans: int,
+    out: NDArray[np.uint8] | None = None,
+    quality: Quality = "exact",
+    max_pixels: int = MAX_PIXELS,
+) -> Pixels:
+    """One image of a source, see `crop_and_resize`. Raises UnreadableImage, also where a file is missing."""
+    try:
+        return crop_and_resize(source.read(index), choose_box, size, chans, out, quality, max_pixels)
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from error
+
+
+class Canvas:
+    """A batch (B, H, W, C) that crops are written into: uint8 until one of them has more than 8 bits."""
+
+    def __init__(self, count: int, size: Size, chans: int) -> None:
+        self._batch = _new_batch((count, *size, chans))
+        self.pixels: Pixels = self._batch.numpy()
+
+    def place(self, row: int) -> NDArray[np.uint8] | None:
+        """Where the crop of a row may be written directly."""
+        return self.pixels[row] if self.pixels.dtype == np.uint8 else None
+
+    def put(self, row: int, crop: Pixels) -> None:
+        """Take a crop, which may lie in its place already."""
+        if crop.dtype != np.uint8 and self.pixels.dtype == np.uint8:
+            self.pixels = to_float(self.pixels)
+            self._batch = torch.from_numpy(self.pixels)
+        place = self.pixels[row]
+        if not np.may_share_memory(crop, place):
+            place[...] = crop if self.pixels.dtype == np.uint8 else to_float(crop)
+
+    def batch(self, count: int) -> Tensor:
+        """The first ``count`` crops."""
+        return self._batch[:count]
+
+
+def _new_batch(shape: tuple[int, ...]) -> Tensor:
+    """uint8; in a worker in memory that it shares with its parent, as torch's own collation has it."""
+    batch = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is None:
+        return batch.new_empty(shape)
+    check_shared_memory(math.prod(shape))
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return batch.set_(storage).view(shape)
+
+
+def load_batches(
+    crops: Dataset[Batch], draws: Iterable[Any], workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """What ``crops`` answers to each of ``draws``, in order; see `workers.answers` for what it raises."""
+    return answers(crops, draws, workers, pin_memory)
+
+
+def copied(batch: Batch, device: torch.device) -> Batch:
+    """The batch on ``device``; to a GPU beside what it is still computing, since steps are queued ahead."""
+    if device.type != "cuda":
+        return batch
+    with torch.cuda.device(device):
+        copies = _copies(torch.cuda.current_device())
+        with torch.cuda.stream(copies):
+            pixels = batch.pixels_BHWC.to(device, non_blocking=True)
+            flips = batch.flips_B.to(device, non_blocking=True)
+        current = torch.cuda.current_stream()
+        current.wait_stream(copies)
+        for tensor in (pixels, flips):
+            tensor.record_stream(current)
+    return replace(batch, pixels_BHWC=pixels, flips_B=flips)
+
+
+@cache
+def _copies(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def to_images(batch: Batch, mean: Tensor, std: Tensor) -> Tensor:
+    """Flip and normalise on the device of ``mean`` and ``std``: (B, C, H, W), float32.
+
+    uint8 pixels are divided by 255 first; ``mean`` and ``std`` (C,) are on that scale.
+    """
+    pixels_BCHW = batch.pixels_BHWC.to(mean.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+    flips_B1 = batch.flips_B.to(mean.device, non_blocking=True).view(-1, 1)
+    columns = torch.arange(pixels_BCHW.shape[3], device=mean.device)
+    columns_BW = torch.where(flips_B1, columns.flip(0), columns)
+    flipped = pixels_BCHW.gather(3, columns_BW[:, None, None, :].expand_as(pixels_BCHW))
+    images = flipped.float() / 255 if flipped.dtype == torch.uint8 else flipped
+    return images.sub_(mean.view(1, -1, 1, 1)).div_(std.view(1, -1, 1, 1))
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, and its cgroup's quota where there is one."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        allowed, period = quota.read_text().split()[:2]
+        if allowed != "max":
+            cpus = min(cpus, max(1, int(allowed) // int(period)))
+    return cpus
+
+
+def loader_workers(wanted: int | None, processes: int) -> int:
+    """Loader workers for each of ``processes`` processes on this machine: as wanted, or what fits."""
+    if wanted is not None:
+        return wanted
+    return max(1, min(MOST_WORKERS, available_cpus() // max(1, processes) - 1))

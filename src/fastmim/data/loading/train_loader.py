@@ -1,0 +1,140 @@
+"""From a source of images to the micro-batches of each step, and the held-out crops beside them."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastmim.data.loading.dataset import Batch, Crops, Draw, copied, load_batches, to_images
+from fastmim.data.loading.unreadable import SkipList
+
+# What the seeds of different draws begin with, so that none repeats another.
+SPLIT_SEED, HELD_OUT_SEED, CROP_SEED, MASK_SEED, STATS_SEED = range(1, 6)
+LABEL_SEED, FEW_SEED, MIX_SEED, PROBE_SEED = range(6, 10)
+
+# (images (B, C, H, W), what goes beside them, seeds) -> both, as the module gets them
+Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
+
+
+def as_they_are(images_BCHW: Tensor, beside: Tensor, _: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return images_BCHW, beside
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which images train and which are only measured on."""
+
+    training: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    shared: bool
+    """Only one image: it has to serve for both."""
+
+
+def split_images(count: int, held_out: int, seed: int) -> Split:
+    """Keep ``held_out`` images, at most a tenth (rounded up), drawn by ``seed``."""
+    order = np.random.default_rng([SPLIT_SEED, seed]).permutation(count)
+    if count == 1:
+        return Split(order, order, shared=True)
+    kept = min(held_out, -(-count // 10))
+    return Split(np.sort(order[kept:]), order[:kept], shared=False)
+
+
+def seeded_generator(*seeds: int) -> torch.Generator:
+    """A torch generator on the CPU whose state is a function of ``seeds``."""
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def held_out_crops(crops: Crops, count: int, seed: int, skips: SkipList | None) -> Batch:
+    """``count`` fixed crops of the held-out images, as many of each as needed."""
+    indices = np.resize(crops.pool, count)
+    batch = crops[Draw(indices, (HELD_OUT_SEED, seed))]
+    if skips is not None:
+        skips.note(batch)
+    return batch
+
+
+def micro_batches(count: int, most: int, avoid_single: bool) -> list[int]:
+    """Cut ``count`` images into as few parts of at most ``most`` as possible, and as even ones.
+
+    Args:
+        avoid_single: where ``most`` is 2 and the count is odd, the last part has 3: no other way leaves none
+            alone.
+    """
+    if avoid_single and most == 2 and count % 2 and count > 1:
+        return [2] * (count // 2 - 1) + [3]
+    parts = -(-count // most)
+    least, larger = divmod(count, parts)
+    return [least + 1] * larger + [least] * (parts - larger)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of each batch."""
+
+    first: int
+    """Place of its first image in the whole batch."""
+    count: int
+    whole: int
+    """Images of a batch, over all processes."""
+
+    @classmethod
+    def of(cls, batch_size: int, rank: int, world: int) -> "Share":
+        count = batch_size // world
+        return cls(rank * count, count, batch_size)
+
+    @property
+    def part(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """Feeds a training loop: (images, what goes beside them) in micro-batches, from any step on.
+
+    All that is drawn is a function of (seed, step, place in the whole batch), not of the process.
+    """
+
+    crops: Crops
+    batches: Callable[[int], Iterator[tuple[int, NDArray[np.int64]]]]
+    """First step -> (step, this rank's images of its batch), see `train.sampler.Stream.batches`."""
+    beside: Callable[[Batch, int], Tensor]
+    """(batch, step) -> what the module gets beside these images, (B, ...), on the CPU: masks or classes."""
+    skips: SkipList
+    micro_batch: int
+    workers: int
+    seed: int
+    share: Share
+    mean: Tensor
+    std: Tensor
+    mix: Mix = as_they_are
+    avoid_single: bool = False
+    """Rather one image more at a time than one alone: a batch norm has no variance of that."""
+
+    def __call__(self, first_step: int) -> Iterator[Iterable[tuple[tuple[Tensor, ...], float, bool]]]:
+        draws = (
+            Draw(indices, (CROP_SEED, self.seed, step), self.share.first, self.share.whole)
+            for step, indices in self.batches(first_step)
+        )
+        on_gpu = self.mean.device.type == "cuda"
+        for step, batch in enumerate(load_batches(self.crops, draws, self.workers, on_gpu), first_step):
+            self.skips.note(batch)
+            beside = self.beside(batch, step)
+            yield self._micro_batches(batch, beside.pin_memory() if on_gpu else beside, step)
+
+    def _micro_batches(
+        self, batch: Batch, beside: Tensor, step: int
+    ) -> Iterator[tuple[tuple[Tensor, ...], float, bool]]:
+        count = len(batch.flips_B)
+        beside = beside.to(self.mean.device, non_blocking=True)
+        ends = list(itertools.accumulate(micro_batches(count, self.micro_batch, self.avoid_single)))
+        for start, end in itertools.pairwise([0, *ends]):
+            part = slice(start, end)
+            images = to_images(copied(batch.part(part), self.mean.device), self.mean, self.std)
+            place = self.share.first + start
+            pair = self.mix(images, beside[part], (MIX_SEED, self.seed, step, place))
+            yield pair, (end - start) / count, end == count

@@ -1,0 +1,260 @@
+"""Images made small once and for all: in parallel, to be gone on with, in files that other tools open.
+
+A file of the pack is written beside and moved into place, then a note of it in `shards/`; a killed pack
+goes on with the files that have no note. The manifest is the last thing that is written.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fastmim.data.decode.pixels import MAX_PIXELS
+from fastmim.data.labelled import class_names, in_order
+from fastmim.data.packing.shards import Damage, Part, features_of, verify_shard, write_shard
+from fastmim.data.sources.columns import Columns
+from fastmim.data.sources.open import ImageSource, fingerprint, notes_of, open_images
+from fastmim.data.sources.packed import (
+    MANIFEST,
+    Manifest,
+    PackSettings,
+    Shard,
+    is_packed,
+    read_shard,
+    write_json,
+)
+from fastmim.errors import RunError, UsageError, why
+from fastmim.system.processes import in_processes
+
+SHARD_IMAGES = 1024
+QUALITY = 85  # of JPEGs at 4:2:0: 34 dB against the pixels, 9 kB at a short side of 144; 90 is 10 % slower
+NOTES = "shards"
+SKIPPED = "skipped.jsonl"
+Progress = Callable[[int, int], None]  # (images done, of how many)
+
+
+def pack(
+    data: str,
+    out: str | Path,
+    short_side: int = 192,
+    encoding: Literal["jpeg", "raw"] = "jpeg",
+    quality: int | None = None,
+    format: Literal["arrow", "parquet"] = "arrow",
+    in_chans: int = 3,
+    workers: int = 0,
+    overwrite: bool = False,
+    progress: Progress = lambda done, images: None,
+    max_pixels: int = MAX_PIXELS,
+    columns: Columns | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Manifest:
+    """Write the images of ``data``, made small, to the folder ``out``; go on where an earlier call ended.
+
+    One call at a time may write to a folder.
+
+    Args:
+        data: images, see `open_images`.
+        short_side: most pixels of the shorter side; smaller images are not enlarged.
+        encoding: JPEG, or raw pixels, which take 9 times the space and a quarter of the time to read.
+        quality: of JPEGs, 1 to 100, default 85. Upright JPEGs that are small already are kept as they are.
+        format: Arrow, which `datasets.load_from_disk` opens, or parquet (JPEG only).
+        in_chans: 3 (RGB) or 1 (grey), 8 bits.
+        workers: processes; 0 or 1: this one alone. The result does not depend on them.
+        overwrite: replace another pack in ``out``.
+        progress: told from time to time.
+        max_pixels: of an image; larger ones are skipped.
+        columns: which of a table's columns hold what. Default: found by name and type.
+        say: told what was left out of the images.
+
+    Raises:
+        UsageError: settings that do not go together, or are not those of the pack that is there.
+        RunError: no image can be read, or nothing can be written.
+    """
+    folder = Path(out)
+    source = open_images(data, columns, folder)
+    names = class_names(data, source)
+    for note in notes_of(source):
+        say(f"data: {note}")
+    classes = in_order(names) if names is not None and len(set(names)) > 1 else None
+    settings = _settings(source, short_side, encoding, quality, format, in_chans, classes)
+    with _disk_errors(folder):
+        _prepare(folder, Manifest(data, settings), overwrite)
+        manifest = Manifest.read(folder)
+        if manifest.complete:
+            return manifest
+        parts = list(_parts(settings, names))
+        done = {part.file: shard for part in parts if (shard := _noted(folder, part.file)) is not None}
+        missing = [part for part in parts if part.file not in done]
+        finished = sum(part.count for part in parts if part.file in done)
+        progress(finished, settings.images)
+        schema = features_of(settings).arrow_schema
+        counts = {part.file: part.count for part in missing}
+        shared = (source, settings, schema, folder, max_pixels)
+        for _, shard in in_processes(write_shard, shared, missing, workers):
+            write_json(folder / NOTES / f"{shard.file}.json", asdict(shard))
+            done[shard.file] = shard
+            finished += counts[shard.file]
+            progress(finished, settings.images)
+        return _finish(folder, replace(manifest, shards=tuple(done[part.file] for part in parts)))
+
+
+def verify(out: str | Path, workers: int = 0, progress: Progress = lambda done, images: None) -> list[Damage]:
+    """Read every row of a complete pack again and decode it: what is not as it was written.
+
+    Raises UsageError where ``out`` is no complete pack.
+    """
+    folder = Path(out)
+    if not is_packed(folder):
+        raise UsageError(f"out = {folder} is no folder that `fastmim pack` wrote")
+    manifest = Manifest.read(folder)
+    if not manifest.complete:
+        raise UsageError(f"out = {folder} is not packed to its end: run the same `fastmim pack` again first")
+    found: list[Damage] = []
+    images, total = 0, sum(shard.rows for shard in manifest.shards)
+    for number, damages in in_processes(verify_shard, (folder, manifest.settings), manifest.shards, workers):
+        found += damages
+        images += manifest.shards[number].rows
+        progress(images, total)
+    return sorted(found, key=lambda damage: (damage.file, damage.row))
+
+
+def _settings(
+    source: ImageSource,
+    short_side: int,
+    encoding: Literal["jpeg", "raw"],
+    quality: int | None,
+    format: Literal["arrow", "parquet"],
+    in_chans: int,
+    classes: tuple[str, ...] | None,
+) -> PackSettings:
+    if short_side < 1:
+        raise UsageError(f"short_side = {short_side} must be 1 or more pixels")
+    if in_chans not in (1, 3):
+        raise UsageError(f"in_chans = {in_chans}: images of 3 channels (RGB) or 1 (grey) can be packed")
+    if encoding == "raw" and quality is not None:
+        raise UsageError("quality goes with encoding = jpeg only: raw pixels are kept as they are")
+    if encoding == "raw" and format == "parquet":
+        raise UsageError("format = parquet needs encoding = jpeg: raw pixels are mapped from Arrow files")
+    quality = (quality if quality is not None else QUALITY) if encoding == "jpeg" else None
+    if quality is not None and not 1 <= quality <= 100:
+        raise UsageError(f"quality = {quality} must be in 1..100")
+    return PackSettings(
+        short_side, encoding, quality, format, in_chans, len(source), fingerprint(source), classes
+    )
+
+
+def _prepare(folder: Path, wanted: Manifest, overwrite: bool) -> None:
+    """Make the folder one that holds a part of this pack. Raises UsageError where it holds anything else."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"out = {folder} is a file")
+    if is_packed(folder):
+        there = Manifest.read(folder) if not overwrite else None
+        if there is not None and there.settings == wanted.settings:
+            for unfinished in (*folder.glob("*.part"), *folder.glob(f"{NOTES}/*.part")):
+                unfinished.unlink()
+            return
+        if there is not None:
+            raise UsageError(
+                f"out = {folder} holds another pack: {_difference(there.settings, wanted.settings)}; "
+                "give another folder, or --overwrite"
+            )
+        _clear(folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"out = {folder} holds other files: give a folder that is new or empty")
+    (folder / NOTES).mkdir(parents=True, exist_ok=True)
+    wanted.write(folder)
+
+
+def _difference(there: PackSettings, wanted: PackSettings) -> str:
+    before, now = asdict(there), asdict(wanted)
+    name = next(name for name in before if before[name] != now[name])
+    if name == "classes":
+        return "its images have other classes"
+    if name == "digest":
+        return "it was made of images of other names"
+    return f"{name} = {before[name]}, not {now[name]}"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what packing writes, the manifest last."""
+    shutil.rmtree(folder / NOTES, ignore_errors=True)
+    for pattern in ("data-*.arrow*", "data-*.parquet*", "state.json", "dataset_info.json", SKIPPED):
+        for path in folder.glob(pattern):
+            path.unlink()
+    (folder / MANIFEST).unlink()
+
+
+def _parts(settings: PackSettings, names: list[str] | None) -> Iterator[Part]:
+    labels = None
+    if names is not None and settings.classes is not None:
+        numbers = {name: number for number, name in enumerate(settings.classes)}
+        labels = np.array([numbers[name] for name in names], np.int64)
+    total = -(-settings.images // SHARD_IMAGES)
+    for number in range(total):
+        first = number * SHARD_IMAGES
+        chosen = slice(first, min(first + SHARD_IMAGES, settings.images))
+        file = f"data-{number:05d}-of-{total:05d}.{settings.format}"
+        yield Part(file, first, labels[chosen] if labels is not None else None, chosen.stop - first)
+
+
+def _noted(folder: Path, file: str) -> Shard | None:
+    """What an earlier call noted of a file that is still there."""
+    try:
+        shard = read_shard(folder / NOTES / f"{file}.json")
+        same = shard.file == file and (folder / file).stat().st_size == shard.bytes
+        return shard if same else None
+    except (OSError, UsageError):
+        return None
+
+
+def _finish(folder: Path, manifest: Manifest) -> Manifest:
+    """What makes the files a data set; the manifest comes last."""
+    skipped = [item for shard in manifest.shards for item in shard.skipped]
+    rows = sum(shard.rows for shard in manifest.shards)
+    if not rows:
+        first = skipped[0]
+        raise RunError(
+            f"none of the {len(skipped)} images can be read; the first is {first.image}: {first.reason}"
+        )
+    for shard in manifest.shards:
+        if not shard.rows:
+            (folder / shard.file).unlink(missing_ok=True)
+    shards = tuple(replace(shard, skipped=()) for shard in manifest.shards if shard.rows)
+    (folder / SKIPPED).write_text("".join(json.dumps(asdict(item)) + "\n" for item in skipped))
+    if manifest.settings.format == "arrow":
+        import datasets
+
+        datasets.DatasetInfo(features=features_of(manifest.settings)).write_to_directory(str(folder))
+        write_json(folder / "state.json", _state(shards, manifest.settings))
+    finished = replace(manifest, shards=shards, complete=True)
+    finished.write(folder)
+    shutil.rmtree(folder / NOTES, ignore_errors=True)
+    return finished
+
+
+def _state(shards: tuple[Shard, ...], settings: PackSettings) -> dict[str, Any]:
+    """What `Dataset.save_to_disk` would write; it would copy every image to do so."""
+    return {
+        "_data_files": [{"filename": shard.file} for shard in shards],
+        "_fingerprint": settings.digest,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {folder}: {why(error)}; the same command goes on where it was"
+        ) from error

@@ -1,0 +1,219 @@
+"""Where images come from: one small protocol, and one class for each kind of place."""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmim.data.sources.columns import Columns
+from fastmim.data.sources.files import read_regular, why_not_regular
+from fastmim.data.sources.index import IMAGE_SUFFIXES, left_out, list_images, list_tables
+from fastmim.data.sources.names import Named, NameList
+from fastmim.data.sources.packed import Manifest, PackedImages, is_packed
+from fastmim.data.sources.tables import is_saved, open_hub, open_packed, open_parquet, open_saved
+from fastmim.data.sources.tars import TarImages as TarImages
+from fastmim.errors import UsageError
+
+ARCHIVES = frozenset({".zip", ".7z", ".rar", ".tgz", ".gz", ".bz2", ".xz", ".zst"})
+
+
+class ImageSource(Protocol):
+    """Images by number; picklable, and safe to read from several processes at once."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What a person calls the image: its path within the source, or its row."""
+        ...
+
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        """The encoded file, or an array (H, W, C). Raises OSError where it cannot be read."""
+        ...
+
+
+@runtime_checkable
+class JoinsNames(Protocol):
+    """A source that has all its names at hand."""
+
+    def joined_names(self) -> memoryview:
+        """The bytes of all names, a zero byte after each."""
+        ...
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """A source that knows what was left out of it, or what else a person should be told of it."""
+
+    notes: tuple[str, ...]
+
+
+def notes_of(source: object) -> tuple[str, ...]:
+    """Sentences about a source that every verb shows."""
+    return source.notes if isinstance(source, HasNotes) else ()
+
+
+class FileImages(Named):
+    """Image files below a folder, in sorted order; or a given list of files."""
+
+    def __init__(self, root: str, names: Iterable[str] | NameList, notes: tuple[str, ...] = ()) -> None:
+        self.notes = notes
+        self._root = root
+        self._names = names if isinstance(names, NameList) else NameList(names)
+
+    def read(self, index: int) -> bytes:
+        return read_regular(os.path.join(self._root, self._names[index]))
+
+
+class ArrayImages:
+    """Images that are in memory already, (N, H, W, C); see `decode.crop_and_resize` for their scale."""
+
+    def __init__(self, images: NDArray[Any], name: str) -> None:
+        self._images = images
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        return f"{self._name} {index}"
+
+    def read(self, index: int) -> NDArray[Any]:
+        image: NDArray[Any] = self._images[index]
+        return image
+
+
+class Subset:
+    """Some of the images of a source."""
+
+    def __init__(self, source: ImageSource, indices: NDArray[np.int64]) -> None:
+        self.notes = notes_of(source)
+        self._source = source
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        return self._source.read(int(self._indices[index]))
+
+
+def fingerprint(source: ImageSource) -> str:
+    """A short digest of number and names: whether a resumed run still sees the same data."""
+    digest = hashlib.sha256(str(len(source)).encode())
+    if isinstance(source, JoinsNames):
+        digest.update(source.joined_names())
+    else:
+        for index in range(len(source)):
+            digest.update(os.fsencode(source.name(index)) + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def open_images(
+    spec: str, columns: Columns | None = None, without: str | os.PathLike[str] | None = None
+) -> ImageSource:
+    """Open what a person calls their data.
+
+    Args:
+        spec: a folder (nested or not), what `fastmim pack` wrote, a .tar of images, a .parquet file or a
+            folder of them, a dataset saved by Hugging Face's ``save_to_disk``, ``hf:NAME[:SPLIT]``,
+            ``demo:photos`` or ``demo:digits``.
+        columns: which of a table's columns hold what. Default: found by name and type.
+        without: a folder that is none of the data, even where it lies within: the one that is written to.
+
+    Raises:
+        UsageError: it does not exist, holds no images, or is of no kind that can be read.
+    """
+    columns = columns or Columns()
+    if spec.startswith("demo:"):
+        from fastmim.data.sources.demo import open_demo
+
+        return open_demo(spec.removeprefix("demo:"))
+    if spec.startswith("hf:"):
+        return open_hub(spec, columns)
+    path = find_path(spec)
+    outside = Path(without).expanduser() if without else None
+    source = _open_folder(path, columns, outside) if path.is_dir() else _open_file(path, columns)
+    if not len(source):
+        raise UsageError(f"data: {spec} holds no images{_said(notes_of(source))}")
+    return source
+
+
+def find_path(spec: str) -> Path:
+    """The folder or file that is named. Raises UsageError where there is none, or none that can be read."""
+    path = Path(spec).expanduser()
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except ValueError:  # a zero byte
+        there = folder = False
+    if not there:
+        raise UsageError(
+            f"data: {spec} does not exist; "
+            "give a folder, a .tar, .parquet, hf:NAME, demo:photos or demo:digits"
+        )
+    reason = None if folder else why_not_regular(path)
+    if reason:
+        raise UsageError(f"data: {spec} cannot be read: {reason}; give a folder, a .tar or a .parquet file")
+    return path
+
+
+def _open_file(path: Path, columns: Columns) -> ImageSource:
+    if path.suffix == ".parquet":
+        return open_parquet([str(path)], str(path), columns)
+    try:
+        return TarImages(str(path))
+    except tarfile.ReadError as error:
+        if _is_tar(path):
+            raise UsageError(
+                f"data: {path} is a compressed tar; images are read from it at random, so unpack it first "
+                "(tar -xf) and give the folder"
+            ) from error
+        way = (
+            "unpack it and give the folder" if path.suffix.lower() in ARCHIVES else "give the folder it is in"
+        )
+        raise UsageError(f"data: {path} is a file, but neither a tar nor parquet; {way}") from error
+    except OSError as error:
+        raise UsageError(f"data: {path} cannot be read: {error.strerror or error}") from error
+
+
+def _is_tar(path: Path) -> bool:
+    """Whether the standard library takes a regular file for a tar, perhaps a compressed one."""
+    try:
+        return tarfile.is_tarfile(path)
+    except (EOFError, OSError, ValueError, MemoryError):
+        return False
+
+
+def _open_folder(path: Path, columns: Columns, without: Path | None) -> ImageSource:
+    if is_packed(path):
+        packed = Manifest.read(path)
+        if packed.complete and packed.settings.format == "parquet":
+            return open_packed(path, packed)
+        return PackedImages(path)
+    if is_saved(path):
+        return open_saved(path, columns)
+    names, others = list_images(path, without)
+    notes = tuple(left_out(others))
+    if len(names):
+        return FileImages(str(path), names, notes)
+    tables = list_tables(path)
+    if tables:
+        return open_parquet([str(file) for file in tables], str(path), columns)
+    found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(4))
+    way = f"{' '.join(sorted(IMAGE_SUFFIXES))} are read"
+    if others[".tar"]:
+        way = "give one of the tars by its name, or unpack them all"
+    elif not ARCHIVES.isdisjoint(others):
+        way = "unpack what is packed"
+    raise UsageError(f"data: {path} holds no images (found: {found or 'nothing'}); {way}")
+
+
+def _said(notes: tuple[str, ...]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""

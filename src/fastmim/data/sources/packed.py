@@ -1,0 +1,207 @@
+"""Packed images: what `pack` wrote, read at random from memory-mapped Arrow files."""
+
+import bisect
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fastmim.data.sources.rows import BATCH_ROWS, NOT_WHOLE, Rows, record_batches
+from fastmim.errors import UsageError
+from fastmim.system.documents import BareName, Count, Truth, Whole, checked, read_json, shown
+
+MANIFEST = "fastmim-pack.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """What decides the bytes of a pack."""
+
+    short_side: Annotated[Whole, Field(ge=1)]
+    encoding: Literal["jpeg", "raw"]
+    quality: Annotated[Whole, Field(ge=1, le=100)] | None
+    """Of JPEGs; None for raw pixels."""
+    format: Literal["arrow", "parquet"]
+    in_chans: Annotated[Whole, Field(ge=1)]
+    images: Count
+    """Of the source."""
+    digest: str
+    """Of the source's names, see `images.fingerprint`."""
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be packed."""
+
+    index: Count
+    image: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a pack, as it was written."""
+
+    file: BareName
+    rows: Count
+    bytes: Count
+    sha256: str
+    source_bytes: Count
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a pack says of itself."""
+
+    data: str
+    settings: PackSettings
+    complete: Truth = False
+    shards: tuple[Shard, ...] = ()
+    version: Whole = field(default=VERSION)
+
+    def write(self, folder: Path) -> None:
+        """Raises OSError."""
+        write_json(folder / MANIFEST, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Raises UsageError where it is missing or damaged."""
+        path = folder / MANIFEST
+        try:
+            values = read_json(path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        version = values.get("version") if isinstance(values, dict) else None
+        if version is not None and version != VERSION:
+            raise UsageError(f"{path}: version {shown(version)} is not {VERSION}, which this fastmim reads")
+        manifest = checked(cls, values, str(path))
+        for shard in manifest.shards:
+            if shard.rows > shard.bytes:  # an image has a byte at least
+                raise UsageError(f"{path}: {shard.file} cannot have {shard.rows} rows in {shard.bytes} bytes")
+        return manifest
+
+
+def read_shard(path: Path) -> Shard:
+    """The note of a file. Raises OSError, or UsageError where it is none."""
+    return checked(Shard, read_json(path), str(path))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """All of it or none. Raises OSError."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(content, indent=1) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether `pack` wrote this folder, or began to."""
+    return (path / MANIFEST).is_file()
+
+
+class PackedImages:
+    """The images of a complete pack of Arrow files: encoded JPEGs, or arrays that are views of the files.
+
+    Pickled it is a path and a few numbers a file; files are mapped when they are first read. Each row is
+    compared with its checksum when it is read.
+
+    Raises:
+        UsageError: a file is missing or cut off, or the pack was not packed to its end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        manifest = Manifest.read(folder)
+        if not manifest.complete:
+            raise UsageError(
+                f"data: {folder} is not packed to its end; run the same `fastmim pack` again, it goes on"
+            )
+        check_files(folder, manifest)
+        self.classes = manifest.settings.classes
+        self._raw = manifest.settings.encoding == "raw"
+        self._files = [str(folder / shard.file) for shard in manifest.shards]
+        self._starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)]).tolist()
+        self._opened: dict[int, list[Rows]] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def name(self, index: int) -> str:
+        try:
+            rows, row = self._find(index)
+        except OSError:  # which reading it will report
+            return f"row {index}"
+        return rows.path(row)
+
+    def joined_names(self) -> memoryview:
+        parts = []
+        for rows in self._all_rows():
+            text, ends = rows.paths.data, rows.paths.ends
+            parts.append(np.insert(text[ends[0] : ends[-1]], ends[1:] - ends[0], 0).tobytes())
+        return memoryview(b"".join(parts))
+
+    def labels(self, where: str) -> list[str]:
+        """Each row's class by name. Raises UsageError where there are none."""
+        if self.classes is None:
+            raise UsageError(f"data: {where} was packed from images without classes")
+        names: list[str] = []
+        for rows in self._all_rows():
+            numbers = [] if rows.labels is None else rows.labels.tolist()
+            if len(numbers) != len(rows.checksums) or not all(0 <= n < len(self.classes) for n in numbers):
+                raise UsageError(f"data: {where} has rows of none of its {len(self.classes)} classes")
+            names += [self.classes[number] for number in numbers]
+        return names
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        rows, row = self._find(index)
+        if not rows.is_whole(row):
+            raise OSError(NOT_WHOLE)
+        if rows.shapes is None:
+            return rows.images[row].tobytes()
+        height, width, channels = rows.shapes[row].tolist()
+        if height * width * channels != len(rows.images[row]) or min(height, width, channels) < 1:
+            raise OSError(f"its pixels are not {height} x {width} x {channels}")
+        return rows.images[row].reshape(height, width, channels)
+
+    def _find(self, index: int) -> tuple[Rows, int]:
+        if not 0 <= index < self._starts[-1]:
+            raise IndexError(f"image {index} of {self._starts[-1]}")
+        shard = bisect.bisect_right(self._starts, index) - 1
+        batch, row = divmod(index - self._starts[shard], BATCH_ROWS)
+        return self._shard(shard)[batch], row
+
+    def _all_rows(self) -> Iterator[Rows]:
+        """Every record batch. Raises UsageError where a file is damaged."""
+        for shard in range(len(self._files)):
+            try:
+                yield from self._shard(shard)
+            except OSError as error:
+                raise UsageError(f"data: {error}; pack the images again") from error
+
+    def _shard(self, number: int) -> list[Rows]:
+        """The record batches of a file. Raises OSError where it is damaged."""
+        if number not in self._opened:
+            count = self._starts[number + 1] - self._starts[number]
+            self._opened[number] = record_batches(self._files[number], self._raw, count)
+        return self._opened[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise UsageError where a file of a pack is missing or cut off."""
+    for shard in manifest.shards:
+        path = folder / shard.file
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise UsageError(f"data: {path} is missing or not as it was written; pack the images again")

@@ -1,0 +1,129 @@
+"""The ways into fine-tuning for classification: from Python, and from a finished configuration."""
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastmim.config import FinetuneConfig, merge
+from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
+from fastmim.data.labelled import few_labels, open_labelled
+from fastmim.downstream.classification.task import FinetuneResult, run_on
+from fastmim.encoders.build import name_of
+from fastmim.encoders.trust import Trust
+from fastmim.errors import UsageError
+from fastmim.recipes import base_config
+from fastmim.train.distributed import run_everywhere, teller
+from fastmim.train.resuming import newest_checkpoint
+from fastmim.train.run_dir import Resume, goes_on
+from fastmim.weights.load import factory_of
+
+
+def finetune(
+    *,
+    encoder: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    model: str | nn.Module | None = None,
+    config: str | os.PathLike[str] | None = None,
+    recipe: str | None = None,
+    resume: Resume = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    trust_code: bool = False,
+    **settings: Any,
+) -> FinetuneResult:
+    """Fine-tune a backbone for classification (paper: appendix A.3.2, table 12).
+
+    Args:
+        encoder: a run's folder, its encoder.safetensors, ``timm:NAME`` or ``none``.
+        data: images with classes, see `fastmim.data.labelled.open_labelled`.
+        out: folder that the run is written to.
+        model: with ``encoder="none"``, the backbone's name; or a module of your own, into which the
+            encoder's weights are loaded; or the factory of your own that the encoder's file names.
+        config, recipe, resume, overwrite, quiet: as for `fastmim.pretrain`.
+        trust_code: import and call whatever factory a file names: the encoder's, ``config`` or a run's.
+        settings: any field of `fastmim.config.FinetuneConfig`; groups as mappings or dotted.
+
+    Returns:
+        The accuracy, and where the run lies.
+
+    Raises:
+        UsageError: a setting, path or model that does not work; nothing was started.
+        RunError: the run had to end; its last checkpoint is intact.
+    """
+    module = model if isinstance(model, nn.Module) else None
+    scratch = encoder == "none"
+    name = (name_of(model) if scratch else None) if isinstance(model, nn.Module) else model
+    named = {"encoder": encoder, "data": data, "out": out, "model": name}
+    given = {name: os.fspath(value) for name, value in named.items() if value is not None} | settings
+    resumed = given.get("out") if resume else None
+    base = base_config(FinetuneConfig, config, recipe, resumed, given=given, trust_code=trust_code)
+    return run_finetuning(merge(base, given), resume, overwrite, quiet, module, trust_code)
+
+
+def run_finetuning(
+    config: FinetuneConfig,
+    resume: Resume = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    module: nn.Module | None = None,
+    trust_code: bool = False,
+) -> FinetuneResult:
+    """Run a configuration, on one device in this process or on several in processes of their own.
+
+    Args:
+        config: its ``model`` may be imported: whoever read it from a file has asked.
+        trust_code: so may the factory that the encoder's file names.
+    """
+    run = Path(config.out).expanduser()
+    resumes = bool(config.out) and goes_on(run, resume)
+    hints = {
+        "encoder": "give a run's folder, an encoder.safetensors, timm:NAME or none",
+        "data": "give a folder with train/ and val/, or demo:digits to try it",
+        "out": "give a folder that the run is written to",
+    }
+    for setting, hint in hints.items():
+        if not getattr(config, setting):
+            raise UsageError(f"{setting} is missing: {hint}")
+    if trust_code and module is None:
+        config = with_factory(config, Trust(everything=True))
+    if run.resolve() == Path(config.data).expanduser().resolve():
+        raise UsageError(f"out: {run} is where the data lies; give another folder")
+    config = replace(config, out=str(run))
+    teller(quiet)(f"{config.data}: looking for images")
+    training, validation = open_labelled(
+        config.data, config.val_share, config.split_seed, config.columns, config.out
+    )
+    training = few_labels(training, config.labels, config.seed)
+    checkpoint = newest_checkpoint(run) if resumes else None
+    precision = checkpoint.state["choices"]["precision"] if checkpoint else config.precision
+    start = partial(
+        run_on,
+        training=training,
+        validation=validation,
+        config=config,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet,
+        module=module,
+    )
+    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)
+
+
+def with_factory(config: FinetuneConfig, trust: Trust) -> FinetuneConfig:
+    """``config`` whose ``model`` is the factory that its encoder's file names: all processes may import it.
+
+    Raises:
+        UsageError: the file names one that is not trusted, or cannot be read.
+    """
+    if config.encoder in ("", SCRATCH) or config.encoder.startswith(WITH_TIMM_WEIGHTS):
+        return config
+    name = factory_of(config.encoder)
+    if name is None:
+        return config
+    trust.check(name, config.encoder)
+    return replace(config, model=name)

@@ -1,0 +1,66 @@
+"""What fine-tuning leaves: results.json, and the classifier as encoder.safetensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastmim import __version__
+from fastmim.config import FinetuneConfig
+from fastmim.downstream.classification.metrics import Accuracy
+from fastmim.downstream.classification.model import Learner, PooledClassifier, Start
+from fastmim.train.checkpoint import write_atomically
+from fastmim.weights.load import save_encoder
+
+RESULTS = "results.json"
+
+
+def write_results(
+    run: Path,
+    config: FinetuneConfig,
+    start: Start,
+    accuracy: Accuracy,
+    classes: tuple[str, ...],
+    facts: dict[str, Any],
+) -> None:
+    """Write results.json; ``facts`` are the run's length, speed and device."""
+    results = {
+        "top1": accuracy.top1,
+        "top5": accuracy.top5,
+        "mean_class_top1": accuracy.mean_class_top1,
+        "images": int(accuracy.images.sum()),
+        "unreadable": accuracy.unreadable,
+        **facts,
+        "image_size": list(config.size),
+        "seed": config.seed,
+        "labels": config.labels,
+        "encoder": start.origin,
+        "notes": start.notes,
+        "fastmim_version": __version__,
+        "per_class": accuracy.per_class(classes),
+    }
+    content = json.dumps(results, indent=2).encode() + b"\n"
+    write_atomically(run / RESULTS, lambda file: file.write(content))
+
+
+def write_classifier(
+    run: Path, config: FinetuneConfig, start: Start, learner: Learner, classes: tuple[str, ...]
+) -> None:
+    """Write the classifier as encoder.safetensors; of a module that took none by itself, the backbone."""
+    model = learner.best
+    if isinstance(model, PooledClassifier):
+        model = model.encoder.model
+    (mean, std) = config.crop.statistics
+    past = ("from", "model", "method", "target")
+    origin = {
+        "model": start.name,
+        "kwargs": start.kwargs,
+        "image_size": list(config.size),
+        "in_chans": config.in_chans,
+        "mean": list(mean),
+        "std": list(std),
+        "method": "fine-tuned",
+        "classes": list(classes),
+        "fine_tuned_from": {key: start.origin[key] for key in past if key in start.origin},
+        "fastmim_version": __version__,
+    }
+    save_encoder(run, model, origin)

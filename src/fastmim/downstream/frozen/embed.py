@@ -1,0 +1,133 @@
+"""Features of images as a parquet file: a row an image, with its name, its vector, and its class."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastmim import __version__
+from fastmim.config import check_least
+from fastmim.data.decode.pixels import MAX_PIXELS
+from fastmim.data.labelled import class_names
+from fastmim.data.sources.columns import Columns
+from fastmim.data.sources.names import as_text
+from fastmim.data.sources.open import ImageSource, notes_of, open_images
+from fastmim.downstream.frozen.features import Extractor, build_extractor
+from fastmim.errors import RunError, UsageError, why
+
+SUFFIXES = (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Everything that `fastmim embed` can be told."""
+
+    encoder: str = ""
+    """A run's folder, its encoder.safetensors, or timm:NAME."""
+    data: str = ""
+    """Images, as for `fastmim pretrain`."""
+    out: str = ""
+    """Parquet file to write: columns image (name), class (where the data has classes) and embedding."""
+    image_size: int | tuple[int, int] | None = None
+    """Pixels, a side or height and width. Default: that of the weights."""
+    columns: Columns = field(default_factory=Columns)
+    overwrite: bool = False
+    """Replace the file."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of an image; larger ones are left out."""
+    workers: int | None = None
+    """Processes that read images. Default: this machine's CPUs, less one, at most 8."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Kind of device."""
+    model: str | None = None
+    """The package.module:factory that the encoder's file names, without which that is not imported."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"max_pixels": 1, "workers": 0})
+
+
+class Embedded(NamedTuple):
+    """What was written."""
+
+    file: Path
+    images: int
+    width: int
+    unreadable: list[str]
+    """Name and reason of each image that is left out."""
+    notes: tuple[str, ...] = ()
+    """What a person should be told of the images."""
+
+
+def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
+    """Write the mean of a frozen backbone's last features for every image that can be read.
+
+    Args:
+        trust_code: import and call whatever factory the encoder's file names.
+
+    Raises:
+        UsageError: a setting, path or model does not work.
+        RunError: no image could be read, or the file could not be written.
+    """
+    for name, hint in {"data": "give a folder of images", "out": "give a parquet file to write"}.items():
+        if not getattr(config, name):
+            raise UsageError(f"{name} is missing: {hint}")
+    file = Path(config.out).expanduser()
+    if file.is_dir():
+        raise UsageError(f"out: {file} is a folder; give a file, such as {file / 'features.parquet'}")
+    if file.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"out: {file.name}: what is written is parquet, so the name has to end in .parquet; "
+            "pandas.read_parquet and pyarrow read it and write other formats"
+        )
+    if file.exists() and not config.overwrite:
+        raise UsageError(f"out: {file} is there already; --overwrite replaces it")
+    source = open_images(config.data, config.columns)
+    extractor = build_extractor(
+        config.encoder,
+        config.image_size,
+        config.accelerator,
+        workers=config.workers,
+        max_pixels=config.max_pixels,
+        model=config.model,
+        trust_code=trust_code,
+    )
+    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unreadable, images = _write(beside, extractor, source, config.data)
+        os.replace(beside, file)
+    except OSError as error:
+        raise RunError(f"cannot write {file}: {why(error)}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return Embedded(file, images, extractor.encoder.width, unreadable, notes_of(source))
+
+
+def _write(file: Path, extractor: Extractor, source: ImageSource, data: str) -> tuple[list[str], int]:
+    width = extractor.encoder.width
+    classes = class_names(data, source)
+    columns = [("image", pa.string()), ("embedding", pa.list_(pa.float32(), width))]
+    if classes is not None:
+        columns.insert(1, ("class", pa.string()))
+    facts = {"encoder": Path(str(extractor.origin["from"])).name, "model": extractor.origin["model"]}
+    schema = pa.schema(columns, metadata={**facts, "fastmim_version": __version__})
+    broken: list[str] = []
+    images = 0
+    with pq.ParquetWriter(file, schema) as writer:
+        for values, indices, unreadable in extractor.features(source, np.arange(len(source))):
+            broken += [f"{as_text(item.name)}: {item.reason}" for item in unreadable]
+            images += len(indices)
+            if not len(indices):
+                continue
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().ravel()), width)
+            arrays = [pa.array([as_text(source.name(int(index))) for index in indices]), vectors]
+            if classes is not None:
+                arrays.insert(1, pa.array([classes[int(index)] for index in indices]))
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    if not images:
+        raise RunError(f"none of the images of {data} can be read; the first is {broken[0]}")
+    return broken, images

@@ -1,0 +1,110 @@
+"""Features of images from a frozen backbone: one vector an image, or its whole map."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
+from fastmim.data.decode.pixels import MAX_PIXELS
+from fastmim.data.loading.dataset import Unreadable, loader_workers
+from fastmim.data.loading.eval_loader import Views
+from fastmim.data.sources.open import ImageSource
+from fastmim.encoders.adapter import Encoder
+from fastmim.errors import UsageError
+from fastmim.mim.grids import Size
+from fastmim.train.distributed import build_fabric
+from fastmim.weights.load import as_given, load_with, replace_classifier, timm_weights
+
+BATCH = 64
+
+
+class Features(NamedTuple):
+    """What `Extractor.features` gives for a batch."""
+
+    values: Tensor
+    """(B, D) or (B, D, h, w), float32, on the CPU."""
+    indices: NDArray[np.int64]
+    unreadable: list[Unreadable]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen backbone with what its images must look like."""
+
+    encoder: Encoder
+    origin: dict[str, Any]
+    mean: Tensor
+    std: Tensor
+    fabric: Fabric
+    workers: int | None = None
+    max_pixels: int = MAX_PIXELS
+
+    @property
+    def size(self) -> Size:
+        return self.encoder.image_size
+
+    def features(
+        self, source: ImageSource, indices: NDArray[np.int64], pooled: bool = True
+    ) -> Iterator[Features]:
+        """Features of each image once, in order; pooled, the mean over the map."""
+        views = Views(
+            source,
+            indices,
+            self.size,
+            self.encoder.in_chans,
+            BATCH,
+            loader_workers(self.workers, 1),
+            self.mean,
+            self.std,
+            self.max_pixels,
+        )
+        for images, shown, unreadable in views:
+            with torch.no_grad(), self.fabric.autocast():
+                maps_BDhw = self.encoder(images)
+            values = maps_BDhw.float()
+            yield Features((values.mean((2, 3)) if pooled else values).cpu(), shown, unreadable)
+
+
+def build_extractor(
+    encoder: str,
+    image_size: int | Size | None = None,
+    accelerator: str = "auto",
+    precision: Any = "auto",
+    workers: int | None = None,
+    model: nn.Module | str | None = None,
+    trust_code: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Extractor:
+    """Load a backbone without its classifier, frozen, on the device.
+
+    Args:
+        encoder: a run's folder, an encoder.safetensors, or ``timm:NAME``.
+        image_size: pixels; default: that of the weights.
+        model: a module of one's own, where that was pre-trained, or the factory that the file names.
+        trust_code: import and call whatever factory the file names.
+        max_pixels: of an image; larger ones are unreadable.
+
+    Raises:
+        UsageError: there are no such weights, or they do not take the size.
+    """
+    if encoder in ("", SCRATCH):
+        raise UsageError("encoder is missing: give a run's folder, an encoder.safetensors or timm:NAME")
+    if encoder.startswith(WITH_TIMM_WEIGHTS):
+        loaded = timm_weights(encoder.removeprefix(WITH_TIMM_WEIGHTS), {}, image_size)
+    else:
+        module, trust = as_given(model, trust_code)
+        loaded = load_with(encoder, {}, image_size, module, trust)
+    if hasattr(loaded.model, "reset_classifier"):
+        replace_classifier(loaded, 0)
+    size = loaded.size
+    fabric = build_fabric(accelerator, 1, 1, precision)
+    frozen = Encoder(loaded.model, loaded.name, loaded.kwargs, size, loaded.origin["in_chans"])
+    frozen = frozen.eval().requires_grad_(False).to(fabric.device)
+    mean, std = (torch.tensor(loaded.origin[name], device=fabric.device) for name in ("mean", "std"))
+    return Extractor(frozen, {"from": encoder, **loaded.origin}, mean, std, fabric, workers, max_pixels)

@@ -1,0 +1,246 @@
+"""Backbones by name: timm's, this package's, and anyone's own as ``package.module:factory``.
+
+Nothing here knows an architecture: what a model takes is read from its constructor.
+"""
+
+import copy
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from fastmim.encoders.architectures import (
+    pvt,  # noqa: F401  (both register their models with timm)
+)
+from fastmim.encoders.limits import FACTORY, MOST_PARAMETERS, TooLarge, check_loaders, limited
+from fastmim.errors import UsageError
+from fastmim.mim.grids import Size
+
+# What a model raises at a size, or with arguments, that it does not work with.
+MODEL_ERRORS = (
+    RuntimeError,
+    AssertionError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    ZeroDivisionError,
+    NotImplementedError,
+)
+
+
+def is_custom(model_name: str) -> bool:
+    """Whether the name is that of a factory, ``package.module:factory``."""
+    return ":" in model_name
+
+
+def weights_tag(model_name: str | None) -> str | None:
+    """The weights that a name of timm's asks for: ``a1_in1k`` of ``resnet18.a1_in1k``."""
+    if model_name is None or is_custom(model_name) or not is_known(model_name):
+        return None
+    return model_name.partition(".")[2] or None
+
+
+def is_known(model_name: str) -> bool:
+    """Whether timm has the model."""
+    return bool(timm.is_model(model_name))
+
+
+def check_model_name(model_name: str) -> None:
+    """Raise UsageError, naming similar ones, unless the model is known."""
+    if is_custom(model_name):
+        _factory(model_name)
+        return
+    if is_known(model_name):
+        return
+    if "." in model_name:
+        raise UsageError(
+            f"model = {model_name!r} is no name of timm's; give a module of your own as model= in Python, "
+            "or as package.module:factory"
+        )
+    close = difflib.get_close_matches(model_name, timm.list_models(), n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(close)}?" if close else "`fastmim backbones` lists those there are"
+    raise UsageError(f"timm has no model named {model_name!r}; {hint}")
+
+
+def _factory(model_name: str) -> Callable[..., nn.Module]:
+    module, _, name = model_name.partition(":")
+    if not FACTORY.fullmatch(model_name):
+        raise UsageError(
+            f"model = {model_name!r} is no package.module:factory, and models of a hub or a folder are not "
+            "built from their names: give timm's name of the backbone, and weights as timm:NAME or as a file"
+        )
+    try:
+        factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the module does when it is imported
+        raise UsageError(
+            f"model = {model_name!r}: {error}; give package.module:factory, importable from here"
+        ) from error
+    return factory
+
+
+def create(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
+    """The model with weights newly drawn and without a classifier; what goes wrong becomes UsageError."""
+    check_loaders(model_kwargs, "model_kwargs: ", is_custom(model_name))
+    try:
+        with limited(MOST_PARAMETERS):
+            if is_custom(model_name):
+                return _made(model_name, model_kwargs)
+            model: nn.Module = timm.create_model(
+                model_name, pretrained=False, **{"num_classes": 0, **model_kwargs}
+            )
+    except TooLarge:
+        raise
+    except MODEL_ERRORS as error:
+        raise UsageError(
+            f"{'' if is_custom(model_name) else 'timm '}cannot build {model_name} with "
+            f"{dict(model_kwargs)}: {first_line(error)}"
+        ) from error
+    return model
+
+
+def _made(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = _factory(model_name)(**model_kwargs)
+    except TooLarge:
+        raise
+    except Exception as error:  # somebody's own code
+        raise ValueError(first_line(error)) from error
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"it gives a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def arguments_of(model_name: str, model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """What the model's constructor takes, by name; what it hands on to the classes above it counts."""
+    if is_custom(model_name):
+        return inspect.signature(_factory(model_name)).parameters
+    taken: dict[str, inspect.Parameter] = {}
+    for cls in type(model).__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        own = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+        taken = {**own, **taken}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return taken
+
+
+def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build on the meta device where that works (no memory, no random numbers), else really."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except TooLarge:
+        raise
+    except (NotImplementedError, UsageError, RuntimeError):
+        with torch.random.fork_rng(devices=[]):
+            return build()
+
+
+def weightless(model: nn.Module) -> nn.Module:
+    """A copy of a model on the meta device: its shapes without its memory."""
+    stand_ins: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        stand_ins[id(tensor)] = (
+            nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        )
+    return copy.deepcopy(model, stand_ins)
+
+
+def fit_kwargs(model_name: str, kwargs: dict[str, Any], image_size: Size, in_chans: int) -> dict[str, Any]:
+    """The arguments with which ``create`` builds the model for ``image_size`` directly.
+
+    A model that can change its size is asked to do so once, and the arguments are the first that give
+    parameters and windows of the very same shapes: timm derives window sizes from the image size in one
+    of the two ways but not in the other.
+    """
+    shape = without_memory(partial(create, model_name, kwargs))
+    takes = arguments_of(model_name, shape)
+    if not is_custom(model_name):
+        kwargs = {"num_classes": 0, **kwargs}
+    if kwargs.get("in_chans", in_chans) != in_chans:
+        raise UsageError(f"model_kwargs has in_chans = {kwargs['in_chans']}, but in_chans = {in_chans}")
+    if in_chans != 3 and (not is_custom(model_name) or "in_chans" in takes):
+        kwargs = {**kwargs, "in_chans": in_chans}
+    if "drop_path_rate" in takes and takes["drop_path_rate"].default:
+        kwargs = {"drop_path_rate": 0.0, **kwargs}  # the paper pre-trains without
+    side = _side_or_sides(image_size)
+    if "img_size" not in takes or kwargs.get("img_size") == side:
+        return kwargs
+    sized = {**kwargs, "img_size": side}
+    if not hasattr(shape, "set_input_size") or ("window_size" in kwargs and "img_size" not in kwargs):
+        return sized
+    if "img_size" in kwargs:
+        sized.pop("window_size", None)  # it fitted another size
+    try:
+        resized = without_memory(partial(_resized, model_name, kwargs, image_size))
+    except MODEL_ERRORS:
+        return sized
+    return _kwargs_of(model_name, sized, takes, resized)
+
+
+def kwargs_at(
+    model_name: str, kwargs: dict[str, Any], resized: nn.Module, image_size: Size
+) -> dict[str, Any]:
+    """The arguments that build ``resized``, which was built by ``kwargs`` and then set to ``image_size``."""
+    if "img_size" not in kwargs:
+        return kwargs
+    sized = {**kwargs, "img_size": _side_or_sides(image_size)}
+    sized.pop("window_size", None)
+    return _kwargs_of(model_name, sized, arguments_of(model_name, resized), resized)
+
+
+def _kwargs_of(
+    model_name: str, sized: dict[str, Any], takes: Mapping[str, inspect.Parameter], wanted: nn.Module
+) -> dict[str, Any]:
+    candidates = [sized]
+    if "window_size" in takes:
+        candidates += [{**sized, "window_size": window} for window in _window_choices(wanted)]
+    for candidate in candidates:
+        try:
+            built = without_memory(partial(create, model_name, candidate))
+        except UsageError:
+            continue
+        if _form(built) == _form(wanted):
+            return candidate
+    return sized
+
+
+def _side_or_sides(image_size: Size) -> int | list[int]:
+    return image_size[0] if image_size[0] == image_size[1] else list(image_size)
+
+
+def _resized(model_name: str, kwargs: dict[str, Any], image_size: Size) -> nn.Module:
+    model = create(model_name, kwargs)
+    model.set_input_size(img_size=image_size)  # type: ignore[operator]
+    return model
+
+
+def _windows(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """Every window size that stands in a model, by the name of its module."""
+    found = ((name, getattr(module, "window_size", None)) for name, module in model.named_modules())
+    return [(name, (w, w) if isinstance(w, int) else tuple(w)) for name, w in found if w is not None]
+
+
+def _window_choices(model: nn.Module) -> list[int | list[int]]:
+    """The different window sizes of a model, largest first."""
+    pairs = sorted({pair for _, pair in _windows(model)}, reverse=True)
+    return [pair[0] if len(set(pair)) == 1 else list(pair) for pair in pairs]
+
+
+def _form(model: nn.Module) -> tuple[object, object]:
+    return {name: value.shape for name, value in model.state_dict().items()}, _windows(model)
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,90 @@
+"""Some of an image's tokens through a backbone: the others are dropped before its blocks.
+
+The capability is timm's: a model that can drop patches in training has a part named ``patch_drop`` between
+its position embedding and its blocks. Another part takes its place for the time of a forward pass. A model
+with rotary embeddings asks that part for the places of what it kept, and turns it by those.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastmim.encoders.probe import Features, last_features
+from fastmim.encoders.registry import MODEL_ERRORS, weightless
+from fastmim.errors import UsageError
+from fastmim.mim.grids import Size
+
+PART = "patch_drop"
+
+# Tokens with their positions, (B, N, D) -> those that go on, (B', K, D). B' may be a multiple of B.
+Choose = Callable[[Tensor], Tensor]
+
+
+class Dropping(NamedTuple):
+    """How a model drops tokens."""
+
+    tells_places: bool
+    """Whether its ``patch_drop`` gives the places of what it kept, too."""
+    prefix_tokens: int
+
+
+class _Chosen(nn.Module):
+    """Stands where the model's ``patch_drop`` stands: (B, P + N, D) -> (B', P + K, D)."""
+
+    def __init__(self, dropping: Dropping, choose: Choose, places_BK: Tensor) -> None:
+        super().__init__()
+        self.dropping = dropping
+        self.choose = choose
+        self.places = places_BK
+
+    def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if tokens.ndim != 3:
+            raise ValueError(f"tokens of shape {tuple(tokens.shape)} are no sequence")
+        prefix, rest = tokens[:, : self.dropping.prefix_tokens], tokens[:, self.dropping.prefix_tokens :]
+        chosen = self.choose(rest)
+        # No block has seen an image yet: class token and registers are the same for all.
+        kept = torch.cat([prefix[:1].expand(len(chosen), -1, -1), chosen], dim=1)
+        return (kept, self.places) if self.dropping.tells_places else kept
+
+
+@contextlib.contextmanager
+def dropped(model: nn.Module, dropping: Dropping, choose: Choose, places_BK: Tensor) -> Iterator[None]:
+    """Within the block, only the tokens that ``choose`` gives go through the model's blocks.
+
+    Args:
+        places_BK: (B', K), where on the grid, row by row, each of them stands.
+    """
+    own = getattr(model, PART)
+    setattr(model, PART, _Chosen(dropping, choose, places_BK))
+    try:
+        yield
+    finally:
+        setattr(model, PART, own)
+
+
+def find_dropping(
+    model: nn.Module, name: str, image_size: Size, in_chans: int, features: Features
+) -> Dropping:
+    """How the model drops tokens, seen by letting it drop some. Raises UsageError where it cannot."""
+    if features.layout == "tokens" and features.way != "forward_intermediates" and hasattr(model, PART):
+        copy = weightless(model).eval()
+        batch, kept = 3, 2
+        images = torch.zeros(batch, in_chans, *image_size, device="meta")
+        places = torch.zeros(batch, kept, dtype=torch.long, device="meta")
+        for tells_places in (False, True):
+            dropping = Dropping(tells_places, features.prefix_tokens)
+            with (
+                contextlib.suppress(*MODEL_ERRORS),
+                torch.no_grad(),
+                dropped(copy, dropping, lambda tokens: tokens[:, :kept], places),
+            ):
+                output = last_features(copy, images, features.way)
+                if output.shape == (batch, features.prefix_tokens + kept, features.width):
+                    return dropping
+    raise UsageError(
+        f"{name} cannot leave patches out: it has no {PART} between position embedding and blocks, as timm's "
+        "plain vision transformers have; method = fastmim takes any backbone"
+    )

@@ -1,0 +1,254 @@
+"""An encoder in the form that other libraries load: written, read back as a user would, and compared."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fastmim.encoders.registry import first_line, is_known
+from fastmim.errors import RunError, UsageError
+from fastmim.export.model_card import LOADING, Format, model_card
+from fastmim.export.torchvision import as_torchvision, load_torchvision
+from fastmim.mim.grids import Size
+from fastmim.system.documents import read_json
+from fastmim.weights.load import as_given, load_with, read_encoder
+
+Outputs = Callable[[Tensor], Sequence[Tensor]]
+
+TOLERANCE = 1e-5  # how far outputs may be apart, in units of the largest |output|
+PACKAGES = {"huggingface": ["transformers"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
+WRITTEN = {"README.md", "config.json", "model.safetensors", "model.onnx", "model.onnx.data"}
+MOST_IN_ONE_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB
+
+# What timm may say of weights that were made here; its own weights' name, licence and papers are not theirs.
+CFG_KEYS = {
+    *("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"),
+    *("num_classes", "first_conv", "classifier"),
+}
+
+
+class Exported(NamedTuple):
+    """What was written, and how well it agrees."""
+
+    folder: Path
+    files: list[str]
+    difference: float
+    """Largest |difference| from the encoder's outputs, of the output that differs most for its size."""
+
+
+class _Outputs(nn.Module):
+    """images -> [logits], or [pooled features, features before pooling] where a model can tell them apart."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        headless = not getattr(model, "num_classes", 0)
+        self.split = headless and hasattr(model, "forward_features") and hasattr(model, "forward_head")
+        self.names = ["output", "features"] if self.split else ["output"]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        if not self.split:
+            return [self.model(images)]
+        features = self.model.forward_features(images)  # type: ignore[operator]
+        return [self.model.forward_head(features), features]  # type: ignore[operator]
+
+
+def export_encoder(
+    encoder: str | Path,
+    out: str | Path,
+    format: Format,
+    image_size: int | Size | None = None,
+    images: Tensor | None = None,
+    overwrite: bool = False,
+    model: str | None = None,
+    trust_code: bool = False,
+) -> Exported:
+    """Write an encoder, and a model card, into a folder of its own.
+
+    Args:
+        encoder: a run's folder or an encoder.safetensors, with or without a classifier.
+        out: the folder; nothing appears there unless all went well.
+        image_size: pixels, a side or (height, width). Default: that of the encoder.
+        images: normalised images (B, C, H, W) to compare outputs on. Default: two of noise.
+        overwrite: replace an earlier export in ``out``.
+        model: the factory of your own that the encoder's file names, without which that is not imported.
+        trust_code: import and call whatever factory the file names.
+
+    Raises:
+        UsageError: the format cannot hold this model, a package is not there, ``out`` is taken.
+        RunError: the outputs differ by more than 1e-5 of the largest, or the files cannot be written.
+    """
+    if format not in LOADING:
+        raise UsageError(f"format = {format!r} must be one of {', '.join(LOADING)}")
+    lacking = [name for name in PACKAGES.get(format, []) if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise UsageError(f"format {format} needs {', '.join(lacking)}: pip install 'fastmim[export]'")
+    folder = Path(out).expanduser().absolute()
+    _check_free(folder, overwrite)
+    origin, _ = read_encoder(encoder)
+    name = origin["model"]
+    if format in ("timm", "huggingface") and not is_known(name):
+        raise UsageError(f"format {format} is for timm's models, and {name} is none; format onnx takes any")
+    _, trust = as_given(model, trust_code)
+    loaded = load_with(encoder, origin["kwargs"], image_size, trust=trust)  # as deep as it was pre-trained
+    module = loaded.model.eval()
+    channels, height, width = module.pretrained_cfg["input_size"]  # type: ignore[index]
+    shape = (channels, height, width)
+    if images is not None and tuple(images.shape[1:]) != shape:
+        raise UsageError(f"images of shape {tuple(images.shape)} must be (B, {channels}, {height}, {width})")
+    sample = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)) if images is None else images
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        with torch.inference_mode():
+            expected = _Outputs(module)(sample)
+        read_back = _write(format, module, origin, part, (height, width), sample)
+        with torch.inference_mode():
+            difference, largest = _compare(expected, read_back(sample), folder, format)
+        found = f"{len(sample)} {'images of noise' if images is None else 'real images'}, the outputs are at "
+        found += f"most {difference:.1e} apart (largest |output|: {largest:.3g})"
+        card = model_card(format, origin, (height, width), encoder, folder.name, expected[0], found)
+        (part / "README.md").write_text(card, encoding="utf-8")
+        files = sorted(file.name for file in part.iterdir())
+        earlier = part.with_suffix(".old")
+        if folder.exists():
+            folder.rename(earlier)
+        part.rename(folder)
+        shutil.rmtree(earlier, ignore_errors=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise RunError(f"cannot write {folder}: {reason}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return Exported(folder, files, difference)
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"out = {folder} is a file")
+    there = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in there if name not in WRITTEN]
+    if foreign:
+        raise UsageError(f"out = {folder} holds {foreign[0]}, which no export wrote; give another folder")
+    if there and not overwrite:
+        raise UsageError(f"out = {folder} holds an export already; overwrite it, or give another folder")
+
+
+def _write(
+    format: Format, model: nn.Module, origin: dict[str, Any], folder: Path, size: Size, images: Tensor
+) -> Outputs:
+    """Write the model into the folder, and load it from there as a user would."""
+    if format == "onnx":
+        return _write_onnx(model, origin["model"], folder, images)
+    if format == "torchvision":
+        rebuilt, config = as_torchvision(model, origin["model"], size)
+        config["pretrained_cfg"] = {k: v for k, v in _cfg(model).items() if k in CFG_KEYS}
+        safetensors.torch.save_file(rebuilt.state_dict(), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        loaded = load_torchvision(folder).eval()
+        return lambda batch: [loaded(batch)]
+    _write_timm(model, folder, size, origin.get("classes"))
+    if format == "timm":
+        return _Outputs(timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
+    return _read_huggingface(folder, bool(getattr(model, "num_classes", 0)))
+
+
+def _cfg(model: nn.Module) -> dict[str, Any]:
+    return dict(model.pretrained_cfg)  # type: ignore[arg-type]
+
+
+def _write_timm(model: nn.Module, folder: Path, size: Size, classes: list[str] | None) -> None:
+    labels = {"label_names": classes} if classes and model.num_classes == len(classes) else {}
+    data_config = {"img_size": size}
+    save_for_hf(model, str(folder), labels, safe_serialization=True, data_config=data_config)
+    file = folder / "config.json"
+    config = read_json(file)
+    config["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if k in CFG_KEYS}
+    config["model_args"].pop("num_classes", None)  # stands above; transformers takes it from there alone
+    file.write_text(json.dumps(config, indent=2))
+
+
+def _read_huggingface(folder: Path, classifier: bool) -> Outputs:
+    from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        loaded = (AutoModelForImageClassification if classifier else AutoModel).from_pretrained(folder).eval()
+        AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+
+    def outputs(images: Tensor) -> list[Tensor]:
+        given = loaded(images)
+        return [given.logits] if classifier else [given.pooler_output, given.last_hidden_state]
+
+    return outputs
+
+
+def _write_onnx(model: nn.Module, name: str, folder: Path, images: Tensor) -> Outputs:
+    import onnxruntime
+
+    file = folder / "model.onnx"
+    traced = _Outputs(model).eval()
+    example = torch.cat([images, images])[:2]  # a batch of one would be taken for the only size
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    try:
+        # The exporter cannot follow the memory layout that CPU kernels of attention with a bias give.
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                traced,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=traced.names,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+    except Exception as error:  # of torch's exporter, which raises classes of its own
+        reason = first_line(error.__cause__ or error)
+        raise RunError(f"torch cannot export {name} to ONNX: {reason}") from error
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
+    program.save(file, external_data=weights > MOST_IN_ONE_FILE)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def outputs(batch: Tensor) -> list[Tensor]:
+        first, others = (
+            [torch.from_numpy(o) for o in session.run(None, {"images": part.numpy()})]
+            for part in (batch[:1], batch)
+        )
+        return [torch.cat([one, all_[1:]]) for one, all_ in zip(first, others, strict=True)]
+
+    return outputs
+
+
+def _compare(
+    expected: Sequence[Tensor], found: Sequence[Tensor], folder: Path, format: str
+) -> tuple[float, float]:
+    """The largest |difference| and the largest |output|, of the output that differs most for its size."""
+    pairs = []
+    for ours, theirs in zip(expected, found, strict=False):  # torchvision's models give one output
+        if ours.shape != theirs.shape:
+            raise RunError(f"{folder}: {format} gives {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+        pairs.append((float((ours - theirs).abs().max()), float(ours.abs().max())))
+    difference, largest = max(pairs, key=lambda pair: pair[0] / (pair[1] or 1.0))
+    if not difference <= TOLERANCE * largest:  # nor where it is nan
+        raise RunError(
+            f"read back from format {format}, the outputs differ by {difference:.2g}, the largest being "
+            f"{largest:.2g}; nothing was written to {folder}"
+        )
+    return difference, largest

@@ -1,0 +1,93 @@
+"""The model card of an export: what the weights are, and how to load them."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from timm.models import model_entrypoint
+from torch import Tensor
+
+from fastmim.encoders.registry import is_known
+from fastmim.mim.grids import Size
+from fastmim.system.documents import checked, read_yaml
+from fastmim.train.run_dir import CONFIG
+
+Format = Literal["timm", "huggingface", "torchvision", "onnx"]
+
+LOADING = {
+    "timm": 'import timm\n{register}model = timm.create_model("local-dir:{folder}", pretrained=True).eval()\n'
+    "data_config = timm.data.resolve_model_data_config(model)",
+    "huggingface": "from transformers import AutoImageProcessor, {auto}\n{register}"
+    'model = {auto}.from_pretrained("{folder}").eval()\n'
+    'processor = AutoImageProcessor.from_pretrained("{folder}")',
+    "torchvision": "from fastmim.export.torchvision import load_torchvision\n"
+    'model = load_torchvision("{folder}").eval()  # or by hand: config.json names constructor and arguments',
+    "onnx": 'import onnxruntime\nsession = onnxruntime.InferenceSession("{folder}/model.onnx")\n'
+    'outputs = session.run(None, {{"images": images}})  # normalised float32 (B, C, H, W)',
+}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a card tells of config.yaml."""
+
+    data: str | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    stages: tuple[dict[str, Any], ...] | None = None
+    batch_size: int | None = None
+
+
+def model_card(
+    format: Format,
+    origin: dict[str, Any],
+    size: Size,
+    encoder: str | Path,
+    folder: str,
+    output: Tensor,
+    found: str,
+) -> str:
+    """README.md: what the weights are and how to load them. No paths but the name that the data had."""
+    path = Path(encoder).expanduser()
+    config_file = (path if path.is_dir() else path.parent) / CONFIG
+    config = _Run()
+    if config_file.exists():
+        config = checked(_Run, read_yaml(config_file), str(config_file))
+    data = config.data or ""
+    name, classes = origin["model"], origin["kwargs"].get("num_classes", 0)
+    rows = {
+        "Model": f"`{name}`",
+        "Output": f"{'logits' if classes else 'features'} (B, {', '.join(map(str, output.shape[1:]))})",
+        "Image size": f"{size[0]} x {size[1]} pixels",
+        "Mean, std": f"{tuple(origin['mean'])}, {tuple(origin['std'])} of values in 0..1",
+        "Method": origin.get("method"),
+        "Pre-training": origin.get("fine_tuned_from", {}).get("method"),
+        "Target": origin.get("target"),
+        "Data": data if data.startswith("hf:") else re.split(r"[\\/]", data.rstrip("\\/"))[-1],
+        "Epochs": None if config.steps else config.epochs,
+        "Steps": config.steps,
+        "Stages": "; ".join(
+            ", ".join(f"{what} {value}" for what, value in stage.items() if value is not None)
+            for stage in config.stages or ()
+        ),
+        "Batch size": config.batch_size,
+        "fastmim": origin.get("fastmim_version"),
+    }
+    own = is_known(name) and model_entrypoint(name).__module__.startswith("fastmim.")
+    loading = LOADING[format].format(
+        folder=folder,
+        auto="AutoModelForImageClassification" if classes else "AutoModel",
+        register="import fastmim.encoders.registry  # registers the model with timm\n" if own else "",
+    )
+    lines = [
+        "---",
+        f"library_name: {'transformers' if format == 'huggingface' else format}",
+        f"pipeline_tag: image-{'classification' if classes else 'feature-extraction'}",
+        "tags:\n- fastmim\n- masked-image-modeling",
+        f"---\n\n# {name}\n\n| | |\n|---|---|",
+        *(f"| {what} | {value} |" for what, value in rows.items() if value not in (None, "")),
+        f"\n## Loading\n\n```python\n{loading}\n```\n\n## Check\n\nRead back and run on {found}.",
+        "\n## Licence\n\nYours to choose: the weights belong to whoever trained them.\n",
+    ]
+    return "\n".join(lines)

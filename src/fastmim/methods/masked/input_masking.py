@@ -1,0 +1,95 @@
+"""FastMIM, SimMIM and MaskFeat: what is masked is replaced, the whole image goes through the backbone.
+
+They differ in their settings alone (`recipes/methods.py`): where the mask token stands, what is predicted,
+how large the image and the masked blocks are.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastmim.encoders.adapter import Encoder
+from fastmim.errors import UsageError
+from fastmim.methods.base import Method, Reconstruction, size_of
+from fastmim.mim.decoders import Decoder, DecoderConfig, add_mask_token
+from fastmim.mim.grids import Size, grid_of, mask_to_pixels, spread_mask, visible_places
+from fastmim.mim.losses import LossName
+from fastmim.mim.masking import Masking, masked_count
+from fastmim.mim.targets import Target
+
+
+class InputMasking(Method):
+    """Mask, encode, decode, compare (paper: figure 5 and section 4.1).
+
+    Args:
+        encoder: any backbone; it is not changed.
+        target: what is predicted, for masked cells only.
+        masking: share and side of the masked blocks, and what replaces their pixels.
+        decoder: the small network between features and predictions.
+        loss_name: how prediction and target are compared.
+    """
+
+    sees_all = True
+    mask_token: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        target: Target,
+        masking: Masking,
+        decoder: DecoderConfig,
+        loss_name: LossName,
+    ) -> None:
+        super().__init__(encoder, target, masking, loss_name)
+        self.decoder = Decoder(decoder, encoder.width, self.outputs)
+        width = encoder.in_chans
+        if masking.place == "patch":
+            embedding = encoder.embedding
+            width = embedding.width
+            if self.block % embedding.stride:
+                raise UsageError(
+                    f"mask.size = {self.block}: with mask.place = patch it must be a multiple of the "
+                    f"{embedding.stride} pixels between the tokens of the patch embedding"
+                )
+        add_mask_token(self, (1, width, 1, 1), masking.token == "learned")
+        self.check_size()
+
+    def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
+        if self.masking.place == "image":
+            masked = self._masked(images_BCHW, mask_Bhw, self.block)
+            features_BDhw, prefix_BPD = self.encoder.with_prefix(masked)
+        else:
+            edit = partial(self._masked_tokens, mask_Bhw)
+            features_BDhw, prefix_BPD = self.encoder.with_prefix(images_BCHW, edit)
+        wanted = self._wanted(mask_Bhw, size_of(images_BCHW))
+        predictions = self.decoder(features_BDhw, wanted, prefix_BPD)
+        return self.compare(images_BCHW, predictions, mask_Bhw)
+
+    def _wanted(self, mask_Bhw: Tensor, size: Size) -> Tensor | None:
+        """The tokens (B, K) that the loss looks at; None: all, also where it would not pay to choose.
+
+        Masks must hide as many blocks as those that `draw_mask` draws: counting them would wait for the
+        device.
+        """
+        stride = self.stride
+        whole = self.block % stride == 0 and not any(side % self.block for side in size)
+        if not (self.training and whole and self.decoder.choosing_pays):
+            return None
+        tokens = self.block // stride
+        blocks = mask_Bhw[0].numel()
+        count = masked_count(blocks, self.masking.ratio, self.masking.pattern) * tokens**2
+        return visible_places(~spread_mask(mask_Bhw, tokens, grid_of(size, stride)), count)
+
+    def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
+        if self.masking.place == "image":
+            return self._masked(images_BCHW, mask_Bhw, self.block)
+        return super().masked_images(images_BCHW, mask_Bhw)  # the token is no colour
+
+    def _masked(self, values_BCHW: Tensor, mask_Bhw: Tensor, block: int) -> Tensor:
+        """X * S + [M] * (1 - S): masked places are replaced by the mask token."""
+        mask_B1HW = mask_to_pixels(mask_Bhw, block, size_of(values_BCHW)).unsqueeze(1)
+        return torch.where(mask_B1HW, self.mask_token.to(values_BCHW.dtype), values_BCHW)
+
+    def _masked_tokens(self, mask_Bhw: Tensor, tokens_BDhw: Tensor) -> Tensor:
+        return self._masked(tokens_BDhw, mask_Bhw, self.block // self.encoder.embedding.stride)

@@ -1,0 +1,196 @@
+"""The small decoders: tokens -> width d -> b transformer blocks -> LayerNorm -> linear prediction.
+
+One gets a feature for every place; the others put mask tokens where none was encoded, and go from place to
+place by attention or by convolutions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models._manipulate import checkpoint_seq
+from timm.models.convnext import ConvNeXtBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from fastmim.errors import UsageError
+from fastmim.mim.grids import Size, map_to_tokens, put_tokens, take_tokens, tokens_to_map
+
+HEAD_WIDTH = 32
+MOST_DEPTH, MOST_WIDTH = 256, 1 << 16
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The decoder, which is thrown away after pre-training (paper: table 16)."""
+
+    depth: int = 1
+    """Transformer blocks. Paper: 1 for ViT-B, 4 for Swin-B/L, 8 for ViT-L; 0: LayerNorm and linear only."""
+    width: int = 256
+    """Channels of a token in the decoder (not used at depth 0); a head takes 32 of them."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 0:
+            raise UsageError(f"decoder.depth = {self.depth} must be 0 or more blocks")
+        if self.depth > MOST_DEPTH or self.width > MOST_WIDTH:
+            raise UsageError(
+                f"decoder.depth = {self.depth}, decoder.width = {self.width} must be at most {MOST_DEPTH} "
+                f"blocks of {MOST_WIDTH}"
+            )
+        if self.depth and (self.width < HEAD_WIDTH or self.width % HEAD_WIDTH):
+            raise UsageError(f"decoder.width = {self.width} must be a multiple of {HEAD_WIDTH}")
+
+
+class Blocks(nn.Sequential):
+    """Transformer blocks, one after the other."""
+
+    checkpointing = False
+    """Whether each keeps its input only, and computes the rest again in the backward pass."""
+
+    def forward(self, tokens_BNd: Tensor) -> Tensor:
+        if self.checkpointing:
+            again: Tensor = checkpoint_seq(self, tokens_BNd)
+            return again
+        for block in self:
+            tokens_BNd = block(tokens_BNd)
+        return tokens_BNd
+
+
+def checkpoint_blocks(module: nn.Module) -> None:
+    """Have the decoders in ``module`` keep less and compute more."""
+    for part in module.modules():
+        if isinstance(part, Blocks):
+            part.checkpointing = True
+
+
+class Decoder(nn.Module):
+    """Features (B, D, h, w) -> predictions per token (B, out, h, w)."""
+
+    def __init__(self, config: DecoderConfig, in_width: int, out_channels: int) -> None:
+        super().__init__()
+        width = config.width if config.depth else in_width
+        self.embed = nn.Linear(in_width, width) if config.depth else nn.Identity()
+        self.blocks = _blocks(config.depth, width)
+        self.norm = nn.LayerNorm(width)
+        self.predict = nn.Linear(width, out_channels)
+        self.apply(_initialise)
+
+    @property
+    def choosing_pays(self) -> bool:
+        """Whether predicting some tokens only takes less time than finding them: where each emits much."""
+        return self.predict.out_features >= self.predict.in_features
+
+    def forward(
+        self, features_BDhw: Tensor, wanted_BK: Tensor | None = None, prefix_BPD: Tensor | None = None
+    ) -> Tensor:
+        """Args:
+        features_BDhw: the encoder's.
+        wanted_BK: tokens to predict, by their place row by row; the others become 0. None: all.
+        prefix_BPD: class token and registers, which the blocks see beside them.
+        """
+        grid = (features_BDhw.shape[2], features_BDhw.shape[3])
+        tokens_BNd = map_to_tokens(features_BDhw)
+        prefix = 0
+        if prefix_BPD is not None and len(self.blocks):  # without blocks no token hears of another
+            prefix = prefix_BPD.shape[1]
+            tokens_BNd = torch.cat([prefix_BPD, tokens_BNd], dim=1)
+        tokens_BNd = self.blocks(self.embed(tokens_BNd))[:, prefix:]
+        if wanted_BK is not None:
+            tokens_BNd = take_tokens(tokens_BNd, wanted_BK)
+        predictions: Tensor = self.predict(self.norm(tokens_BNd))
+        if wanted_BK is not None:
+            nothing = predictions.new_zeros(predictions.shape[2])
+            predictions = put_tokens(predictions, wanted_BK, nothing, grid[0] * grid[1])
+        return tokens_to_map(predictions, grid)
+
+
+def add_mask_token(module: nn.Module, shape: tuple[int, ...], learned: bool) -> None:
+    """``module.mask_token``: a parameter, or zeros (paper: table 10a)."""
+    token = torch.zeros(shape)
+    if learned:
+        module.mask_token = nn.Parameter(token.normal_(std=0.02))
+    else:
+        module.register_buffer("mask_token", token)
+
+
+class FillingDecoder(nn.Module):
+    """The features of some places -> predictions for all (B, out, h, w): a mask token stands for the others.
+
+    Positions are fixed 2-D sine-cosine ones (MAE, He et al. 2021).
+
+    Args:
+        config: its depth must be at least 1, or nothing would go from place to place.
+        out_channels: numbers a place.
+        learned: whether the mask token is learned, or zeros (paper: table 10a).
+    """
+
+    mask_token: Tensor
+
+    def __init__(self, config: DecoderConfig, out_channels: int, learned: bool) -> None:
+        super().__init__()
+        _check_fills(config)
+        self.blocks = _blocks(config.depth, config.width)
+        self.norm = nn.LayerNorm(config.width)
+        self.predict = nn.Linear(config.width, out_channels)
+        self.apply(_initialise)
+        add_mask_token(self, (config.width,), learned)
+
+    def forward(
+        self, tokens_BKd: Tensor, places_BK: Tensor, grid: Size, prefix_BPd: Tensor | None = None
+    ) -> Tensor:
+        """Args:
+        tokens_BKd: features at the decoder's width.
+        places_BK: where they stand on the grid, row by row.
+        grid: (h, w) of the predictions.
+        prefix_BPd: class token and registers, which have no place.
+        """
+        count = grid[0] * grid[1]
+        tokens = put_tokens(tokens_BKd, places_BK, self.mask_token, count)
+        positions_Nd = build_sincos2d_pos_embed(
+            list(grid), dim=tokens.shape[2], dtype=torch.float32, device=tokens.device
+        )
+        tokens = tokens + positions_Nd
+        if prefix_BPd is not None:
+            tokens = torch.cat([prefix_BPd, tokens], dim=1)
+        predictions: Tensor = self.predict(self.norm(self.blocks(tokens)))
+        return tokens_to_map(predictions[:, -count:], grid)
+
+
+class ConvFillingDecoder(nn.Module):
+    """Like `FillingDecoder`, with ConvNeXt V2 blocks, which need no positions (FCMAE, Woo et al. 2023)."""
+
+    mask_token: Tensor
+
+    def __init__(self, config: DecoderConfig, out_channels: int, learned: bool) -> None:
+        super().__init__()
+        _check_fills(config)
+        width = config.width
+        self.blocks = nn.Sequential(
+            *(ConvNeXtBlock(width, use_grn=True, ls_init_value=None) for _ in range(config.depth))
+        )
+        self.predict = nn.Linear(width, out_channels)
+        self.apply(_initialise)
+        add_mask_token(self, (width,), learned)
+
+    def forward(self, tokens_BKd: Tensor, places_BK: Tensor, grid: Size) -> Tensor:
+        tokens = put_tokens(tokens_BKd, places_BK, self.mask_token, grid[0] * grid[1])
+        features_Bdhw = self.blocks(tokens_to_map(tokens, grid))
+        return tokens_to_map(self.predict(map_to_tokens(features_Bdhw)), grid)
+
+
+def _check_fills(config: DecoderConfig) -> None:
+    if not config.depth:
+        raise UsageError(
+            "decoder.depth = 0: a decoder that fills in what was not encoded needs at least 1 block"
+        )
+
+
+def _blocks(depth: int, width: int) -> Blocks:
+    return Blocks(*(Block(width, width // HEAD_WIDTH, qkv_bias=True) for _ in range(depth)))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)  # first predictions near zero, as HOG itself is
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,133 @@
+"""What a run says of itself when it starts, and what it leaves when it ends."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from fastmim.config import PretrainConfig, resume_flags
+from fastmim.data.loading.unreadable import SKIPPED
+from fastmim.encoders.kept_tables import with_own_tables
+from fastmim.encoders.registry import weights_tag
+from fastmim.methods.base import Method
+from fastmim.mim.grids import Size
+from fastmim.pretraining.report import Outcome, write_report
+from fastmim.pretraining.stage_data import Material, Network
+from fastmim.train.distributed import hardware
+from fastmim.train.kernels import COMPILES, Kernels
+from fastmim.train.logs import Display
+from fastmim.train.optim import scaled_lr
+from fastmim.train.run_dir import REPORT
+from fastmim.train.stages import Leg, Plan
+from fastmim.weights.batchnorm import batch_norms, recalibrated
+from fastmim.weights.encoder_file import WEIGHTS, describe_encoder, save_encoder
+
+
+def summary(config: PretrainConfig, network: Network, plan: Plan, leg: Leg, held_out: int) -> Iterator[str]:
+    """What learns and from what, in a few lines, at the start of a run."""
+    if leg.number:
+        return
+    method, teaching = network.method, network.teaching
+    height, width = leg.image_size
+    h, w = _grid(method)
+    parameters = sum(p.numel() for p in method.encoder.parameters()) / 1e6
+    yield (
+        f"{config.method} of {config.model}: {parameters:.1f} M parameters, stride {method.encoder.stride}, "
+        f"{h}x{w} tokens of width {method.encoder.width} at {height}x{width} pixels"
+    )
+    if tag := weights_tag(config.model):
+        yield (
+            f"it begins with random weights, not with timm's {tag}; "
+            f"`fastmim finetune --encoder timm:{config.model}` takes those"
+        )
+    if teaching is not None:
+        teacher = teaching.teacher.encoder
+        parameters = sum(p.numel() for p in teacher.parameters()) / 1e6
+        height, width = teacher.image_size
+        yield (
+            f"teacher {config.distill.teacher}: {teacher.model_name}, {parameters:.1f} M parameters, at "
+            f"{height}x{width} pixels; layers {' '.join(map(str, teaching.pairs))}"
+        )
+    yield f"{config.data}: {plan.images} images to train on, {held_out} held out"
+
+
+def way(
+    fabric: Fabric, config: PretrainConfig, network: Network, plan: Plan, leg: Leg, choices: dict[str, Any]
+) -> Iterator[str]:
+    """How a leg's steps are computed, in a line or two."""
+    height, width = leg.image_size
+    h, w = _grid(network.method)
+    kernels = Kernels(**choices["kernels"])
+    batch = (
+        f"batch {leg.batch_size} as {fabric.world_size} x {choices['micro_batch']} "
+        f"on {fabric.device.type} in {choices['precision']}, {kernels}"
+    )
+    lr = scaled_lr(config.optim.base_lr, leg.batch_size)
+    if leg.number:
+        yield f"{_stage(plan, leg)}: {h}x{w} tokens at {height}x{width} pixels; {batch}; peak lr {lr:.3g}"
+    else:
+        yield f"{batch}; peak lr {lr:.3g}, {plan.total_steps} steps"
+    if len(plan.legs) > 1 and not leg.number:
+        yield f"{_stage(plan, leg)}: {leg.last_step} steps at {height}x{width} pixels"
+    if kernels.compile != "none":
+        yield COMPILES
+
+
+def _grid(method: Method) -> Size:
+    h, w = (side // method.encoder.stride for side in method.encoder.image_size)
+    return h, w
+
+
+def _stage(plan: Plan, leg: Leg) -> str:
+    return f"stage {leg.number + 1} of {len(plan.legs)}"
+
+
+def leave(
+    fabric: Fabric,
+    run: Path,
+    config: PretrainConfig,
+    network: Network,
+    material: Material,
+    outcome: Outcome,
+    complete: bool,
+    display: Display,
+) -> None:
+    """Write the encoder, the sheet and the page, and say how it went."""
+    encoder, teaching = network.method.encoder, network.teaching
+    origin = describe_encoder(encoder, *config.crop.statistics, config.method, config.target.name)
+    origin["trained_on"] = hardware(fabric)
+    if teaching is not None:
+        teacher = teaching.teacher
+        origin["teacher"] = {"model": teacher.encoder.model_name, "digest": teacher.digest}
+    model = encoder.model
+    if complete and config.bn_recalibrate and batch_norms(model):
+        model, count, shift = recalibrated(encoder, _unmasked(material, encoder.image_size), config.bn_images)
+        display.say(
+            f"batch norms re-estimated on {count} unmasked images: "
+            f"running means moved by {shift:.2f} standard deviations on average"
+        )
+    elif complete and config.bn_recalibrate:
+        display.say(f"bn_recalibrate: {config.model} has no batch norm, so there is nothing to re-estimate")
+    save_encoder(run, with_own_tables(model), origin)
+    write_report(run, config, material.held_out, outcome)
+    if outcome.skipped_images:
+        display.say(f"{outcome.skipped_images} unreadable images were skipped: {run / SKIPPED} lists them")
+    if not complete:
+        display.say(
+            f"stopped at step {outcome.steps} of {outcome.total_steps}; "
+            f"a checkpoint is written: go on with {resume_flags(config)}"
+        )
+    display.say(f"{run / WEIGHTS}: the encoder; {run / REPORT}: the report")
+    display.say(outcome.verdict)
+
+
+def _unmasked(material: Material, size: Size) -> Iterator[Tensor]:
+    """Training crops at the encoder's size, from the beginning of the leg again and again."""
+    while True:
+        for micro_batches in material.feeder(material.leg.first_step):
+            for (images, _), _, _ in micro_batches:
+                same = images.shape[2:] == size  # UM-MAE's encoder sees half of an image's sides
+                yield images if same else F.interpolate(images, size, mode="bilinear", antialias=True)

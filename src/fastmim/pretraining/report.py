@@ -1,0 +1,80 @@
+"""What a run leaves for people: samples.png, report.html and the plain verdict."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastmim.config import PretrainConfig, to_yaml
+from fastmim.pretraining.evaluation import HeldOut
+from fastmim.report.page import render_page
+from fastmim.report.samples import Samples, draw_losses, draw_samples
+from fastmim.train.checkpoint import write_atomically
+from fastmim.train.logs import read_metrics
+from fastmim.train.optim import scaled_lr
+from fastmim.train.run_dir import REPORT, SAMPLES
+
+SAMPLE_ROWS = 6
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of a run at its end."""
+
+    steps: int
+    total_steps: int
+    held_out_loss: float
+    trivial_loss: float
+    images: int
+    skipped_images: int
+    on_training_images: bool
+    """There was a single image, so nothing could be held out."""
+
+    @property
+    def verdict(self) -> str:
+        """Plainly, whether the model beats the trivial predictor."""
+        gain = 1 - self.held_out_loss / self.trivial_loss if self.trivial_loss else 0.0
+        where = "on the training image, for want of another," if self.on_training_images else "held-out"
+        losses = (
+            f"{where} loss {self.held_out_loss:.4f} against {self.trivial_loss:.4f} of the trivial predictor"
+        )
+        if gain > 0:
+            return f"It is learning: {losses}, {gain:.1%} lower."
+        return f"It has NOT learned: {losses}, {-gain:.1%} higher. Train longer, or on more images."
+
+
+def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: Outcome) -> None:
+    """Write samples.png and report.html."""
+    result = held_out.reconstruct(min(SAMPLE_ROWS, len(held_out.images)))
+    count = len(result.prediction)
+    images, mask = held_out.images[:count], held_out.mask[:count]
+    samples = Samples(
+        images.cpu(),
+        held_out.method.masked_images(images, mask).detach().cpu(),
+        result.target.cpu(),
+        result.prediction.detach().cpu(),
+        (result.mask > 0).cpu(),
+        held_out.method.target,
+        *config.crop.statistics,
+    )
+    which = "training" if outcome.on_training_images else "held-out"
+    sheet = draw_samples(samples, f"{config.method} of {config.model}, step {outcome.steps}: {which} images")
+    losses = draw_losses(read_metrics(run), outcome.trivial_loss)
+    page = render_page(
+        f"fastmim pre-training: {config.model}",
+        outcome.verdict,
+        [
+            ("data", f"{config.data} ({outcome.images} images, {outcome.skipped_images} unreadable)"),
+            ("image size", ", then ".join(f"{h} x {w} pixels" for h, w in (s.size for s in config.course))),
+            ("steps", f"{outcome.steps} of {outcome.total_steps}"),
+            ("batch", f"{config.batch_size} images"),
+            ("peak learning rate", f"{scaled_lr(config.optim.base_lr, config.batch_size):.3g}"),
+            ("method", config.method),
+            *([("teacher", config.distill.teacher)] if config.distill.teacher else []),
+            ("mask", f"{(result.mask > 0).float().mean():.0%} in blocks of {config.mask.size} pixels"),
+            ("target", config.target.name),
+        ],
+        losses,
+        sheet,
+        to_yaml(config),
+    )
+    write_atomically(run / SAMPLES, lambda file: file.write(sheet))
+    write_atomically(run / REPORT, lambda file: file.write(page.encode()))

@@ -1,0 +1,252 @@
+"""The teacher's features on their way to the method: asked of the teacher, or read from a cache.
+
+Crops are a function of (seed, step, place in the batch). So a cache is exact for runs that draw the same
+ones: of the same data, seed, batch and image size. It serves to try students and settings on what a teacher
+has once seen.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from fastmim.config import PretrainConfig
+from fastmim.errors import RunError, UsageError
+from fastmim.methods.distillation import Distilled
+from fastmim.methods.frozen_teacher import Teacher
+from fastmim.pretraining.evaluation import HeldOut
+from fastmim.pretraining.teacher import Teaching
+from fastmim.train.checkpoint import write_atomically
+from fastmim.train.loop import Feed, MicroBatch
+from fastmim.train.stages import Leg
+
+RESERVE = 2 << 30  # bytes of the disk that a cache leaves free: checkpoints need them
+PER_FOLDER = 1000  # steps
+PIXEL_STEP = 7  # of the pixels that tell crops apart, every so many-th along each side
+KEY = "key.json"
+
+Say = Callable[[str], None]
+
+
+class LessonCache:
+    """Maps of micro-batches on disk, a file each, under a folder that is named after all they depend on.
+
+    A file is either whole or not there. It is used only where its crops are the same. When the disk is full
+    the cache says so once and keeps nothing more; the run goes on.
+
+    Args:
+        folder: of all caches.
+        key: what the maps depend on, besides the micro-batch.
+        say: tells a person.
+    """
+
+    def __init__(self, folder: str, key: Mapping[str, Any], say: Say) -> None:
+        text = json.dumps(key, indent=2, sort_keys=True)
+        self.folder = Path(folder).expanduser() / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.say = say
+        self.writes = True
+        make_folder(self.folder)
+        try:
+            write_atomically(self.folder / KEY, lambda file: file.write(text.encode() + b"\n"))
+        except RunError as error:
+            self._stop(str(error))
+
+    def get(self, label: str, images_BCHW: Tensor) -> list[Tensor] | None:
+        """The maps of these crops, where they are there."""
+        try:
+            with safetensors.safe_open(self._file(label), framework="pt") as opened:
+                if (opened.metadata() or {}).get("crops") != crops_digest(images_BCHW):
+                    return None
+                maps = [opened.get_tensor(name) for name in sorted(opened.keys())]
+        except (safetensors.SafetensorError, OSError):
+            return None
+        return [map_.to(images_BCHW.device, non_blocking=True) for map_ in maps]
+
+    def put(self, label: str, images_BCHW: Tensor, maps: list[Tensor]) -> None:
+        """Keep the maps of these crops, if there is room."""
+        if not self.writes:
+            return
+        size = sum(map_.numel() * map_.element_size() for map_ in maps)
+        if shutil.disk_usage(self.folder).free - size < RESERVE:
+            self._stop(f"less than {bytes_text(RESERVE)} would be free in {self.folder}")
+            return
+        named = {f"{number:03d}": map_.cpu().contiguous() for number, map_ in enumerate(maps)}
+        content = safetensors.torch.save(named, metadata={"crops": crops_digest(images_BCHW)})
+        file = self._file(label)
+        try:
+            file.parent.mkdir(exist_ok=True)
+            write_atomically(file, lambda opened: opened.write(content))
+        except RunError as error:
+            self._stop(str(error))
+        except OSError as error:
+            self._stop(f"cannot write {file.parent}: {error.strerror}")
+
+    def _file(self, label: str) -> Path:
+        step, _, _ = label.partition("-")
+        group = f"{int(step) // PER_FOLDER:06d}" if step.isdigit() else "other"
+        return self.folder / group / f"{label}.safetensors"
+
+    def _stop(self, reason: str) -> None:
+        self.writes = False
+        self.say(f"distill.cache: no more features are kept: {reason}")
+
+
+class Lessons:
+    """The teacher's maps of images.
+
+    Args:
+        teacher: on the device.
+        autocast: the precision that training uses.
+        cache: where they are kept, if anywhere.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        autocast: Callable[[], AbstractContextManager[object]],
+        cache: LessonCache | None,
+    ) -> None:
+        self.teacher = teacher
+        self.autocast = autocast
+        self.cache = cache
+
+    def __call__(self, images_BCHW: Tensor, label: str) -> list[Tensor]:
+        """Maps (B, D, h, w), half precision; ``label`` is the name of these images in the cache."""
+        maps = self.cache.get(label, images_BCHW) if self.cache is not None else None
+        if maps is not None and not self._are_the_teachers(maps, len(images_BCHW)):
+            maps = None
+        if maps is None:
+            with self.autocast():
+                maps = self.teacher(images_BCHW)
+            if self.cache is not None:
+                self.cache.put(label, images_BCHW, maps)
+        return maps
+
+    def _are_the_teachers(self, maps: list[Tensor], count: int) -> bool:
+        """Whether maps out of a file can be those of ``count`` images."""
+        forms = [(map_.shape, map_.dtype) for map_ in maps]
+        return forms == [(map_.shape, map_.dtype) for map_ in self.teacher.blank(count)] and all(
+            bool(torch.isfinite(map_).all()) for map_ in maps
+        )
+
+
+def taught(feed: Feed, lessons: Lessons, first: int) -> Feed:
+    """``feed`` with the teacher's maps beside images and masks, in its micro-batches.
+
+    Args:
+        first: place of this process's first image in the whole batch.
+    """
+
+    def with_lessons(micro_batches: Iterable[MicroBatch], step: int) -> Iterator[MicroBatch]:
+        place = first
+        for (images, *beside), share, last in micro_batches:
+            maps = lessons(images, f"{step:09d}-{place}")
+            yield (images, *beside, *maps), share, last
+            place += len(images)
+
+    def feed_with_lessons(first_step: int) -> Iterator[Iterable[MicroBatch]]:
+        for step, micro_batches in enumerate(feed(first_step), first_step):
+            yield with_lessons(micro_batches, step)
+
+    return feed_with_lessons
+
+
+def lessons_of(
+    fabric: Fabric,
+    config: PretrainConfig,
+    teaching: Teaching,
+    leg: Leg,
+    drawn: dict[str, Any],
+    say: Say,
+) -> Lessons:
+    """What the teacher has to say in a leg, kept where that is asked for.
+
+    Args:
+        drawn: what the crops and the teacher's features depend on, besides configuration and leg.
+    """
+    teacher, cache = teaching.teacher, None
+    if config.distill.cache is not None:
+        key = {
+            **drawn,
+            "crop": asdict(config.crop),
+            "seed": config.seed,
+            "in_chans": config.in_chans,
+            "leg": [leg.image_size, leg.batch_size, leg.first_step, leg.first_sample],
+            "held_out": config.held_out,
+            "teacher": [teacher.encoder.model_name, teacher.encoder.model_kwargs, teacher.encoder.image_size],
+            "maps": [teacher.layers, teacher.shapes],
+        }
+        cache = LessonCache(config.distill.cache, key, say)
+        images = (leg.last_step - leg.first_step) * leg.batch_size
+        say(estimate(cache.folder, teacher.bytes_per_image, images))
+    return Lessons(teacher, fabric.autocast, cache)
+
+
+def measure_both(held_out: HeldOut, learner: Distilled, lessons: Lessons, say: Say) -> dict[str, float]:
+    """The losses of `HeldOut.measure`, and beside them the distance from the teacher."""
+    losses = held_out.measure(say)
+    distillation = held_out_distillation(learner, held_out, lessons)
+    say(f"held-out distillation loss {distillation:.4f}")
+    return {**losses, "held_out_distillation_loss": distillation}
+
+
+@torch.no_grad()
+def held_out_distillation(learner: Distilled, held_out: HeldOut, lessons: Lessons) -> float:
+    """Mean distance from the teacher's features on the held-out images, masked as ever."""
+    was_training = learner.training
+    learner.eval()
+    total, start = 0.0, 0
+    for images, mask in zip(
+        torch.split(held_out.images, held_out.micro_batch),
+        torch.split(held_out.mask, held_out.micro_batch),
+        strict=True,
+    ):
+        maps = lessons(images, f"held_out-{start}")
+        with held_out.autocast():
+            result = learner(images, mask, *maps)
+        total += float(result.distillation) * len(images) / len(held_out.images)
+        start += len(images)
+    learner.train(was_training)
+    return total
+
+
+def make_folder(folder: Path) -> None:
+    """Raise UsageError where a cache cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"distill.cache: {folder} cannot be made: {error.strerror}") from error
+
+
+def crops_digest(images_BCHW: Tensor) -> str:
+    """Of some of their pixels: whether crops under one name are the very same."""
+    some = images_BCHW[:, :, ::PIXEL_STEP, ::PIXEL_STEP].float().cpu().contiguous()
+    digest = hashlib.sha256(str(tuple(images_BCHW.shape)).encode())
+    digest.update(some.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def estimate(folder: Path, bytes_per_image: int, images: int) -> str:
+    """What a cache will take, in a line."""
+    each, all_, free = (
+        bytes_text(count)
+        for count in (bytes_per_image, bytes_per_image * images, shutil.disk_usage(folder).free)
+    )
+    return f"distill.cache: {each} an image, up to {all_} for {images} images in {folder}; {free} are free"
+
+
+def bytes_text(count: int) -> str:
+    """1536 -> 1.5 KiB."""
+    power = min(int(math.log2(max(count, 1)) // 10), 5)
+    return f"{count / 2 ** (10 * power):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"

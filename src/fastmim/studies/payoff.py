@@ -1,0 +1,328 @@
+"""Did pre-training pay? A backbone from scratch and pre-trained, fine-tuned alike (paper: tables 3, 4).
+
+Arms differ in what they start from, and in nothing else but two things: from scratch all layers learn equally
+fast (layer_decay = 1), and the last arm trains for as long as pre-training and fine-tuning take together.
+"""
+
+import json
+import multiprocessing
+import signal
+import statistics
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from fastmim.config import FinetuneConfig, build, check_least, read_yaml
+from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
+from fastmim.data.loading.dataset import available_cpus
+from fastmim.downstream.classification.entry import run_finetuning, with_factory
+from fastmim.downstream.classification.outputs import RESULTS
+from fastmim.encoders.trust import Trust
+from fastmim.errors import RunError, StoppedError, UsageError
+from fastmim.studies.comparison import CONFIDENCE, FROM_SCRATCH, LONGER, OURS, Cell, Payoff, verdicts
+from fastmim.system.documents import Count, Finite, checked, read_json
+from fastmim.train.checkpoint import write_atomically
+from fastmim.train.distributed import build_fabric, precision_of
+from fastmim.train.logs import METRICS, read_metrics
+from fastmim.train.run_dir import CONFIG
+from fastmim.weights.load import load_with, read_encoder, timm_weights
+
+PAYOFF = "payoff.json"
+HARDWARE = ("device", "processes", "threads")
+# What a classifier adds to a backbone's arguments: the arms choose these alike.
+NOT_THE_BACKBONE = ("img_size", "num_classes", "global_pool", "drop_path_rate", "in_chans")
+
+
+@dataclass(frozen=True)
+class PayoffConfig:
+    """What is compared."""
+
+    shares: tuple[str, ...] = ("0.01", "0.1", "1")
+    """Labels that are used: shares of each class (0.01), or numbers of each (10/class)."""
+    seeds: int = 3
+    """Fine-tuning runs of each arm, 3 or more for a verdict: each draws its labels, order, augmentations and
+    new weights anew."""
+    against: tuple[str, ...] = ()
+    """Further starting points: other runs, or timm:NAME for timm's own weights."""
+    equal_time: bool = True
+    """Also train from scratch, on the most labels, for as long as pre-training and fine-tuning took."""
+    scratch_lr: float | None = None
+    """Base learning rate from scratch. Default: that of fine-tuning."""
+    processes: int = 1
+    """Runs at a time, on a CPU."""
+
+    def __post_init__(self) -> None:
+        check_least(self, {"seeds": 1, "processes": 1})
+        for name in self.against:
+            if name in (OURS, FROM_SCRATCH, LONGER, SCRATCH):
+                raise UsageError(f"against = {name}: an arm has this name already; give a path, as ./{name}")
+        if self.scratch_lr is not None and self.scratch_lr <= 0:
+            raise UsageError(f"scratch_lr = {self.scratch_lr} must be above 0")
+        if len(set(self.shares)) < len(self.shares):
+            raise UsageError(f"shares = {' '.join(self.shares)}: each only once")
+        if not self.shares:
+            raise UsageError("shares is empty: give shares of the labels, as 0.01 0.1 1")
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What is taken of a run's results.json."""
+
+    top1: Annotated[Finite, Field(ge=0, le=100)]
+    seconds: Annotated[Finite, Field(ge=0)]
+    training_images: Count
+    labels: str | None
+    device: str
+    processes: Count
+    threads: Count
+    images: Count | None = None
+    data_notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Job:
+    arm: str
+    share: str
+    config: FinetuneConfig
+
+
+def payoff(
+    config: FinetuneConfig, what: PayoffConfig, quiet: bool = False, trust_code: bool = False
+) -> Payoff:
+    """Fine-tune every arm with every share and seed, and compare; finished runs in config.out are kept.
+
+    Args:
+        config: how to fine-tune; ``encoder`` is what is judged, ``out`` the folder of all runs.
+        trust_code: import and call whatever factories the encoders' files name.
+
+    Raises:
+        UsageError: a setting, path or model that does not work.
+        RunError: a run failed.
+    """
+    if config.labels is not None:
+        raise UsageError(f"labels = {config.labels}: payoff takes --shares")
+    if config.encoder in ("", SCRATCH):
+        raise UsageError("encoder is missing: give the run, or the encoder.safetensors, that is to be judged")
+    out = Path(config.out).expanduser()
+    if not config.out:
+        raise UsageError("out is missing: give a folder for the runs and the comparison")
+    trust = Trust.of(config.model, everything=trust_code)
+    starts = [replace(config, encoder=name, model=None) for name in (config.encoder, *what.against)]
+    starts = [with_factory(start, trust) for start in starts]
+    unused = trust.names.difference(start.model or "" for start in starts)
+    if unused:
+        raise UsageError(f"model = {min(unused)}: none of the encoders is of it; leave it out")
+    accelerator = build_fabric(config.accelerator, 1, 1, config.precision)
+    if what.processes > 1 and accelerator.device.type != "cpu":
+        raise UsageError(f"processes = {what.processes} at a time are for a CPU; use --accelerator cpu, or 1")
+    # Chosen once: it is found by timing, and all arms must have the same.
+    precision = precision_of(accelerator)
+    config, *others = (replace(start, precision=precision) for start in starts)
+    scratch = scratch_of(config, what.scratch_lr)
+    jobs = [
+        job
+        for share in what.shares
+        for seed in range(config.seed, config.seed + what.seeds)
+        for job in _arms([scratch, config, *others], share, seed, out)
+    ]
+    results = _run_all(jobs, what.processes, quiet)
+    seconds, obstacle = _pretraining_seconds(config.encoder, results.values(), what)
+    if what.equal_time and seconds is not None:
+        most = max(what.shares, key=lambda share: _images(results, share))
+        longer = [
+            _longer(job, seconds, results[_key(job)]["seconds"], scratch, out)
+            for job in jobs
+            if job.arm == OURS and job.share == most
+        ]
+        results |= _run_all(longer, what.processes, quiet)
+        jobs += longer
+    cells = tuple(_cells(jobs, results))
+    lines = [*verdicts(cells), *([f"equal total time was not compared: {obstacle}"] if obstacle else [])]
+    if not config.encoder.startswith(WITH_TIMM_WEIGHTS):
+        origin, _ = read_encoder(config.encoder)
+        if origin["method"] == "fine-tuned":
+            lines.append("the encoder was fine-tuned before: it may have seen these very labels")
+    if _measured_images_were_seen(config):
+        lines.append("the images to measure on were among those that the encoder was trained on (unlabelled)")
+    lines += dict.fromkeys(
+        f"data: {note}" for values in results.values() for note in values.get("data_notes", ())
+    )
+    found = Payoff(cells, seconds, tuple(lines))
+    values = {
+        **asdict(found),
+        "cells": [
+            asdict(c) | {"mean": c.mean, "interval": c.known_interval, "bounds": c.bounds} for c in cells
+        ],
+        "confidence": CONFIDENCE,
+        "encoder": config.encoder,
+        "data": config.data,
+    }
+    content = json.dumps(values, indent=2).encode() + b"\n"
+    write_atomically(out / PAYOFF, lambda file: file.write(content))
+    return found
+
+
+def scratch_of(config: FinetuneConfig, scratch_lr: float | None = None) -> FinetuneConfig:
+    """The same backbone, with the same windows, without weights; it sees images scaled alike."""
+    if config.encoder.startswith(WITH_TIMM_WEIGHTS):
+        loaded = timm_weights(config.encoder.removeprefix(WITH_TIMM_WEIGHTS), {}, config.size)
+    else:
+        loaded = load_with(config.encoder, {}, config.size, trust=Trust.of(config.model))
+    crop, optim = config.crop, config.optim
+    if crop.mean is None:
+        crop = replace(crop, mean=tuple(loaded.origin["mean"]), std=tuple(loaded.origin["std"]))
+    return replace(
+        config,
+        encoder=SCRATCH,
+        model=loaded.name,
+        model_kwargs={name: value for name, value in loaded.kwargs.items() if name not in NOT_THE_BACKBONE},
+        in_chans=loaded.origin["in_chans"],
+        layer_decay=1.0,
+        crop=crop,
+        optim=replace(optim, base_lr=scratch_lr or optim.base_lr),
+    )
+
+
+def _arms(starts: list[FinetuneConfig], share: str, seed: int, out: Path) -> Iterator[_Job]:
+    scratch, ours, *others = starts
+    for arm, start in {FROM_SCRATCH: scratch, OURS: ours, **{o.encoder: o for o in others}}.items():
+        run = out / "runs" / _folder(arm, share, seed)
+        yield _Job(arm, share, replace(start, labels=share, seed=seed, out=str(run)))
+
+
+def _folder(arm: str, share: str, seed: int) -> str:
+    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in arm)
+    return f"{name.strip('-.')}_{share.replace('/', '-per-')}_seed{seed}"
+
+
+def _longer(job: _Job, pretraining: float, own: float, scratch: FinetuneConfig, out: Path) -> _Job:
+    """From scratch for as long as pre-training and this job took together."""
+    factor = (pretraining + own) / own
+    seed = job.config.seed
+    run = out / "runs" / _folder("scratch-longer", job.share, seed)
+    config = replace(scratch, labels=job.share, seed=seed, out=str(run))
+    if config.steps:
+        config = replace(config, steps=round(config.steps * factor))
+    else:
+        config = replace(config, epochs=round(config.epochs * factor, 2))
+    return _Job(LONGER, job.share, _as_stored(config))
+
+
+def _as_stored(config: FinetuneConfig) -> FinetuneConfig:
+    """Of a run that was begun, the length it has: measured seconds are never the same twice."""
+    file = Path(config.out) / CONFIG
+    if not file.is_file():
+        return config
+    stored = build(FinetuneConfig, read_yaml(file), f"{file}: ")
+    return replace(config, epochs=stored.epochs, steps=stored.steps)
+
+
+def _key(job: _Job) -> str:
+    return job.config.out
+
+
+def _run_all(jobs: list[_Job], processes: int, quiet: bool) -> dict[str, dict[str, Any]]:
+    """results.json of each job, by its folder."""
+    if processes == 1:
+        return {_key(job): _run(job, quiet) for job in jobs}
+    threads = max(1, available_cpus() // processes)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _prepare, (threads,))
+    done: dict[str, dict[str, Any]] = {}
+    ahead = list(reversed(jobs))
+    pending: dict[Future[dict[str, Any]], str] = {}
+    try:
+        while ahead or pending:
+            while ahead and len(pending) < processes:  # nothing is queued: a stop must not start it
+                job = ahead.pop()
+                pending[pool.submit(_run, job, True)] = _key(job)
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                key = pending.pop(future)
+                done[key] = future.result()
+                if not quiet:
+                    print(f"{Path(key).name}: top-1 {done[key]['top1']:.2f} %", flush=True)
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()  # they write a checkpoint and end
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return done
+
+
+def _prepare(threads: int) -> None:
+    """What a process of its own does first; Ctrl-C is answered by the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+
+
+def _run(job: _Job, quiet: bool) -> dict[str, Any]:
+    result = run_finetuning(job.config, resume="or-begin", quiet=quiet)
+    if result.stopped_by is not None:
+        raise StoppedError(result.stopped_by, f"in {job.config.out}; the same command goes on")
+    file = Path(job.config.out) / RESULTS
+    if not file.is_file():
+        raise RunError(f"{file} was not written")
+    values: dict[str, Any] = read_json(file)
+    checked(_Results, values, str(file))
+    return values
+
+
+def _images(results: dict[str, dict[str, Any]], share: str) -> int:
+    return max(int(values["training_images"]) for values in results.values() if values["labels"] == share)
+
+
+def _cells(jobs: list[_Job], results: dict[str, dict[str, Any]]) -> Iterator[Cell]:
+    places: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for job in jobs:
+        places.setdefault((job.arm, job.share), []).append(results[_key(job)])
+    for (arm, share), runs in places.items():
+        yield Cell(
+            arm,
+            share,
+            tuple(run["top1"] for run in runs),
+            statistics.mean(run["seconds"] for run in runs),
+            runs[0]["training_images"],
+            runs[0].get("images"),
+        )
+
+
+def _pretraining_seconds(
+    encoder: str, results: Iterable[dict[str, Any]], what: PayoffConfig
+) -> tuple[float | None, str]:
+    """How long pre-training took, or why that cannot be compared with fine-tuning here."""
+    if not what.equal_time:
+        return None, ""
+    if encoder.startswith(WITH_TIMM_WEIGHTS):
+        return None, "timm's weights do not say how long they took"
+    run = Path(encoder).expanduser()
+    run = run if run.is_dir() else run.parent
+    origin, _ = read_encoder(encoder)
+    lines = read_metrics(run) if (run / METRICS).is_file() else []
+    if origin["method"] == "fine-tuned":
+        return None, "the encoder was fine-tuned before"
+    if not lines:
+        return None, "the encoder lies apart from its run, which knows its time"
+    ran_on, runs_on = origin.get("trained_on"), [{key: r[key] for key in HARDWARE} for r in results]
+    if any(here != ran_on for here in runs_on):
+        return None, f"pre-training ran on {_hardware(ran_on)}, fine-tuning on {_hardware(runs_on[0])}"
+    return float(lines[-1]["seconds"]), ""
+
+
+def _hardware(known: dict[str, Any] | None) -> str:
+    return ", ".join(f"{value} {key}" for key, value in known.items()) if known else "what it does not say"
+
+
+def _measured_images_were_seen(config: FinetuneConfig) -> bool:
+    """Whether pre-training had the very data of which a part is kept to measure on."""
+    run = Path(config.encoder).expanduser()
+    file = (run if run.is_dir() else run.parent) / CONFIG
+    if not file.is_file():
+        return False
+    data = read_yaml(file).get("data")
+    return data == config.data or Path(str(data)).resolve() == Path(config.data).resolve()

@@ -1,0 +1,122 @@
+"""The optuna study of a sweep, which several processes and machines share."""
+
+import contextlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastmim.config import ALWAYS_FREE, FinetuneConfig
+from fastmim.config.finetune import SCRATCH
+from fastmim.encoders.registry import first_line
+from fastmim.errors import UsageError
+from fastmim.studies.grid import Point, SweepConfig, wanted_points
+from fastmim.weights.load import encoder_digest
+
+if TYPE_CHECKING:
+    import optuna
+
+HEARTBEAT_SECONDS = 60
+CLAIM_SECONDS = 0.5  # after which a claim can be seen by all
+OPENINGS = 5  # tries to open the study
+GRID = ("centre_lr", "centre_decay", "lr_factor", "decay_step")  # what tells its points
+
+
+def open_study(config: FinetuneConfig, grid: SweepConfig, out: Path) -> "optuna.Study":
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out: {out} cannot be made: {error.strerror}") from error
+    url = grid.storage or f"sqlite:///{(out / 'sweep.db').resolve()}"
+    for attempt in range(OPENINGS):
+        try:
+            with quiet_optuna():
+                storage = optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS)
+                study = optuna.create_study(
+                    storage=storage, study_name=grid.study, direction="maximize", load_if_exists=True
+                )
+            break
+        except Exception as error:  # of the database and its driver, or as another process makes it just now
+            if attempt == OPENINGS - 1:
+                raise UsageError(
+                    f"storage = {url}: the study cannot be opened: {first_line(error)}"
+                ) from error
+            time.sleep(1 + attempt)
+    _check_same(study, config, grid, url)
+    return study
+
+
+def _check_same(study: "optuna.Study", config: FinetuneConfig, grid: SweepConfig, url: str) -> None:
+    """A study holds points of one kind of fine-tuning only. Raises UsageError."""
+    settings = asdict(config) | {"optim": asdict(replace(config.optim, base_lr=1.0)), "layer_decay": None}
+    for name in (*ALWAYS_FREE - {"data"}, "accelerator"):
+        settings.pop(name)
+    settings |= {
+        name: getattr(grid, name) for name in ("centre_lr", "centre_decay", "lr_factor", "decay_step")
+    }
+    if config.encoder != SCRATCH:
+        settings.pop("model")  # the file says which it is
+    settings["encoder"] = encoder_digest(config.encoder)
+    now = json.loads(json.dumps(settings))
+    before = study.user_attrs.get("settings")
+    if before is None:
+        study.set_user_attr("settings", now)
+        return
+    differing = [name for name in now if before.get(name) != now[name]]
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"{name} = {now[name]} differs from the {before.get(name)} that the study {grid.study!r} in "
+            f"{url} began with; give another --study"
+        )
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Without the warnings that heartbeats are experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def known_points(study: "optuna.Study") -> tuple[dict[Point, float], dict[Point, int]]:
+    """Accuracy of the finished points (of failed ones: minus infinity); of those in work, the first trial."""
+    from optuna.trial import TrialState
+
+    top1: dict[Point, float] = {}
+    running: dict[Point, int] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if "point" not in trial.user_attrs:
+            continue
+        rate, decay = trial.user_attrs["point"]
+        point = (int(rate), int(decay))
+        if trial.state == TrialState.COMPLETE and trial.value is not None:
+            top1[point] = trial.value
+        elif trial.state == TrialState.RUNNING:
+            running[point] = min(trial.number, running.get(point, trial.number))
+        elif "failed" in trial.user_attrs:
+            top1.setdefault(point, -math.inf)
+    return top1, running
+
+
+def claim_point(trial: "optuna.Trial", grid: SweepConfig) -> Point:
+    """A point that nobody works at. Of two processes that claim one at once, the later trial withdraws."""
+    import optuna
+
+    while True:
+        top1, running = known_points(trial.study)
+        free = [point for point in wanted_points(top1, grid) if point not in running]
+        if not free:
+            raise optuna.TrialPruned
+        trial.set_user_attr("point", list(free[0]))
+        time.sleep(CLAIM_SECONDS)
+        top1, running = known_points(trial.study)
+        if free[0] not in top1 and running.get(free[0]) == trial.number:
+            return free[0]
