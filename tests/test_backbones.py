@@ -7,8 +7,9 @@ import pytest
 import timm
 
 from fastmim.bench import contract as backbones
-from fastmim.bench.contract import check, check_by_pretraining, family_of, levels_of, look_up, names_like
+from fastmim.bench.contract import check, check_by_pretraining
 from fastmim.cli.entry import main
+from fastmim.encoders.catalogue import family_of, levels_of, look_up, names_like
 from fastmim.encoders.sizes import working_sizes
 from fastmim.errors import UsageError
 

@@ -1,6 +1,7 @@
-"""Who may import whom: lower layers know nothing of higher ones."""
+"""Who may import whom: by room, by folder within a room, and without circles."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,52 +11,89 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "fastmim"
 
 LAYERS = [
-    {"errors"},
-    {"documents"},
-    {"cache", "threads"},
-    {"grids", "histograms"},
-    {"losses", "masking", "decoders", "encoders", "targets"},
-    {"train", "methods", "data"},
+    {"errors", "_version"},
+    {"system"},
+    {"mim"},
+    {"encoders"},
+    {"train", "data"},
+    {"methods", "weights"},
+    {"export"},
     {"config"},
     {"recipes"},
-    {"transfer", "report"},
-    {"pretraining", "backbones"},
-    {"bench"},
-    {"flags"},
-    {"verbs"},
+    {"report"},
+    {"pretraining", "downstream"},
+    {"studies", "bench"},
     {"cli"},
-    {"__main__"},
+    {"__init__", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
-# Within a layer: who may still import whom. train/ knows no method, no target and no data.
-SIDEWAYS = {("targets", "losses"), ("report", "transfer")}
+# Folders of a room, the lowest first; a file that lies in the room itself may import all of them.
+FOLDERS = {
+    "data": ["decode", "transforms", "sources", "loading", "packing"],
+    "methods": ["masked"],
+    "encoders": ["architectures", "visible"],
+    "downstream": ["classification", "frozen"],
+    "cli": ["commands"],
+}
+NEVER = {("downstream", "classification", "frozen"), ("downstream", "frozen", "classification")}
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
+MODULES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports, wherever in the file, but for type checkers only."""
+    found = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        rooms |= {name.split(".")[1] for name in names if name.startswith("fastmim.")}
-    return rooms
+            found |= {alias.name for alias in node.names}
+        waiting += ast.iter_child_nodes(node)
+    return {name for name in found if name.partition(".")[0] == "fastmim"}
 
 
-FILES = [path for path in sorted(SOURCE.rglob("*.py")) if path.name != "__init__.py" or path.parent != SOURCE]
+def room_of(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_only_what_lies_below(path):
-    room = room_of(path)
-    for other in imported_rooms(path) - {room}:
-        below = RANK[other] < RANK[room]
-        assert below or (room, other) in SIDEWAYS, f"{room} imports {other}"
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_what_lies_below(module):
+    for other in imports(MODULES[module]):
+        if module not in ("fastmim", "fastmim.__main__"):
+            assert other != "fastmim", "the package itself stands above all of its parts"
+        if room_of(other) != room_of(module):
+            assert RANK[room_of(other)] < RANK[room_of(module)], f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("room", FOLDERS)
+def test_folders_import_only_folders_below(room):
+    order = FOLDERS[room]
+    folders = {path.name for path in (SOURCE / room).iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(order)
+    for module in MODULES:
+        mine = module.split(".")[1:3]
+        for other in imports(MODULES[module]) if mine[:1] == [room] else ():
+            theirs = other.split(".")[1:3]
+            if len(mine) < 2 or len(theirs) < 2 or theirs[0] != room or mine[1] == theirs[1]:
+                continue
+            if mine[1] in order and theirs[1] in order:
+                assert order.index(theirs[1]) < order.index(mine[1]), f"{module} imports {other}"
+                assert (room, mine[1], theirs[1]) not in NEVER, f"{module} imports {other}"
+
+
+def test_there_are_no_circles():
+    graph = {module: imports(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
 
 
 def test_the_help_text_needs_no_torch():
@@ -69,7 +107,7 @@ def test_the_help_text_needs_no_torch():
 
 def test_functions_are_not_hidden_by_modules_of_their_name():
     code = (
-        "import fastmim.cli, fastmim.pretraining, fastmim; "
-        "assert callable(fastmim.hog) and callable(fastmim.pretrain)"
+        "import fastmim.cli, fastmim.pretraining, fastmim.export, fastmim; "
+        "assert callable(fastmim.hog) and callable(fastmim.pretrain) and callable(fastmim.export_encoder)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fastmim._version import __version__ as __version__
+
 __all__ = [
     "FastmimError",
     "RunError",

@@ -20,7 +20,7 @@ from fastmim.config import PretrainConfig
 from fastmim.errors import UsageError
 from fastmim.mim.hog_features import hog as ours
 from fastmim.system import threads
-from fastmim.train.device import others_compute
+from fastmim.system.hardware import others_compute
 
 CPU = torch.device("cpu")
 SMALL = PretrainConfig(

@@ -6,7 +6,8 @@ from conftest import photo
 from fastmim.bench.crops import QUALITIES, SHORT_SIDES, nearness
 from fastmim.bench.loader import bench_loader, bench_pack_quality, make_images
 from fastmim.data.decode.image import decode
-from fastmim.data.sources.open import FileImages, open_images
+from fastmim.data.sources.base import FileImages
+from fastmim.data.sources.open import open_images
 
 FILES = "files as they are"
 FAST = "files as they are, --crop.decode fast"

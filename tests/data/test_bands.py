@@ -11,7 +11,8 @@ from conftest import encoded, photo, whole
 from fastmim.data.decode.image import crop_and_resize, decode
 from fastmim.data.decode.pixels import UnreadableImage
 from fastmim.data.decode.resize import Box
-from fastmim.data.sources.open import ArrayImages, open_images
+from fastmim.data.sources.base import ArrayImages
+from fastmim.data.sources.open import open_images
 
 CONTIG = {"photometric": "minisblack", "planarconfig": "contig"}
 PLANES = {"photometric": "minisblack", "planarconfig": "separate"}

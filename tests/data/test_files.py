@@ -12,8 +12,9 @@ from PIL import Image
 
 from conftest import photo
 from fastmim.data.loading.channel_stats import measure_stats
+from fastmim.data.sources.base import FileImages
 from fastmim.data.sources.files import MOST_BYTES, open_regular, read_regular
-from fastmim.data.sources.open import FileImages, open_images
+from fastmim.data.sources.open import open_images
 from fastmim.errors import UsageError
 
 SECONDS = 20.0  # more than any reading takes, less than for ever

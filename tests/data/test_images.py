@@ -6,8 +6,9 @@ from PIL import Image
 
 from conftest import photo
 from fastmim.data.decode.image import decode
+from fastmim.data.sources.base import fingerprint
 from fastmim.data.sources.names import NameList
-from fastmim.data.sources.open import fingerprint, open_images
+from fastmim.data.sources.open import open_images
 from fastmim.errors import UsageError
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fastmim.data.sources import index
+from fastmim.data.sources.base import FileImages, fingerprint
 from fastmim.data.sources.names import NameList
-from fastmim.data.sources.open import FileImages, fingerprint, open_images
+from fastmim.data.sources.open import open_images
 from fastmim.errors import RunError
 from fastmim.system.cache import SWITCH
 

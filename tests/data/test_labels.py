@@ -17,7 +17,8 @@ from fastmim.data.labelled import (
     parse_labels,
     split_classes,
 )
-from fastmim.data.sources.open import ArrayImages, open_images
+from fastmim.data.sources.base import ArrayImages
+from fastmim.data.sources.open import open_images
 from fastmim.errors import UsageError
 
 

@@ -20,7 +20,8 @@ from fastmim.data.loading.dataset import (
 )
 from fastmim.data.loading.train_loader import split_images
 from fastmim.data.loading.unreadable import SkipList
-from fastmim.data.sources.open import ArrayImages, open_images
+from fastmim.data.sources.base import ArrayImages
+from fastmim.data.sources.open import open_images
 from fastmim.data.transforms.crops import CropConfig, draw_crops
 from fastmim.errors import RunError, UsageError
 from fastmim.train.sampler import Stream

@@ -19,7 +19,8 @@ from fastmim.data.decode.pixels import UnreadableImage
 from fastmim.data.labelled import class_names, open_labelled
 from fastmim.data.packing import pack as packing
 from fastmim.data.packing.pack import pack, verify
-from fastmim.data.sources.open import fingerprint, open_images
+from fastmim.data.sources.base import fingerprint
+from fastmim.data.sources.open import open_images
 from fastmim.data.sources.packed import PackedImages
 from fastmim.errors import RunError, UsageError
 

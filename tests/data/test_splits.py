@@ -11,7 +11,8 @@ from conftest import photo
 from fastmim.data.labelled import class_names, open_labelled
 from fastmim.data.packing.pack import pack
 from fastmim.data.parts import splits_note
-from fastmim.data.sources.open import notes_of, open_images
+from fastmim.data.sources.base import notes_of
+from fastmim.data.sources.open import open_images
 from fastmim.data.splits import choose_splits, read_name
 from fastmim.errors import UsageError
 

@@ -6,7 +6,8 @@ from PIL import Image
 from conftest import photo
 from fastmim.cli.entry import main
 from fastmim.data.loading.channel_stats import fill_note, measure_stats
-from fastmim.data.sources.open import ArrayImages, open_images
+from fastmim.data.sources.base import ArrayImages
+from fastmim.data.sources.open import open_images
 from fastmim.errors import UsageError
 
 

@@ -6,8 +6,9 @@ from PIL import Image
 
 from conftest import photo
 from fastmim.data.labelled import class_names, open_labelled
+from fastmim.data.sources.base import notes_of
 from fastmim.data.sources.columns import Columns
-from fastmim.data.sources.open import notes_of, open_images
+from fastmim.data.sources.open import open_images
 from fastmim.errors import UsageError
 
 COUNT = 8

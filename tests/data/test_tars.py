@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmim.data.sources.open import Subset, fingerprint, notes_of, open_images
+from fastmim.data.sources.base import Subset, fingerprint, notes_of
+from fastmim.data.sources.open import open_images
 from fastmim.data.sources.tars import TarImages
 from fastmim.errors import UsageError
 

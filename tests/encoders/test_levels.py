@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from fastmim.config import FinetuneConfig
-from fastmim.downstream.classification.model import layer_decay_groups
 from fastmim.encoders.levels import block_levels, parameter_levels
 from fastmim.encoders.registry import create, without_memory
+from fastmim.train.layer_decay import layer_decay_groups
 
 # Blocks as the papers have them, and one level each for stem and head. The released code of FastMIM counts
 # 14, 26, 27, 18 and 54 for the first five.

@@ -8,7 +8,8 @@ from torch import nn
 
 from fastmim.data.loading.train_loader import Share
 from fastmim.errors import RunError, why
-from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint, write_atomically
+from fastmim.system.files import write_atomically
+from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint
 from fastmim.train.device import choose_micro_batch, saved_bytes
 from fastmim.train.logs import MetricsFile
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, scaled_lr

@@ -11,7 +11,8 @@ import fastmim
 from conftest import QUICK, TINY, photo
 from fastmim.cli.entry import main
 from fastmim.data.labelled import open_labelled
-from fastmim.data.sources.open import fingerprint, notes_of, open_images
+from fastmim.data.sources.base import fingerprint, notes_of
+from fastmim.data.sources.open import open_images
 from fastmim.methods.masked.input_masking import InputMasking
 from fastmim.train.checkpoint import LAST, load_checkpoint
 

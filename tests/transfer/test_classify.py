@@ -15,14 +15,11 @@ import fastmim
 from conftest import QUICK, TINY, Killed, lines, photo, same, weights
 from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig
-from fastmim.downstream.classification.model import (
-    Learner,
-    PooledClassifier,
-    build_classifier,
-    layer_decay_groups,
-)
+from fastmim.downstream.classification.model import Learner, PooledClassifier
+from fastmim.downstream.classification.start import build_classifier
 from fastmim.errors import RunError, UsageError
 from fastmim.train import loop as loop_module
+from fastmim.train.layer_decay import layer_decay_groups
 from fastmim.weights.load import save_encoder
 
 FILES = {

@@ -16,7 +16,7 @@ import fastmim
 from conftest import TINY
 from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig
-from fastmim.downstream.classification.model import build_classifier
+from fastmim.downstream.classification.start import build_classifier
 from fastmim.errors import StoppedError, UsageError
 from fastmim.studies.comparison import (
     CONFIDENCE,

@@ -5,55 +5,34 @@ optimiser step; weights that a model built anew takes strictly, and that give th
 """
 
 import contextlib
-import fnmatch
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor
 
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder
-from fastmim.encoders.levels import parameter_levels
-from fastmim.encoders.registry import create, without_memory
-from fastmim.encoders.sizes import Sizes, working_sizes
+from fastmim.encoders.catalogue import Backbone, look_up
+from fastmim.encoders.sizes import working_sizes
 from fastmim.errors import UsageError
 from fastmim.methods.masked.input_masking import InputMasking
 from fastmim.mim.decoders import DecoderConfig
 from fastmim.mim.masking import Masking
 from fastmim.mim.targets import TargetConfig, build_target
-from fastmim.train.device import free_bytes
+from fastmim.system.hardware import free_bytes
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step
 from fastmim.weights.encoder_file import describe_encoder, save_encoder
 from fastmim.weights.load import load_encoder
 
 NEAR = 128  # pixels; the paper's
 BYTES_PER_PARAMETER = 24  # of a run with its trial: weights, gradients, AdamW's means, and their copies
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """What is known of a backbone without training it."""
-
-    name: str
-    family: str
-    """The module of timm (or of this package) that it is written in."""
-    parameters: float
-    """Millions, without the classifier."""
-    sizes: Sizes | None
-    """None: it works at no size that was tried."""
-    reason: str = ""
-    levels: int = 0
-    """Of learning rates under layer decay: stem, blocks, head; 0: not looked for."""
 
 
 @dataclass(frozen=True)
@@ -73,57 +52,6 @@ class Check:
     def __str__(self) -> str:
         verdict = f"fails: {self.failures[0]}" if self.failures else f"pre-trains at {self.image_size}"
         return "; ".join((verdict, *self.notes))
-
-
-def names_like(pattern: str | None) -> list[str]:
-    """Known names, all of them or those that a word or a pattern (``swin*``) fits."""
-    names: list[str] = timm.list_models()
-    if not pattern:
-        return names
-    wild = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    found = fnmatch.filter(names, wild)
-    if not found:
-        raise UsageError(f"backbones: no name fits {pattern!r}; try a part of one, as 'swin' or 'resnet*d'")
-    return found
-
-
-def family_of(name: str) -> str:
-    """The module that a model's constructor stands in."""
-    return str(timm.model_entrypoint(name).__module__).rpartition(".")[2]
-
-
-def parameters_of(name: str, model_kwargs: dict[str, Any] | None = None) -> int:
-    """Parameters without the classifier."""
-    return sum(p.numel() for p in without_memory(partial(create, name, model_kwargs or {})).parameters())
-
-
-def levels_of(name: str, model_kwargs: dict[str, Any] | None = None) -> int:
-    """Levels of learning rates that layer decay has in fine-tuning."""
-    kwargs = {**(model_kwargs or {}), "num_classes": 2}
-    levels = parameter_levels(without_memory(partial(create, name, kwargs)))
-    return max(levels.values()) + 1 if levels else 0
-
-
-def look_up(name: str, model_kwargs: dict[str, Any] | None = None) -> Backbone:
-    """Try a backbone at several sizes, without memory and arithmetic where that works."""
-    family = family_of(name)
-    try:
-        parameters = parameters_of(name, model_kwargs) / 1e6
-    except UsageError as error:
-        return Backbone(name, family, float("nan"), None, str(error))
-    try:
-        sizes = working_sizes(name, model_kwargs)
-        return Backbone(name, family, parameters, sizes, levels=levels_of(name, model_kwargs))
-    except UsageError as error:
-        return Backbone(name, family, parameters, None, str(error))
-
-
-def smallest_of_each_family(names: Sequence[str], processes: int) -> list[str]:
-    """Of each family, the name with the fewest parameters."""
-    families: dict[str, list[tuple[int, str]]] = {}
-    for name, parameters in zip(names, each(parameters_of, names, processes), strict=True):
-        families.setdefault(family_of(name), []).append((parameters, name))
-    return [min(members)[1] for _, members in sorted(families.items())]
 
 
 def check(name: str, near: int = NEAR, model_kwargs: dict[str, Any] | None = None) -> Check:
@@ -229,65 +157,3 @@ def _lost_in_export(encoder: Encoder, images: Tensor) -> Iterator[str]:
         again = Encoder(model, encoder.model_name, encoder.model_kwargs, encoder.image_size, encoder.in_chans)
         if not torch.allclose(again(images), expected, rtol=1e-4, atol=1e-5):
             yield "a model that loads the export gives other features"
-
-
-def each(work: Callable[[str], Any], names: Sequence[str], processes: int) -> Iterator[Any]:
-    """``work`` of each name, in order, as they come; in several processes where asked."""
-    if processes <= 1 or len(names) < 4:
-        yield from map(work, names)
-        return
-    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(work, names)
-
-
-HEADER = f"{'name':<40} {'M':>6} {'stride':>6}  sizes that work"
-
-
-def as_line(backbone: Backbone) -> str:
-    """A row under HEADER."""
-    stride = backbone.sizes.stride if backbone.sizes else "-"
-    sizes = backbone.sizes if backbone.sizes else f"none: {backbone.reason}"
-    return f"{backbone.name:<40} {backbone.parameters:>6.1f} {stride:>6}  {sizes}"
-
-
-def as_mapping(backbone: Backbone) -> dict[str, Any]:
-    """What `fastmim backbones --json` prints of a backbone."""
-    sizes = backbone.sizes
-    return {
-        "name": backbone.name,
-        "family": backbone.family,
-        "parameters_m": round(backbone.parameters, 3),
-        "stride": sizes.stride if sizes else None,
-        "width": sizes.width if sizes else None,
-        "levels": backbone.levels or None,
-        "sizes": list(sizes.working) if sizes else [],
-        "failing": {str(side): why for side, why in sizes.failing.items()} if sizes else {},
-        "reason": backbone.reason or None,
-    }
-
-
-def as_markdown(checks: Sequence[tuple[Backbone, Check]], command: str) -> str:
-    """The table of families, as it stands in docs/backbones.md, written by ``command``."""
-    passed = sum(check.passed for _, check in checks)
-    lines = [
-        "# Backbones",
-        "",
-        "Pre-trained for one step on a CPU, exported and reloaded strictly; with --families, one small",
-        "model of each architecture family (a module of timm, or of this package). Levels are those of",
-        "layer decay: stem, blocks, head. Written by",
-        "",
-        f"    {command}",
-        "",
-        f"timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}: "
-        f"{passed} of {len(checks)} pass.",
-        "",
-        "| family | model | M parameters | stride | levels | sizes that work | verdict |",
-        "|---|---|---:|---:|---:|---|---|",
-    ]
-    for known, check in checks:
-        lines.append(
-            f"| {known.family} | {known.name} | {known.parameters:.1f} | "
-            f"{known.sizes.stride if known.sizes else '-'} | {known.levels or '-'} | "
-            f"{known.sizes or 'none'} | {check} |"
-        )
-    return "\n".join(lines) + "\n"

@@ -13,11 +13,13 @@ from PIL import Image, ImageOps
 from fastmim.bench.measure import Figure
 from fastmim.data.decode.image import decode
 from fastmim.data.decode.resize import Box
-from fastmim.data.loading.dataset import Batch, Crops, Draw, available_cpus, to_images
+from fastmim.data.loading.dataset import Batch, Crops, Draw, to_images
 from fastmim.data.packing.pack import pack
-from fastmim.data.sources.open import ImageSource, open_images
+from fastmim.data.sources.base import ImageSource
+from fastmim.data.sources.open import open_images
 from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig, draw_crops
 from fastmim.mim.hog_features import hog
+from fastmim.system.hardware import available_cpus
 
 BATCH, SIZE = 64, 128
 SHORT_SIDES = (144, 160, 192, 224, 256)

@@ -14,7 +14,7 @@ from fastmim.bench.measure import Figure
 from fastmim.bench.methods import LEAST_SHARE, MethodCost
 from fastmim.errors import UsageError
 from fastmim.system.documents import checked, read_json
-from fastmim.train.checkpoint import write_atomically
+from fastmim.system.files import write_atomically
 
 GROWTH_NOTE = (
     "One of them at a time. Memory is what the process holds beyond what it held before the model was built: "

@@ -14,7 +14,7 @@ from fastmim.bench.flops import flops_per_image
 from fastmim.bench.harness import FIRST_STEPS, prepare
 from fastmim.bench.measure import Figure, timed
 from fastmim.config import PretrainConfig
-from fastmim.train.device import peak_bytes
+from fastmim.system.hardware import peak_bytes
 
 BATCHES = (8, 16, 32, 64)
 SIZES = (64, 96, 128, 160, 192, 224)

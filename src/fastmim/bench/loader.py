@@ -29,10 +29,12 @@ from fastmim.bench.measure import Figure, medians, side_by_side
 from fastmim.data.decode import jpeg
 from fastmim.data.decode.image import decode
 from fastmim.data.decode.pixels import MAX_PIXELS
-from fastmim.data.loading.dataset import Crops, Draw, available_cpus
+from fastmim.data.loading.dataset import Crops, Draw
 from fastmim.data.packing.pack import pack
-from fastmim.data.sources.open import FileImages, ImageSource, Subset, open_images
+from fastmim.data.sources.base import FileImages, ImageSource, Subset
+from fastmim.data.sources.open import open_images
 from fastmim.data.transforms.crops import CropConfig
+from fastmim.system.hardware import available_cpus
 
 MOST_IMAGES = 5 * BATCH
 MADE_SIDES = (375, 500)  # of the images that are made where none are given: ImageNet's median

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmim.data.loading.dataset import available_cpus
-from fastmim.train.device import device_name, processor_name
+from fastmim.system.hardware import available_cpus, device_name, processor_name
 
 PACKAGES = (
     "fastmim",

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from fastmim import __version__
+from fastmim._version import __version__
 from fastmim.errors import FastmimError, Interrupted, UsageError, printable
 from fastmim.system.threads import wait_briefly
 from fastmim.train.signals import interruptible

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastmim import __version__
+from fastmim._version import __version__
 from fastmim.config.run import RunConfig
 from fastmim.config.settings import build, differences, flat, to_yaml
 from fastmim.encoders.registry import is_custom

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmim.data.loading.train_loader import FEW_SEED, LABEL_SEED
 from fastmim.data.parts import classes_by_folder, open_parts
+from fastmim.data.seeds import FEW_SEED, LABEL_SEED
+from fastmim.data.sources.base import ImageSource, notes_of
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.demo import digit_labels
-from fastmim.data.sources.open import ImageSource, notes_of
 from fastmim.data.sources.packed import PackedImages
 from fastmim.data.sources.tables import TableImages
 from fastmim.errors import UsageError

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmim.encoders.probe import Way, last_features
-from fastmim.encoders.registry import MODEL_ERRORS, first_line, weightless
-from fastmim.errors import UsageError
+from fastmim.encoders.registry import MODEL_ERRORS, weightless
+from fastmim.errors import UsageError, first_line
 from fastmim.mim.grids import Size
 
 WAY = "forward_intermediates"

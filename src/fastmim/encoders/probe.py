@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastmim.encoders.registry import MODEL_ERRORS, first_line, weightless
-from fastmim.errors import UsageError
+from fastmim.encoders.registry import MODEL_ERRORS, weightless
+from fastmim.errors import UsageError, first_line
 from fastmim.mim.grids import Size
 
 Layout = Literal["tokens", "channels-last", "channels-first"]

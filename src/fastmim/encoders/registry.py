@@ -15,11 +15,9 @@ import timm
 import torch
 from torch import nn
 
-from fastmim.encoders.architectures import (
-    pvt,  # noqa: F401  (both register their models with timm)
-)
+from fastmim.encoders.architectures import cmt, pvt  # noqa: F401  (both register their models with timm)
 from fastmim.encoders.limits import FACTORY, MOST_PARAMETERS, TooLarge, check_loaders, limited
-from fastmim.errors import UsageError
+from fastmim.errors import UsageError, first_line
 from fastmim.mim.grids import Size
 
 # What a model raises at a size, or with arguments, that it does not work with.
@@ -239,8 +237,3 @@ def _window_choices(model: nn.Module) -> list[int | list[int]]:
 
 def _form(model: nn.Module) -> tuple[object, object]:
     return {name: value.shape for name, value in model.state_dict().items()}, _windows(model)
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmim.encoders.probe import MOST_PREFIX_TOKENS
-from fastmim.encoders.registry import MODEL_ERRORS, create, first_line, kwargs_at
-from fastmim.errors import UsageError
+from fastmim.encoders.registry import MODEL_ERRORS, create, kwargs_at
+from fastmim.errors import UsageError, first_line
 from fastmim.mim.grids import Size
 
 # Tensors under the names of a model's parameters, in its old shapes -> the same in its new shapes.

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fastmim.encoders.probe import Features, look_at
-from fastmim.encoders.registry import MODEL_ERRORS, arguments_of, create, first_line, without_memory
-from fastmim.errors import UsageError
+from fastmim.encoders.registry import MODEL_ERRORS, arguments_of, create, without_memory
+from fastmim.errors import UsageError, first_line
 
 TRIED_SIDES = (64, 96, 128, 160, 192, 224, 256)
 DIVISIBLE_SIDES = (128, 112, 120, 126)  # by 8, 7, 12, 9 and their like

@@ -19,8 +19,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastmim.encoders.registry import first_line, is_known
-from fastmim.errors import RunError, UsageError
+from fastmim.encoders.registry import is_known
+from fastmim.errors import RunError, UsageError, first_line
 from fastmim.export.model_card import LOADING, Format, model_card
 from fastmim.export.torchvision import as_torchvision, load_torchvision
 from fastmim.mim.grids import Size

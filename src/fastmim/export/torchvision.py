@@ -21,9 +21,9 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from fastmim.encoders.limits import limited
-from fastmim.encoders.registry import MODEL_ERRORS, first_line
+from fastmim.encoders.registry import MODEL_ERRORS
 from fastmim.encoders.trust import check_plain, most_parameters
-from fastmim.errors import UsageError
+from fastmim.errors import UsageError, first_line
 from fastmim.mim.grids import Size
 from fastmim.system.documents import Truth, checked, read_json
 from fastmim.weights.encoder_file import check_finite

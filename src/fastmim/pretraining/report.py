@@ -7,7 +7,7 @@ from fastmim.config import PretrainConfig, to_yaml
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.report.page import render_page
 from fastmim.report.samples import Samples, draw_losses, draw_samples
-from fastmim.train.checkpoint import write_atomically
+from fastmim.system.files import write_atomically
 from fastmim.train.logs import read_metrics
 from fastmim.train.optim import scaled_lr
 from fastmim.train.run_dir import REPORT, SAMPLES

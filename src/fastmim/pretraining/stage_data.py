@@ -9,24 +9,18 @@ import torch
 from lightning_fabric import Fabric
 
 from fastmim.config import PretrainConfig
-from fastmim.data.loading.dataset import Crops, loader_workers, to_images
-from fastmim.data.loading.train_loader import (
-    HELD_OUT_SEED,
-    MASK_SEED,
-    Feeder,
-    Share,
-    Split,
-    held_out_crops,
-    seeded_generator,
-)
+from fastmim.data.loading.dataset import Crops, to_images
+from fastmim.data.loading.train_loader import Feeder, Share, Split, held_out_crops
 from fastmim.data.loading.unreadable import SkipList
-from fastmim.data.sources.open import ImageSource
+from fastmim.data.seeds import HELD_OUT_SEED, MASK_SEED, seeded_generator
+from fastmim.data.sources.base import ImageSource
 from fastmim.encoders.batch_size import has_batch_norm
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
 from fastmim.pretraining.build import fitting_micro_batch, kernel_config, kernel_facts, use_kernels
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.pretraining.teacher import Teaching, load_teaching
+from fastmim.system.hardware import loader_workers
 from fastmim.train.autotune import settle_kernels
 from fastmim.train.kernels import Kernels
 from fastmim.train.optim import build_adamw, carry_state

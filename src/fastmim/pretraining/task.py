@@ -11,12 +11,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from fastmim import __version__
+from fastmim._version import __version__
 from fastmim.config import PretrainConfig, check_resumed, config_text, resolved
 from fastmim.data.loading.train_loader import split_images
 from fastmim.data.loading.unreadable import SKIPPED, SkipList
 from fastmim.data.parts import splits_note
-from fastmim.data.sources.open import ImageSource, fingerprint, notes_of
+from fastmim.data.sources.base import ImageSource, fingerprint, notes_of
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
 from fastmim.pretraining.build import FREE_ON_RESUME, build_method

@@ -27,7 +27,7 @@ from fastmim.methods.distillation import Distilled
 from fastmim.methods.frozen_teacher import Teacher
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.pretraining.teacher import Teaching
-from fastmim.train.checkpoint import write_atomically
+from fastmim.system.files import write_atomically
 from fastmim.train.loop import Feed, MicroBatch
 from fastmim.train.stages import Leg
 

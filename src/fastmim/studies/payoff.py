@@ -19,14 +19,14 @@ from pydantic import Field
 
 from fastmim.config import FinetuneConfig, build, check_least, read_yaml
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
-from fastmim.data.loading.dataset import available_cpus
 from fastmim.downstream.classification.entry import run_finetuning, with_factory
 from fastmim.downstream.classification.outputs import RESULTS
 from fastmim.encoders.trust import Trust
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.studies.comparison import CONFIDENCE, FROM_SCRATCH, LONGER, OURS, Cell, Payoff, verdicts
 from fastmim.system.documents import Count, Finite, checked, read_json
-from fastmim.train.checkpoint import write_atomically
+from fastmim.system.files import write_atomically
+from fastmim.system.hardware import available_cpus
 from fastmim.train.distributed import build_fabric, precision_of
 from fastmim.train.logs import METRICS, read_metrics
 from fastmim.train.run_dir import CONFIG

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fastmim.studies.comparison import Payoff
-from fastmim.train.checkpoint import write_atomically
+from fastmim.system.files import write_atomically
 
 
 def write_payoff_plot(file: Path, found: Payoff) -> None:

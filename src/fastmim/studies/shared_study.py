@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from fastmim.config import ALWAYS_FREE, FinetuneConfig
 from fastmim.config.finetune import SCRATCH
-from fastmim.encoders.registry import first_line
-from fastmim.errors import UsageError
+from fastmim.errors import UsageError, first_line
 from fastmim.studies.grid import Point, SweepConfig, wanted_points
 from fastmim.weights.load import encoder_digest
 

@@ -19,7 +19,7 @@ from fastmim.encoders.trust import Trust
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.studies.grid import Point, SweepConfig, wanted_points
 from fastmim.studies.shared_study import claim_point, known_points, open_study, quiet_optuna
-from fastmim.train.checkpoint import write_atomically
+from fastmim.system.files import write_atomically
 from fastmim.train.distributed import build_fabric, precision_of
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fastmim.system.cache import remembered
 from fastmim.system.documents import Finite
+from fastmim.system.hardware import about, others_compute
 from fastmim.system.threads import THREADS
-from fastmim.train.device import about, others_compute
 from fastmim.train.distributed import precision_of
 from fastmim.train.kernels import KernelConfig, Kernels, OptimizerKernel, check_kernels
 from fastmim.train.trials import NotTried, Trial, Trials

@@ -1,69 +1,20 @@
 """Checkpoints that are either whole or not there: written beside, flushed, then moved into place."""
 
 import contextlib
-import errno
-import os
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from fastmim.errors import RunError
+from fastmim.system.files import _unwritten, link_atomically, write_atomically
 from fastmim.train.seal import Damaged, check_sealed, sealed_step, write_sealed
 
 LAST = "last.ckpt"
 OLDER = "checkpoints"
 STARTING = ".starting"  # lies in a run's folder until its first checkpoint is written
 _OLDER_NAME = re.compile(r"step-(\d+)\.ckpt")
-NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write`` fill a file that takes ``path``'s place only once it is complete and on disk.
-
-    Raises:
-        RunError: it could not be written (a full disk, say); what stood at ``path`` still stands there.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        raise _unwritten(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # it would take the place of what is being said
-            beside.unlink()
-
-
-def _unwritten(path: Path, error: OSError | RuntimeError) -> RunError:
-    kept = "; the earlier one is intact" if path.exists() else ""
-    return RunError(f"cannot write {path}: {_reason(error, path.parent)}{kept}")
-
-
-def _reason(error: OSError | RuntimeError, folder: Path) -> str:
-    """Why a write failed; torch reports a full disk as an inconsistency of its own."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if shutil.disk_usage(folder).free < 1 << 20:
-        return "No space left on device; free some, then go on with --resume"
-    return str(error).splitlines()[0]
-
-
-def _flush_folder(folder: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], step: int, keep: int) -> None:
@@ -106,22 +57,6 @@ def _keep_last(run: Path) -> None:
         link_atomically(last, kept)
     except OSError as error:
         raise _unwritten(kept, error) from error
-
-
-def link_atomically(source: Path, path: Path) -> None:
-    """Make ``path`` the same file as ``source``, or a copy where the file system has no links."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), beside)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        with open(source, "rb") as content:
-            write_atomically(path, lambda file: shutil.copyfileobj(content, file))
-        return
-    os.replace(beside, path)
-    _flush_folder(path.parent)
 
 
 def step_of(file: Path) -> int | None:

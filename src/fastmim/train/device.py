@@ -1,14 +1,8 @@
 """What the device can do, seen by trying it: bfloat16, and how many images it holds at once."""
 
-import ctypes
-import os
-import platform
-import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,13 +12,12 @@ from torch import Tensor, nn
 from fastmim.encoders.batch_size import has_batch_norm
 from fastmim.system.cache import remembered
 from fastmim.system.documents import Finite
+from fastmim.system.hardware import about, free_bytes
 
 Precision = Literal["auto", "bf16-mixed", "32-true"]
 
 CPU_MICRO_BATCH = 64  # larger ones are no faster on a CPU and cost memory
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 MEMORY_SHARE = 0.6  # of what is free, for activations; the rest is for gradients, buffers and surprises
-LOOKS, SECONDS_TO_LOOK = 5, 0.05
 WORTH_IT = 1.2  # bfloat16 must be at least this much faster
 
 
@@ -74,89 +67,6 @@ def saved_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
     total = sum(kept.values())
     del result
     return total
-
-
-def others_compute(threads: int) -> bool:
-    """Whether other processes leave fewer than ``threads`` of this machine's processors free just now."""
-    running = []
-    try:
-        for _ in range(LOOKS):
-            time.sleep(SECONDS_TO_LOOK)
-            fields = dict(line.split(maxsplit=1) for line in Path("/proc/stat").read_text().splitlines())
-            running.append(int(fields["procs_running"]) - 1)  # this one looks
-    except (OSError, KeyError, ValueError):  # not Linux
-        return False
-    return statistics.median(running) + threads > (os.cpu_count() or 1)
-
-
-def device_name(device: torch.device) -> str:
-    """What a person calls the device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def keep_freed_memory() -> None:
-    """Have this process keep the memory that it frees, for the next step. Does nothing but with glibc.
-
-    By default large blocks go back to the system and come again page by page: on a CPU that takes a tenth
-    of a ViT-B's step. The most that a process holds at a time does not change.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    for option, value in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
-        mallopt(option, value)
-
-
-def processor_name() -> str:
-    """The processor, as its maker calls it."""
-    file = Path("/proc/cpuinfo")
-    if file.is_file():
-        for line in file.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def about(device: torch.device) -> dict[str, Any]:
-    """What measurements of speed depend on, besides what is measured."""
-    return {
-        "device": device_name(device),
-        "processor": processor_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that could still be taken on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
-    return free
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory used so far: the device's where it has its own, else this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count what the parent had used before it started this process
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource  # not on every platform
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def fit_micro_batch(

@@ -14,7 +14,8 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from fastmim.errors import UsageError
-from fastmim.train.device import Precision, choose_precision, device_name, keep_freed_memory
+from fastmim.system.hardware import device_name, keep_freed_memory
+from fastmim.train.device import Precision, choose_precision
 from fastmim.train.processes import as_one_of_many, launch_processes, logger_level
 
 T = TypeVar("T")

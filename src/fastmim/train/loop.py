@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fastmim.encoders.batch_size import explain
 from fastmim.errors import RunError
+from fastmim.system.hardware import peak_bytes
 from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint
-from fastmim.train.device import peak_bytes
 from fastmim.train.logs import RunLog
 from fastmim.train.optim import OptimConfig, guarded_step
 from fastmim.train.schedules import Schedule

@@ -4,13 +4,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmim.errors import RunError, UsageError
-from fastmim.train.checkpoint import (
-    LAST,
-    STARTING,
-    link_atomically,
-    older_checkpoints,
-    read_checkpoint,
-)
+from fastmim.system.files import link_atomically
+from fastmim.train.checkpoint import LAST, STARTING, older_checkpoints, read_checkpoint
 from fastmim.train.seal import Damaged, sealed_step
 from fastmim.train.stages import Leg, Plan
 from fastmim.train.state import check_place, check_state

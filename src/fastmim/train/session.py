@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmim.train.checkpoint import remove_leftovers, write_atomically
+from fastmim.system.files import write_atomically
+from fastmim.train.checkpoint import remove_leftovers
 from fastmim.train.distributed import deterministic_kernels, started_by_launcher
 from fastmim.train.logs import Display, RunLog
 from fastmim.train.resuming import Checkpoint, adopt

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmim.system.documents import checked, parse_json
-from fastmim.train.device import keep_freed_memory
+from fastmim.system.hardware import keep_freed_memory
 from fastmim.train.kernels import Kernels, apply
 
 SECONDS = 1.0  # of steps that are timed, for each way, after its first call

@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fastmim import __version__
+from fastmim._version import __version__
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.system.documents import MOST_JSON, Finite, Whole, checked, parse_json, read_text, shown
-from fastmim.train.checkpoint import write_atomically
+from fastmim.system.files import write_atomically
 
 WEIGHTS = "encoder.safetensors"
 ORIGIN = "encoder.json"

@@ -12,10 +12,10 @@ from torch.nn.parameter import is_lazy
 
 from fastmim.encoders.build import name_of
 from fastmim.encoders.limits import limited
-from fastmim.encoders.registry import check_model_name, create, first_line, fit_kwargs, is_custom, is_known
+from fastmim.encoders.registry import check_model_name, create, fit_kwargs, is_custom, is_known
 from fastmim.encoders.resize import resize
 from fastmim.encoders.trust import NOTHING, Trust, check_described, most_parameters
-from fastmim.errors import UsageError
+from fastmim.errors import UsageError, first_line
 from fastmim.mim.grids import Size
 from fastmim.weights.encoder_file import ORIGIN as ORIGIN
 from fastmim.weights.encoder_file import WEIGHTS as WEIGHTS

@@ -3,14 +3,18 @@
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import timm
+import torch
 import tyro
 
-from fastmim.bench import contract as backbones
+from fastmim.bench.contract import Check, check_by_pretraining, look_up_and_check
 from fastmim.cli.flags import parse
+from fastmim.encoders.catalogue import Backbone, each, look_up, names_like, smallest_of_each_family
 from fastmim.errors import UsageError
 
 
@@ -45,28 +49,79 @@ def run(arguments: list[str]) -> int:
         raise UsageError("pretrain needs --check")
     if command.write and not command.check:
         raise UsageError("write needs --check: the file says what passed")
-    names = backbones.names_like(command.filter)
+    names = names_like(command.filter)
     if command.families:
-        names = backbones.smallest_of_each_family(names, command.processes)
+        names = smallest_of_each_family(names, command.processes)
     names = names[:: command.every]
     if not command.json:
-        print(backbones.HEADER)
+        print(HEADER)
     if not command.check:
-        for known in backbones.each(backbones.look_up, names, command.processes):
-            line = json.dumps(backbones.as_mapping(known)) if command.json else backbones.as_line(known)
+        for known in each(look_up, names, command.processes):
+            line = json.dumps(as_mapping(known)) if command.json else as_line(known)
             print(line, flush=True)
         return 0
     found = []
-    way = backbones.check_by_pretraining if command.pretrain else backbones.look_up_and_check
-    for known, check in backbones.each(way, names, command.processes):
+    way = check_by_pretraining if command.pretrain else look_up_and_check
+    for known, check in each(way, names, command.processes):
         found.append((known, check))
         if command.json:
             more = {"passed": check.passed, "verdict": str(check)}
-            print(json.dumps(backbones.as_mapping(known) | more), flush=True)
+            print(json.dumps(as_mapping(known) | more), flush=True)
         else:
-            print(f"{backbones.as_line(known)}; {check}", flush=True)
+            print(f"{as_line(known)}; {check}", flush=True)
     if command.write:
-        Path(command.write).write_text(
-            backbones.as_markdown(found, shlex.join(["fastmim", "backbones", *arguments]))
-        )
+        Path(command.write).write_text(as_markdown(found, shlex.join(["fastmim", "backbones", *arguments])))
     return 0 if all(check.passed for _, check in found) else 1
+
+
+HEADER = f"{'name':<40} {'M':>6} {'stride':>6}  sizes that work"
+
+
+def as_line(backbone: Backbone) -> str:
+    """A row under HEADER."""
+    stride = backbone.sizes.stride if backbone.sizes else "-"
+    sizes = backbone.sizes if backbone.sizes else f"none: {backbone.reason}"
+    return f"{backbone.name:<40} {backbone.parameters:>6.1f} {stride:>6}  {sizes}"
+
+
+def as_mapping(backbone: Backbone) -> dict[str, Any]:
+    """What `fastmim backbones --json` prints of a backbone."""
+    sizes = backbone.sizes
+    return {
+        "name": backbone.name,
+        "family": backbone.family,
+        "parameters_m": round(backbone.parameters, 3),
+        "stride": sizes.stride if sizes else None,
+        "width": sizes.width if sizes else None,
+        "levels": backbone.levels or None,
+        "sizes": list(sizes.working) if sizes else [],
+        "failing": {str(side): why for side, why in sizes.failing.items()} if sizes else {},
+        "reason": backbone.reason or None,
+    }
+
+
+def as_markdown(checks: Sequence[tuple[Backbone, Check]], command: str) -> str:
+    """The table of families, as it stands in docs/md, written by ``command``."""
+    passed = sum(check.passed for _, check in checks)
+    lines = [
+        "# Backbones",
+        "",
+        "Pre-trained for one step on a CPU, exported and reloaded strictly; with --families, one small",
+        "model of each architecture family (a module of timm, or of this package). Levels are those of",
+        "layer decay: stem, blocks, head. Written by",
+        "",
+        f"    {command}",
+        "",
+        f"timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}: "
+        f"{passed} of {len(checks)} pass.",
+        "",
+        "| family | model | M parameters | stride | levels | sizes that work | verdict |",
+        "|---|---|---:|---:|---:|---|---|",
+    ]
+    for known, check in checks:
+        lines.append(
+            f"| {known.family} | {known.name} | {known.parameters:.1f} | "
+            f"{known.sizes.stride if known.sizes else '-'} | {known.levels or '-'} | "
+            f"{known.sizes or 'none'} | {check} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -8,11 +8,11 @@ from typing import Literal
 
 from fastmim.cli.flags import parse
 from fastmim.data.decode.pixels import MAX_PIXELS
-from fastmim.data.loading.dataset import available_cpus
 from fastmim.data.packing.pack import SKIPPED, pack, verify
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.packed import Manifest
 from fastmim.errors import RunError, UsageError
+from fastmim.system.hardware import available_cpus
 
 SHOWN = 20  # damaged rows
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from fastmim.cli.flags import parse
 from fastmim.data.decode.pixels import MAX_PIXELS
 from fastmim.data.loading.channel_stats import fill_note, measure_stats
+from fastmim.data.sources.base import notes_of
 from fastmim.data.sources.columns import Columns
-from fastmim.data.sources.open import notes_of, open_images
+from fastmim.data.sources.open import open_images
 from fastmim.errors import UsageError
 
 

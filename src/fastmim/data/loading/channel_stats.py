@@ -13,9 +13,9 @@ from fastmim.data.decode.image import decode
 from fastmim.data.decode.pixels import MAX_PIXELS, NPY_MAGIC, UnreadableImage, to_float
 from fastmim.data.decode.resize import Box
 from fastmim.data.loading.dataset import read_crop
-from fastmim.data.loading.train_loader import STATS_SEED
 from fastmim.data.loading.workers import answers
-from fastmim.data.sources.open import ImageSource
+from fastmim.data.seeds import STATS_SEED
+from fastmim.data.sources.base import ImageSource
 from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig
 from fastmim.errors import UsageError
 from fastmim.mim.grids import Size

@@ -1,11 +1,9 @@
 """Whole batches of crops from worker processes, in an order that is a function of the seed."""
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,11 @@ from torch.utils.data import Dataset, get_worker_info
 from fastmim.data.decode.image import BoxChooser, Quality, crop_and_resize
 from fastmim.data.decode.pixels import MAX_PIXELS, Pixels, UnreadableImage, to_float
 from fastmim.data.loading.workers import answers, check_shared_memory
-from fastmim.data.sources.open import ImageSource
+from fastmim.data.sources.base import ImageSource
 from fastmim.data.transforms.crops import CropConfig, draw_crops
 from fastmim.errors import RunError
 from fastmim.mim.grids import Size
 
-MOST_WORKERS = 8
 REPLACEMENTS = 100
 
 
@@ -243,21 +240,3 @@ def to_images(batch: Batch, mean: Tensor, std: Tensor) -> Tensor:
     flipped = pixels_BCHW.gather(3, columns_BW[:, None, None, :].expand_as(pixels_BCHW))
     images = flipped.float() / 255 if flipped.dtype == torch.uint8 else flipped
     return images.sub_(mean.view(1, -1, 1, 1)).div_(std.view(1, -1, 1, 1))
-
-
-def available_cpus() -> int:
-    """CPUs this process may use: its affinity, and its cgroup's quota where there is one."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        allowed, period = quota.read_text().split()[:2]
-        if allowed != "max":
-            cpus = min(cpus, max(1, int(allowed) // int(period)))
-    return cpus
-
-
-def loader_workers(wanted: int | None, processes: int) -> int:
-    """Loader workers for each of ``processes`` processes on this machine: as wanted, or what fits."""
-    if wanted is not None:
-        return wanted
-    return max(1, min(MOST_WORKERS, available_cpus() // max(1, processes) - 1))

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from fastmim.data.decode.pixels import MAX_PIXELS, Pixels, UnreadableImage
 from fastmim.data.decode.resize import Box
 from fastmim.data.loading.dataset import Batch, Canvas, Unreadable, load_batches, read_crop, to_images
-from fastmim.data.sources.open import FileImages, ImageSource
+from fastmim.data.sources.base import FileImages, ImageSource
 from fastmim.errors import UsageError
 from fastmim.mim.grids import Size
 

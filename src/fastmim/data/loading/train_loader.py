@@ -5,16 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmim.data.loading.dataset import Batch, Crops, Draw, copied, load_batches, to_images
 from fastmim.data.loading.unreadable import SkipList
-
-# What the seeds of different draws begin with, so that none repeats another.
-SPLIT_SEED, HELD_OUT_SEED, CROP_SEED, MASK_SEED, STATS_SEED = range(1, 6)
-LABEL_SEED, FEW_SEED, MIX_SEED, PROBE_SEED = range(6, 10)
+from fastmim.data.seeds import CROP_SEED, HELD_OUT_SEED, MIX_SEED, SPLIT_SEED
 
 # (images (B, C, H, W), what goes beside them, seeds) -> both, as the module gets them
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
@@ -41,12 +37,6 @@ def split_images(count: int, held_out: int, seed: int) -> Split:
         return Split(order, order, shared=True)
     kept = min(held_out, -(-count // 10))
     return Split(np.sort(order[kept:]), order[:kept], shared=False)
-
-
-def seeded_generator(*seeds: int) -> torch.Generator:
-    """A torch generator on the CPU whose state is a function of ``seeds``."""
-    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def held_out_crops(crops: Crops, count: int, seed: int, skips: SkipList | None) -> Batch:

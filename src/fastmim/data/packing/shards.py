@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from fastmim.data.decode import jpeg
 from fastmim.data.decode.image import decode, shrink
 from fastmim.data.decode.pixels import Pixels, UnreadableImage, first_line
+from fastmim.data.sources.base import ImageSource
 from fastmim.data.sources.names import as_text
-from fastmim.data.sources.open import ImageSource
 from fastmim.data.sources.packed import PackSettings, Shard, Skipped
 from fastmim.data.sources.rows import BATCH_ROWS, checksum, open_table
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmim.data.sources.open import ArrayImages, FileImages, ImageSource
+from fastmim.data.sources.base import ArrayImages, FileImages, ImageSource
 from fastmim.errors import UsageError
 
 # Photographs only; of the stereo pair one, so that no held-out photo has a twin in training.

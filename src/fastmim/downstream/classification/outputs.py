@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastmim import __version__
+from fastmim._version import __version__
 from fastmim.config import FinetuneConfig
-from fastmim.downstream.classification.metrics import Accuracy
-from fastmim.downstream.classification.model import Learner, PooledClassifier, Start
-from fastmim.train.checkpoint import write_atomically
+from fastmim.downstream.accuracy import Accuracy
+from fastmim.downstream.classification.model import Learner, PooledClassifier
+from fastmim.downstream.classification.start import Start
+from fastmim.system.files import write_atomically
 from fastmim.weights.load import save_encoder
 
 RESULTS = "results.json"

@@ -12,32 +12,29 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from fastmim import __version__
+from fastmim._version import __version__
 from fastmim.config import ALWAYS_FREE, FinetuneConfig, check_resumed, config_text, resume_flags
 from fastmim.config.finetune import SCRATCH
 from fastmim.data.labelled import Labelled, imbalance
 from fastmim.data.loading.channel_stats import channel_statistics
-from fastmim.data.loading.dataset import Crops, as_it_is, loader_workers
+from fastmim.data.loading.dataset import Crops, as_it_is
 from fastmim.data.loading.eval_loader import Views
 from fastmim.data.loading.train_loader import Feeder, Share
 from fastmim.data.loading.unreadable import SKIPPED, SkipList
-from fastmim.data.sources.open import fingerprint
+from fastmim.data.sources.base import fingerprint
 from fastmim.data.transforms.augment import Mixing, RandAugment
-from fastmim.downstream.classification.metrics import Accuracy, check_readable, measure_accuracy
-from fastmim.downstream.classification.model import (
-    Learner,
-    Start,
-    build_classifier,
-    build_layered_adamw,
-    levels_line,
-)
+from fastmim.downstream.accuracy import Accuracy, check_readable, measure_accuracy
+from fastmim.downstream.classification.model import Learner
 from fastmim.downstream.classification.outputs import RESULTS, write_classifier, write_results
+from fastmim.downstream.classification.start import Start, build_classifier
 from fastmim.downstream.classification.trial import Trial
 from fastmim.encoders.batch_size import check_batch, has_batch_norm
 from fastmim.errors import UsageError
+from fastmim.system.hardware import loader_workers
 from fastmim.train.checkpoint import LAST
 from fastmim.train.distributed import hardware, precision_of, quiet_warnings, teller
 from fastmim.train.kernels import COMPILES, apply, check_kernels, checkpoint_activations, own_threads
+from fastmim.train.layer_decay import build_layered_adamw, levels_line
 from fastmim.train.logs import METRICS
 from fastmim.train.loop import Loop, Progress
 from fastmim.train.optim import scaled_lr, use_kernel

@@ -10,7 +10,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from fastmim.config import FinetuneConfig
-from fastmim.downstream.classification.model import Learner, Start, Step
+from fastmim.downstream.classification.model import Learner, Step
+from fastmim.downstream.classification.start import Start
 from fastmim.errors import UsageError
 from fastmim.train.autotune import settle_kernels
 from fastmim.train.device import fit_micro_batch

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastmim import __version__
+from fastmim._version import __version__
 from fastmim.config import check_least
 from fastmim.data.decode.pixels import MAX_PIXELS
 from fastmim.data.labelled import class_names
+from fastmim.data.sources.base import ImageSource, notes_of
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.names import as_text
-from fastmim.data.sources.open import ImageSource, notes_of, open_images
+from fastmim.data.sources.open import open_images
 from fastmim.downstream.frozen.features import Extractor, build_extractor
 from fastmim.errors import RunError, UsageError, why
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.data.decode.pixels import MAX_PIXELS
-from fastmim.data.loading.dataset import Unreadable, loader_workers
+from fastmim.data.loading.dataset import Unreadable
 from fastmim.data.loading.eval_loader import Views
-from fastmim.data.sources.open import ImageSource
+from fastmim.data.sources.base import ImageSource
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.mim.grids import Size
+from fastmim.system.hardware import loader_workers
 from fastmim.train.distributed import build_fabric
 from fastmim.weights.load import as_given, load_with, replace_classifier, timm_weights
 

@@ -24,9 +24,9 @@ from fastmim.config import build, check_least
 from fastmim.data.decode.pixels import MAX_PIXELS
 from fastmim.data.labelled import Labelled, few_labels, open_labelled, parse_labels, split_classes
 from fastmim.data.loading.dataset import Unreadable
-from fastmim.data.loading.train_loader import PROBE_SEED, seeded_generator
+from fastmim.data.seeds import PROBE_SEED, seeded_generator
 from fastmim.data.sources.columns import Columns
-from fastmim.downstream.classification.metrics import Accuracy, count_hits
+from fastmim.downstream.accuracy import Accuracy, count_hits
 from fastmim.downstream.frozen.features import Extractor, build_extractor
 from fastmim.errors import RunError, UsageError
 

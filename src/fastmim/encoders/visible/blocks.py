@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from fastmim.encoders.probe import Features, last_features
-from fastmim.encoders.registry import MODEL_ERRORS, first_line
+from fastmim.encoders.registry import MODEL_ERRORS
 from fastmim.encoders.visible.windows import Windows, find_windows, grouped
-from fastmim.errors import UsageError
+from fastmim.errors import UsageError, first_line
 from fastmim.mim.grids import Size, put_blocks, take_blocks
 
 MOST_DIFFERENT = 1e-3  # of the features' spread: rounding stays well below, a wrong neighbour above

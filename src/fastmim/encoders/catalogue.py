@@ -1,0 +1,92 @@
+"""List the backbones that can be pre-trained, with their size, stride and working image sizes."""
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+
+from fastmim.encoders.levels import parameter_levels
+from fastmim.encoders.registry import create, without_memory
+from fastmim.encoders.sizes import Sizes, working_sizes
+from fastmim.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What is known of a backbone without training it."""
+
+    name: str
+    family: str
+    """The module of timm (or of this package) that it is written in."""
+    parameters: float
+    """Millions, without the classifier."""
+    sizes: Sizes | None
+    """None: it works at no size that was tried."""
+    reason: str = ""
+    levels: int = 0
+    """Of learning rates under layer decay: stem, blocks, head; 0: not looked for."""
+
+
+def names_like(pattern: str | None) -> list[str]:
+    """Known names, all of them or those that a word or a pattern (``swin*``) fits."""
+    names: list[str] = timm.list_models()
+    if not pattern:
+        return names
+    wild = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    found = fnmatch.filter(names, wild)
+    if not found:
+        raise UsageError(f"backbones: no name fits {pattern!r}; try a part of one, as 'swin' or 'resnet*d'")
+    return found
+
+
+def family_of(name: str) -> str:
+    """The module that a model's constructor stands in."""
+    return str(timm.model_entrypoint(name).__module__).rpartition(".")[2]
+
+
+def parameters_of(name: str, model_kwargs: dict[str, Any] | None = None) -> int:
+    """Parameters without the classifier."""
+    return sum(p.numel() for p in without_memory(partial(create, name, model_kwargs or {})).parameters())
+
+
+def levels_of(name: str, model_kwargs: dict[str, Any] | None = None) -> int:
+    """Levels of learning rates that layer decay has in fine-tuning."""
+    kwargs = {**(model_kwargs or {}), "num_classes": 2}
+    levels = parameter_levels(without_memory(partial(create, name, kwargs)))
+    return max(levels.values()) + 1 if levels else 0
+
+
+def look_up(name: str, model_kwargs: dict[str, Any] | None = None) -> Backbone:
+    """Try a backbone at several sizes, without memory and arithmetic where that works."""
+    family = family_of(name)
+    try:
+        parameters = parameters_of(name, model_kwargs) / 1e6
+    except UsageError as error:
+        return Backbone(name, family, float("nan"), None, str(error))
+    try:
+        sizes = working_sizes(name, model_kwargs)
+        return Backbone(name, family, parameters, sizes, levels=levels_of(name, model_kwargs))
+    except UsageError as error:
+        return Backbone(name, family, parameters, None, str(error))
+
+
+def smallest_of_each_family(names: Sequence[str], processes: int) -> list[str]:
+    """Of each family, the name with the fewest parameters."""
+    families: dict[str, list[tuple[int, str]]] = {}
+    for name, parameters in zip(names, each(parameters_of, names, processes), strict=True):
+        families.setdefault(family_of(name), []).append((parameters, name))
+    return [min(members)[1] for _, members in sorted(families.items())]
+
+
+def each(work: Callable[[str], Any], names: Sequence[str], processes: int) -> Iterator[Any]:
+    """``work`` of each name, in order, as they come; in several processes where asked."""
+    if processes <= 1 or len(names) < 4:
+        yield from map(work, names)
+        return
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(work, names)
