@@ -111,3 +111,8 @@ def test_functions_are_not_hidden_by_modules_of_their_name():
         "assert callable(fastmim.hog) and callable(fastmim.pretrain) and callable(fastmim.export_encoder)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tests_lie_in_the_rooms_that_they_test():
+    folders = {path.name for path in Path(__file__).parent.iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders <= set(RANK)

@@ -37,7 +37,7 @@ class Encoder(nn.Module):
     """A backbone with its feature map, stride (pixels between tokens) and width (D).
 
     ``model`` is the very module that fine-tuning uses; ``model_name`` and ``model_kwargs`` rebuild it
-    (`encoders.models.create`), and ``model.state_dict()`` carries its own keys. ``full_kwargs`` rebuild it
+    (`encoders.registry.create`), and ``model.state_dict()`` carries its own keys. ``full_kwargs`` rebuild it
     with the blocks that were left out.
     """
 

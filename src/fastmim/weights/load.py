@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
     model: nn.Module
     name: str
     kwargs: dict[str, Any]
-    """What rebuilds it, see `encoders.models.create`; a classifier put on it since is left out."""
+    """What rebuilds it, see `encoders.registry.create`; a classifier put on it since is left out."""
     origin: dict[str, Any]
     """What encoder.json says."""
     size: Size

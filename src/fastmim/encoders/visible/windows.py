@@ -4,7 +4,7 @@ Where most of an image is left out, its windows hold unequal numbers of tokens. 
 groups of one size, and tokens attend within their group, but to those of their own window only (arXiv
 2205.13515, section 3.2). Which windows go together is a matter of subset sums (its section 3.3, algorithm 1).
 
-Letters: B batch, K tokens of a strip (`encoders.strips`), G groups, S places in a group, C width.
+Letters: B batch, K tokens of a strip (`encoders.visible.blocks`), G groups, S places in a group, C width.
 """
 
 from collections.abc import Callable

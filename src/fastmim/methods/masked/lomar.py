@@ -55,7 +55,7 @@ class LoMaR(Method):
     are relative.
 
     Args:
-        encoder: a plain vision transformer (`encoders.tokens` asks it for what is needed).
+        encoder: a plain vision transformer (`encoders.visible.tokens` asks it for what is needed).
         target: what is predicted, for masked patches of a window only.
         masking: share of a window's patches that is masked, and the token.
         decoder: the paper's is a simple head, depth 0; it sees one window.

@@ -18,7 +18,7 @@ class VisibleBlocks(Method):
     """Leave blocks out, encode the others, fill in, decode, compare.
 
     Args:
-        encoder: a pyramid; it is not changed (`encoders.strips` asks it for what is needed).
+        encoder: a pyramid; it is not changed (`encoders.visible.blocks` asks it for what is needed).
         target: what is predicted, for blocks that are left out only.
         masking: share and side of the blocks; its token is the decoder's.
         decoder: blocks over all places.
