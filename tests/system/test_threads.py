@@ -12,7 +12,7 @@ t.wait_briefly()
 print({name: os.environ.get(name) for name in t.BRIEFLY})
 """
 FIRST = """
-import os, fastmim.cli as cli
+import os, fastmim.cli.entry as cli
 cli._dispatch = lambda _: print(os.environ["GOMP_SPINCOUNT"])
 cli.main([])
 """

@@ -2,7 +2,7 @@
 
 A strip of visible blocks is an image like any other to all that looks at one place alone (norms, MLPs) and to
 convolutions that do not cross blocks (patch embedding, merging). The model's own code therefore runs on it.
-Only what looks at neighbours is told where the blocks really stand: windows are grouped (`encoders.visible.windows`);
+Only what looks at neighbours is told where the blocks really stand: windows are grouped (`visible.windows`);
 an overlapping convolution sees the blocks at their places and zeros between them, which is a submanifold
 sparse convolution (FCMAE, Woo et al. 2023). What is summed over the map (GRN, global attention) is what is
 visible.

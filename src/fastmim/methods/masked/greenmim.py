@@ -9,7 +9,7 @@ from fastmim.mim.grids import Size
 
 
 class GreenMIM(VisibleBlocks):
-    """MAE for Swin: one mask a batch, its uneven windows attend in groups of one size (`encoders.visible.windows`).
+    """MAE for Swin: one mask a batch, its uneven windows attend in groups (`encoders.visible.windows`).
 
     Every process draws a mask of its own, so that a step on several devices has as many.
     """

@@ -21,7 +21,8 @@ class MAE(Method):
     is FastMIM's target for MAE's encoder (recipe ``fastmim-drop``).
 
     Args:
-        encoder: a plain vision transformer; it is not changed (`encoders.visible.tokens` asks it for what is needed).
+        encoder: a plain vision transformer; it is not changed; `encoders.visible.tokens` looks at
+            what it needs of it.
         target: what is predicted, for dropped patches only.
         masking: share of the patches that is dropped; its token is the decoder's.
         decoder: transformer blocks over all places.
