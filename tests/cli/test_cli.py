@@ -194,7 +194,7 @@ def test_backbones_are_listed_for_people_and_machines(capsys):
 def test_checked_backbones_make_a_table(capsys, tmp_path):
     table = tmp_path / "backbones.md"
     assert main(["backbones", "test_resnet", "--check", "--write", str(table), "--processes", "1"]) == 0
-    assert "1 of 1 families pass" in table.read_text()
+    assert "1 of 1 pass" in table.read_text()
     assert "| resnet | test_resnet |" in table.read_text()
 
 
