@@ -129,7 +129,7 @@ def test_a_killed_pack_goes_on_and_leaves_no_process(tmp_path):
     for number in range(120):
         (tmp_path / "images" / f"{number:03d}.png").hardlink_to(tmp_path / "0.png")
     code = (
-        "import sys; from fastmim.data import pack; pack.SHARD_IMAGES = 8; "
+        "import sys; from fastmim.data.packing import pack; pack.SHARD_IMAGES = 8; "
         "pack.pack(sys.argv[1], sys.argv[2], 64, workers=2)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "images")]

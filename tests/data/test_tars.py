@@ -269,6 +269,22 @@ def test_no_header_whatever_it_says_escapes(tmp_path_factory, number, offset, va
     assert kept == 6 or notes_of(source)
 
 
+def test_a_header_that_claims_records_and_has_none_is_damaged(tmp_path):
+    """The type of an image's header is flipped to that of an extended one: its pixels are no records."""
+    path = write(tmp_path / "a.tar")
+    place = header_at(path, 2)
+    for kind in b"xgX":
+        data = bytearray(path.read_bytes())
+        data[place + 156] = kind
+        data[place + 148 : place + 156] = b" " * 8
+        data[place + 148 : place + 156] = b"%06o\0 " % sum(data[place : place + BLOCK])
+        damaged = tmp_path / f"{kind}.tar"
+        damaged.write_bytes(data)
+        source = open_images(str(damaged))
+        assert len(source) == 5
+        assert "damaged header" in " ".join(notes_of(source))
+
+
 def test_a_part_of_a_tar_keeps_what_is_to_be_said(tmp_path):
     path = write(tmp_path / "a.tar")
     path.write_bytes(path.read_bytes()[: header_at(path, 3)])

@@ -78,7 +78,7 @@ def test_no_distance_from_itself(model, normalize):
     lessons = teach(images)
     apart = learner(images, mask, *lessons)
     alike = learner(images, torch.zeros_like(mask), *lessons)
-    assert alike.distillation < 1e-3  # half precision
+    assert alike.distillation < 2e-3  # half precision
     assert apart.distillation > 20 * alike.distillation
     assert apart.loss == apart.reconstruction.loss + apart.distillation
 

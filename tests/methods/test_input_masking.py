@@ -108,7 +108,7 @@ def test_learning_beats_the_trivial_predictor_on_what_it_has_seen():
     network = method(depth=0)
     images, mask = batch(network, 4)
     held_out = HeldOut(network, images, mask, 2, lambda: torch.autocast("cpu", enabled=False))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for _ in range(150):
         optimizer.zero_grad()
         network(images, mask).loss.backward()

@@ -12,7 +12,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from fastmim.errors import UsageError
-from fastmim.train import autotune, device, trials
+from fastmim.system import hardware
+from fastmim.train import autotune, trials
 from fastmim.train.autotune import settle_kernels
 from fastmim.train.kernels import KernelConfig, Kernels, own_threads
 from fastmim.train.trials import Trial
@@ -278,9 +279,9 @@ def test_a_module_that_cannot_be_copied_keeps_the_usual_way(fabric, tmp_path):
 
 
 def test_other_processes_are_seen(monkeypatch):
-    monkeypatch.setattr(device.os, "cpu_count", lambda: 10**6)
-    assert not device.others_compute(1)
-    monkeypatch.setattr(device.os, "cpu_count", lambda: 1)
-    assert device.others_compute(2)
-    monkeypatch.setattr(device, "Path", lambda name: SimpleNamespace(read_text=lambda: ""))  # no such field
-    assert not device.others_compute(1)
+    monkeypatch.setattr(hardware.os, "cpu_count", lambda: 10**6)
+    assert not hardware.others_compute(1)
+    monkeypatch.setattr(hardware.os, "cpu_count", lambda: 1)
+    assert hardware.others_compute(2)
+    monkeypatch.setattr(hardware, "Path", lambda name: SimpleNamespace(read_text=lambda: ""))  # no such field
+    assert not hardware.others_compute(1)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fastmim.errors import UsageError
+from fastmim.system import hardware
 from fastmim.system.cache import remembered
 from fastmim.train import device
 from fastmim.train import distributed as launch
@@ -122,8 +123,8 @@ def test_a_run_on_a_cpu_keeps_the_memory_it_frees(monkeypatch):
 
 
 def test_keeping_memory_is_glibcs_affair(monkeypatch):
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: object())  # a library without mallopt
-    device.keep_freed_memory()
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: object())  # a library without mallopt
+    hardware.keep_freed_memory()
 
 
 def test_bfloat16_is_taken_where_it_is_faster_and_remembered(monkeypatch):

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import posixpath
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ BLOCK = tarfile.BLOCKSIZE
 CHUNK = 2048 * BLOCK
 MAGIC, MAGIC_AT = b"ustar", 257
 EXTENDED = b"xgXLK"  # types of headers that say more about the next one
+PAX = b"xgX"  # those that do so in records
+RECORD = re.compile(rb"\d+ [^=]+=")
 MOST_EXTENDED = 1 << 20  # bytes of these
 MOST_LINKS = 40  # on the way from a name to a file, as Linux has it
 # What the standard library raises of headers that make no sense.
@@ -198,6 +201,8 @@ class _Headers:
             raise self._cut(f"{BLOCK - len(block)} bytes of a header are missing")
         if block[156] in EXTENDED and tarfile.TarInfo.frombuf(block, "utf-8", "replace").size > MOST_EXTENDED:
             raise tarfile.ReadError("a header that says too much")
+        if block[156] in PAX and not self._has_records(offset, block):
+            raise tarfile.ReadError("an extended header without records")
         self._file.seek(offset)
         self._tar.offset = offset
         try:
@@ -213,6 +218,11 @@ class _Headers:
             missing = max(end, self._tar.offset) - self._size
             raise self._cut(f"{missing:,} bytes are missing, of {member.name}")
         return member
+
+    def _has_records(self, offset: int, block: bytes) -> bool:
+        """Whether what follows a pax header begins with a record, "LENGTH KEYWORD=VALUE"."""
+        size = tarfile.TarInfo.frombuf(block, "utf-8", "replace").size
+        return size == 0 or RECORD.match(self._block(offset + BLOCK, min(size, BLOCK))) is not None
 
     def _cut(self, why: str) -> UsageError:
         return UsageError(f"data: {self.path} is cut off: {why}; copy it again, or unpack what is there")
