@@ -96,7 +96,7 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
     ):
         monkeypatch.setattr(f"fastmim.cli.commands.{place}", note)
     for place in ("names_like", "smallest_of_each_family"):
-        monkeypatch.setattr(f"fastmim.bench.contract.{place}", note)
+        monkeypatch.setattr(f"fastmim.cli.commands.backbones.{place}", note)
     monkeypatch.setattr("fastmim.cli.commands.stats.measure_stats", note)
     monkeypatch.setattr("fastmim.cli.commands.stats.open_images", lambda *_: None)
     for name in ("pack", "verify"):
