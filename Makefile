@@ -1,12 +1,14 @@
-# make install: the set-up alone    make demo: pre-train on embedded real data    make test: all default tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint wheel clean
+.PHONY: help install demo test lint wheel clean
 
-install: $(STAMP)
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | sort | while IFS="	" read -r name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
+
+install: $(STAMP) ## set up .venv with everything the tests need
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -16,7 +18,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 DEMO := runs/demo
-demo: install
+demo: install ## pre-train a small ViT on embedded photos of digits
 	$(BIN)/fastmim pretrain --config docs/demo.yaml --out $(DEMO) --overwrite
 	@echo
 	@echo "The results lie in $(DEMO):"
@@ -24,16 +26,16 @@ demo: install
 	@echo "  report.html           the same with the loss curve and the settings"
 	@echo "  encoder.safetensors   the backbone, for timm.create_model"
 
-test: install
+test: install ## run the default tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
-lint: install
+lint: install ## ruff, formatting, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
 
-wheel: install
+wheel: install ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist .
 
-clean:
+clean: ## delete builds and caches, not .venv and runs
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
