@@ -15,6 +15,7 @@ from fastmim.bench.methods import LEAST_SHARE, MethodCost
 from fastmim.errors import UsageError
 from fastmim.system.documents import checked, read_json
 from fastmim.system.files import write_atomically
+from fastmim.system.markdown import table
 
 GROWTH_NOTE = (
     "One of them at a time. Memory is what the process holds beyond what it held before the model was built: "
@@ -154,7 +155,7 @@ def as_markdown(results: Results, plot: str, command: str) -> str:
             if line.limit:
                 what += f"; share of {line.limit}"
             rows.append((what, *_numbers(line), _target(line)))
-        parts.append(_markdown_table(rows))
+        parts.append(table(rows[0], rows[1:]))
     if results.methods:
         parts.append("## Methods")
         parts.append("\n".join(f"- {note}" for note in results.notes.get("methods", [])[:1]))
@@ -163,7 +164,7 @@ def as_markdown(results: Results, plot: str, command: str) -> str:
             "are in FastMIM's on the same backbone. LOW: a share of the peak below "
             f"{LEAST_SHARE:.0%} of FastMIM's."
         )
-        parts.append(_markdown_table([METHOD_COLUMNS, *methods_rows(results.methods)]))
+        parts.append(table(METHOD_COLUMNS, methods_rows(results.methods)))
     if results.growth:
         parts.append("## How cost grows")
         parts.append(GROWTH_NOTE)
@@ -178,15 +179,9 @@ def as_markdown(results: Results, plot: str, command: str) -> str:
                 )
                 for cost in costs
             ]
-            parts.append(_markdown_table(rows))
+            parts.append(table(rows[0], rows[1:]))
         parts.append(f"![How cost grows with batch, size and depth]({plot})")
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    heading, *body = rows
-    align = ["---", *["---:"] * (len(heading) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (heading, align, *body))
 
 
 def write_growth_plot(growth: Mapping[str, Sequence[Cost]], file: Path) -> None:

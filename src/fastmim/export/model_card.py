@@ -11,6 +11,7 @@ from torch import Tensor
 from fastmim.encoders.registry import is_known
 from fastmim.mim.grids import Size
 from fastmim.system.documents import checked, read_yaml
+from fastmim.system.markdown import table
 from fastmim.train.run_dir import CONFIG
 
 Format = Literal["timm", "huggingface", "torchvision", "onnx"]
@@ -85,8 +86,10 @@ def model_card(
         f"library_name: {'transformers' if format == 'huggingface' else format}",
         f"pipeline_tag: image-{'classification' if classes else 'feature-extraction'}",
         "tags:\n- fastmim\n- masked-image-modeling",
-        f"---\n\n# {name}\n\n| | |\n|---|---|",
-        *(f"| {what} | {value} |" for what, value in rows.items() if value not in (None, "")),
+        f"---\n\n# {name}\n",
+        table(
+            ("", ""), [(what, str(value)) for what, value in rows.items() if value not in (None, "")], "ll"
+        ),
         f"\n## Loading\n\n```python\n{loading}\n```\n\n## Check\n\nRead back and run on {found}.",
         "\n## Licence\n\nYours to choose: the weights belong to whoever trained them.\n",
     ]

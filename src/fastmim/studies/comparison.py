@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
+from fastmim.system.markdown import table
+
 OURS, FROM_SCRATCH, LONGER = "pre-trained", "scratch", "scratch, equal total time"
 CONFIDENCE = 0.95
 NORMAL = float(norm.ppf((1 + CONFIDENCE) / 2))
@@ -95,13 +97,13 @@ def as_table(found: Payoff) -> str:
     shares = list(dict.fromkeys(cell.share for cell in found.cells))
     arms = list(dict.fromkeys(cell.arm for cell in found.cells))
     images = {cell.share: cell.training_images for cell in found.cells}
-    header = " | ".join(f"{_percent(share)} ({images[share]} images)" for share in shares)
-    lines = [f"| top-1, % | {header} |", "|---|" + "---:|" * len(shares)]
+    heading = ["top-1, %", *(f"{_percent(share)} ({images[share]} images)" for share in shares)]
+    rows = []
     by_place = {(cell.arm, cell.share): cell for cell in found.cells}
     for arm in arms:
         values = (by_place.get((arm, share)) for share in shares)
-        lines.append(f"| {arm} | " + " | ".join(_shown(cell) if cell else "-" for cell in values) + " |")
-    return "\n".join(lines)
+        rows.append([arm, *(_shown(cell) if cell else "-" for cell in values)])
+    return table(heading, rows)
 
 
 def _shown(cell: Cell) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -13,25 +13,35 @@ from fastmim.errors import RunError
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Within the block, write the file that this gives; it then takes ``path``'s place, flushed to the disk.
+
+    If the block raises, what stood at ``path`` still stands there. Raises OSError.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        _flush_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # it would take the place of what is being said
+            beside.unlink()
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a file that takes ``path``'s place only once it is complete and on disk.
 
     Raises:
         RunError: it could not be written (a full disk, say); what stood at ``path`` still stands there.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(beside, "wb") as file:
+        with replacing(path) as beside, open(beside, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise _unwritten(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # it would take the place of what is being said
-            beside.unlink()
 
 
 def _unwritten(path: Path, error: OSError | RuntimeError) -> RunError:

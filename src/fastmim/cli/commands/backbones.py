@@ -16,6 +16,7 @@ from fastmim.bench.contract import Check, check_by_pretraining, look_up_and_chec
 from fastmim.cli.flags import parse
 from fastmim.encoders.catalogue import Backbone, each, look_up, names_like, smallest_of_each_family
 from fastmim.errors import UsageError
+from fastmim.system.markdown import table
 
 
 def run(arguments: list[str]) -> int:
@@ -101,8 +102,21 @@ def as_mapping(backbone: Backbone) -> dict[str, Any]:
 
 
 def as_markdown(checks: Sequence[tuple[Backbone, Check]], command: str) -> str:
-    """The table of families, as it stands in docs/md, written by ``command``."""
+    """The page docs/backbones.md, written by ``command``."""
     passed = sum(check.passed for _, check in checks)
+    heading = ("family", "model", "M parameters", "stride", "levels", "sizes that work", "verdict")
+    rows = [
+        (
+            known.family,
+            known.name,
+            f"{known.parameters:.1f}",
+            str(known.sizes.stride if known.sizes else "-"),
+            str(known.levels or "-"),
+            str(known.sizes or "none"),
+            str(check),
+        )
+        for known, check in checks
+    ]
     lines = [
         "# Backbones",
         "",
@@ -115,13 +129,6 @@ def as_markdown(checks: Sequence[tuple[Backbone, Check]], command: str) -> str:
         f"timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}: "
         f"{passed} of {len(checks)} pass.",
         "",
-        "| family | model | M parameters | stride | levels | sizes that work | verdict |",
-        "|---|---|---:|---:|---:|---|---|",
+        table(heading, rows, "llrrrll"),
     ]
-    for known, check in checks:
-        lines.append(
-            f"| {known.family} | {known.name} | {known.parameters:.1f} | "
-            f"{known.sizes.stride if known.sizes else '-'} | {known.levels or '-'} | "
-            f"{known.sizes or 'none'} | {check} |"
-        )
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmim.errors import RunError
+from fastmim.system.files import replacing
 
 MAGIC = b"fastmim names 1\n"
 HEAD = len(MAGIC) + 16  # number of names and of bytes follow it, then the ends, then the names
@@ -44,16 +45,11 @@ class NameList:
 
     def save(self, path: Path) -> None:
         """Write a file that `load` maps, all of it or none. Raises OSError."""
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            with open(part, "wb") as file:
-                file.write(MAGIC)
-                file.write(np.array([len(self._ends), len(self._bytes)], np.int64).tobytes())
-                file.write(self._ends.data)
-                file.write(self._bytes.data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(path) as part, open(part, "wb") as file:
+            file.write(MAGIC)
+            file.write(np.array([len(self._ends), len(self._bytes)], np.int64).tobytes())
+            file.write(self._ends.data)
+            file.write(self._bytes.data)
 
     @classmethod
     def load(cls, path: Path) -> "NameList":

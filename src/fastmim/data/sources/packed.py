@@ -2,7 +2,6 @@
 
 import bisect
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import Field
 from fastmim.data.sources.rows import BATCH_ROWS, NOT_WHOLE, Rows, record_batches
 from fastmim.errors import UsageError
 from fastmim.system.documents import BareName, Count, Truth, Whole, checked, read_json, shown
+from fastmim.system.files import replacing
 
 MANIFEST = "fastmim-pack.json"
 VERSION = 1
@@ -97,12 +97,8 @@ def read_shard(path: Path) -> Shard:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """All of it or none. Raises OSError."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_text(json.dumps(content, indent=1) + "\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def is_packed(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """Features of images as a parquet file: a row an image, with its name, its vector, and its class."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +18,7 @@ from fastmim.data.sources.names import as_text
 from fastmim.data.sources.open import open_images
 from fastmim.downstream.frozen.features import Extractor, build_extractor
 from fastmim.errors import RunError, UsageError, why
+from fastmim.system.files import replacing
 
 SUFFIXES = (".parquet", ".pq")
 
@@ -96,15 +96,12 @@ def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
         model=config.model,
         trust_code=trust_code,
     )
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unreadable, images = _write(beside, extractor, source, config.data)
-        os.replace(beside, file)
+        with replacing(file) as beside:
+            unreadable, images = _write(beside, extractor, source, config.data)
     except OSError as error:
         raise RunError(f"cannot write {file}: {why(error)}") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return Embedded(file, images, extractor.encoder.width, unreadable, notes_of(source))
 
 
