@@ -42,7 +42,7 @@ def test_a_model_that_keeps_its_biases_outside_training_is_tried_too(photos, tmp
         "steps": 1,
         "kernels": {},
     }
-    assert fastmim.pretrain(data=photos, out=tmp_path / "run", steps=1, **settings).complete
+    assert fastmim.pretrain(data=photos, out=tmp_path / "run", **settings).complete
 
 
 def test_recomputed_activations_end_with_the_same_weights(photos, tmp_path):
