@@ -289,6 +289,16 @@ def test_the_ways_of_waiting_are_told_by_the_environment():
         assert others_compute(os.cpu_count())
 
 
+def test_a_contestant_has_its_own_way_of_waiting_and_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    config = replace(SMALL, kernels=shared.USUAL)
+    for way in (shared.ways(2)[0], shared.ways(2)[3]):
+        with shared._started(config, way) as pool:
+            assert pool.submit(os.getenv, "GOMP_SPINCOUNT").result() == "1000"
+            assert pool.submit(torch.get_num_threads).result() == way.threads
+        assert "GOMP_SPINCOUNT" not in os.environ
+
+
 @pytest.mark.parametrize("place", ["file/bench.json", "folder"])
 def test_where_figures_cannot_lie_nothing_is_measured(place, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")

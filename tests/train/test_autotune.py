@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,10 @@ from torch import nn
 
 from fastmim.errors import UsageError
 from fastmim.system import hardware
-from fastmim.train import autotune, trials
-from fastmim.train.autotune import settle_kernels
+from fastmim.train import autotune, trial_process, trials
+from fastmim.train.autotune import StepToTune, settle_kernels
 from fastmim.train.kernels import KernelConfig, Kernels, own_threads
-from fastmim.train.trials import Trial
+from fastmim.train.trial_process import Parcel, Trial
 
 LAST = {"memory_format": torch.channels_last}
 
@@ -64,14 +65,16 @@ class Tried:
         return found if isinstance(found, Trial) else Trial(found, 0.0)
 
 
+def step(module, images, planned=8.0, **facts):
+    return StepToTune(module, lambda count: (images[:count],), len(images), planned, {"model": "m", **facts})
+
+
 def settle(fabric, config, module, outcome, monkeypatch, planned=1.0):
     """What is chosen where a way comes out so, which ways were tried, and what was said."""
     tried, said = Tried(outcome), []
     monkeypatch.setattr(autotune, "Trials", tried)
     images = torch.zeros(8, 3, 32, 32)
-    chosen = settle_kernels(
-        fabric, config, module, lambda n: (images[:n],), 8, planned, {"model": "m"}, said.append
-    )
+    chosen = settle_kernels(fabric, config, step(module, images, planned), said.append)
     return chosen, tried.ways, said
 
 
@@ -167,7 +170,7 @@ def test_compiling_is_tried_only_where_the_run_is_long(fabric, monkeypatch):
 
 def test_cuda_graphs_need_cuda(fabric):
     with pytest.raises(UsageError, match=r"kernels\.compile = cudagraphs"):
-        settle_kernels(fabric, KernelConfig(compile="cudagraphs"), vit(), lambda _: None, 1, 1, {})
+        settle_kernels(fabric, KernelConfig(compile="cudagraphs"), step(vit(), torch.zeros(1)))
 
 
 class Delicate(nn.Module):
@@ -188,8 +191,7 @@ def test_a_step_that_rounding_moves_is_measured_by_that(fabric):
     images = torch.randn(2, 3, 8, 8)
     said = []
     config = KernelConfig(compile="none", optimizer="fused", threads=1)
-    inputs = lambda count: (images[:count],)  # noqa: E731
-    chosen = settle_kernels(fabric, config, Delicate(), inputs, 2, 2, {}, said.append)
+    chosen = settle_kernels(fabric, config, step(Delicate(), images), said.append)
     assert chosen.memory_format == "channels-last"
     assert len(said) == 1
 
@@ -218,6 +220,8 @@ class Faulty(nn.Module):
             raise RuntimeError("no such\nkernel")
         elif self.fault == "nan":
             loss = loss * torch.nan
+        elif self.fault == "memory" and len(images) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         elif self.fault == "wrong":
             loss = loss * 1.01
         return SimpleNamespace(loss=loss)
@@ -245,14 +249,33 @@ def test_a_fault_in_a_trial_costs_that_way_alone(fabric, monkeypatch, fault, tol
     config = KernelConfig(compile="none", optimizer="fused", threads=1)
     for expected in ([f"memory_format channels-last {told}: not taken"] if told else [], []):
         said = []
-        chosen = settle_kernels(
-            fabric, config, module, lambda n: (images[:n],), 8, 8, {"fault": fault}, said.append
-        )
+        chosen = settle_kernels(fabric, config, step(module, images, fault=fault), said.append)
         assert chosen == Kernels(memory_format="contiguous" if told else "channels-last", threads=1)
         assert said[1:] == expected  # the second time it is remembered
     assert module.training
     assert all(parameter.grad is None for parameter in module.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_where_memory_is_short_fewer_images_are_tried(fabric):
+    """On a GPU; on a CPU a trial begins with few."""
+    bench = trial_process.Bench(
+        Faulty("memory"), (torch.randn(32, 3, 16, 16),), Parcel("cpu", False, 1, False, Kernels())
+    )
+    bench.parcel = replace(bench.parcel, device="cuda")  # does not begin with few
+    trial = bench.trial(Kernels(memory_format="channels-last"))
+    assert trial.ran
+    assert bench.count == 8
+    assert trial.agrees_with(bench.trial(Kernels()))
+    hopeless = trial_process.Bench(
+        Faulty("memory"), (torch.randn(9, 3, 16, 16),), Parcel("cpu", False, 1, False, Kernels())
+    )
+    hopeless.module.forward = no_memory
+    assert hopeless.trial(Kernels()).failure == "failed (OutOfMemoryError: none left)"
+
+
+def no_memory(images):
+    raise torch.OutOfMemoryError("none left")
 
 
 def test_where_the_usual_way_fails_it_is_kept_and_said(fabric):
@@ -261,7 +284,7 @@ def test_where_the_usual_way_fails_it_is_kept_and_said(fabric):
     said = []
     config = KernelConfig(compile="none", optimizer="fused", threads=1)
     images = torch.zeros(8, 3, 16, 16)
-    chosen = settle_kernels(fabric, config, module, lambda n: (images[:n],), 8, 8, {}, said.append)
+    chosen = settle_kernels(fabric, config, step(module, images), said.append)
     assert chosen == Kernels(threads=1)
     assert "a trial step failed (TypeError" in said[-1]
 
@@ -272,7 +295,7 @@ def test_a_module_that_cannot_be_copied_keeps_the_usual_way(fabric, tmp_path):
     said = []
     config = KernelConfig(compile="none", optimizer="fused", threads=1)
     images = torch.zeros(8, 3, 16, 16)
-    chosen = settle_kernels(fabric, config, module, lambda n: (images[:n],), 8, 8, {}, said.append)
+    chosen = settle_kernels(fabric, config, step(module, images), said.append)
     assert chosen == Kernels(threads=1)
     assert "cannot be tried by itself" in said[-1]
     assert not (tmp_path / "kernels").exists()

@@ -13,7 +13,7 @@ from fastmim.encoders.probe import last_features
 from fastmim.methods.base import Method
 from fastmim.pretraining import build_method
 from fastmim.pretraining.build import kernel_facts, use_kernels
-from fastmim.train.autotune import settle_kernels
+from fastmim.train.autotune import StepToTune, settle_kernels
 from fastmim.train.distributed import build_fabric
 from fastmim.train.kernels import Kernels
 from fastmim.train.optim import build_adamw, guarded_step, scaled_lr
@@ -71,11 +71,13 @@ def prepare(config: PretrainConfig) -> Bench:
     kernels = settle_kernels(
         fabric,
         config.kernels,
-        method,
-        lambda count: (images[:count], mask[:count]),
-        len(images),
-        0,
-        kernel_facts(config, method, config.size),
+        StepToTune(
+            method,
+            lambda count: (images[:count], mask[:count]),
+            len(images),
+            0,
+            kernel_facts(config, method, config.size),
+        ),
     )
     optimizer = build_adamw(method, config.optim)
     use_kernels(config, method, optimizer, kernels)

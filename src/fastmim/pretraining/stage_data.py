@@ -21,7 +21,7 @@ from fastmim.pretraining.build import fitting_micro_batch, kernel_config, kernel
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.pretraining.teacher import Teaching, load_teaching
 from fastmim.system.hardware import loader_workers
-from fastmim.train.autotune import settle_kernels
+from fastmim.train.autotune import StepToTune, settle_kernels
 from fastmim.train.kernels import Kernels
 from fastmim.train.optim import build_adamw, carry_state
 from fastmim.train.sampler import Stream
@@ -103,11 +103,13 @@ def prepare(given: Given, network: Network, leg: Leg, choices: dict[str, Any]) -
         kernels = settle_kernels(
             fabric,
             kernel_config(config),
-            method,
-            lambda count: (images[:count], mask[:count]),
-            min(len(images), max(1, leg.batch_size // world)),
-            (leg.last_step - leg.first_step) * leg.batch_size / world,
-            kernel_facts(config, method, size),
+            StepToTune(
+                method,
+                lambda count: (images[:count], mask[:count]),
+                min(len(images), max(1, leg.batch_size // world)),
+                (leg.last_step - leg.first_step) * leg.batch_size / world,
+                kernel_facts(config, method, size),
+            ),
             given.say,
         )
     use_kernels(config, method, network.optimizer, kernels)

@@ -20,7 +20,8 @@ from fastmim.system.hardware import about, others_compute
 from fastmim.system.threads import THREADS
 from fastmim.train.distributed import precision_of
 from fastmim.train.kernels import KernelConfig, Kernels, OptimizerKernel, check_kernels
-from fastmim.train.trials import NotTried, Trial, Trials
+from fastmim.train.trial_process import Trial
+from fastmim.train.trials import NotTried, Trials
 
 WORTH_IT = 1.05  # another way than the usual one must be at least this much faster
 FEWER_MAY_TAKE = 1.02  # times as long, with fewer threads: others have use for the rest
@@ -50,57 +51,49 @@ class _Faster:
     optimizer: OptimizerKernel
 
 
+@dataclass(frozen=True)
+class StepToTune:
+    """A training step, as it is tried."""
+
+    module: nn.Module
+    """On its device; it stays as it is."""
+    inputs: Callable[[int], tuple[Tensor, ...]]
+    """For so many images, what ``module`` is called with; the result has a ``loss``."""
+    most_images: int
+    """That ``inputs`` has."""
+    planned_images: float
+    """That this process will see, which tells whether compiling could pay."""
+    facts: dict[str, Any]
+    """What else the fastest way depends on: the model, what is done with it, and the images' size."""
+
+
 def settle_kernels(
-    fabric: Fabric,
-    config: KernelConfig,
-    module: nn.Module,
-    inputs: Callable[[int], tuple[Tensor, ...]],
-    most_images: int,
-    planned_images: float,
-    facts: dict[str, Any],
-    say: Callable[[str], object] = str,
+    fabric: Fabric, config: KernelConfig, step: StepToTune, say: Callable[[str], object] = str
 ) -> Kernels:
-    """Settle what ``config`` leaves open, by measuring a copy of ``module`` unless that was done before.
+    """Settle what ``config`` leaves open, by measuring a copy of ``step`` unless that was done before.
 
     A way is taken only where its loss and gradients are those of the usual way but for rounding. One that
     crashes, hangs or gives NaN is left, and not tried again on this device.
 
     Args:
-        module: on its device; it stays as it is.
-        inputs: for so many images, what ``module`` is called with; the result has a ``loss``.
-        most_images: that ``inputs`` has.
-        planned_images: how many this process will see, which tells whether compiling could pay.
-        facts: what else the answer depends on: the model, what is done with it, and the images' size.
         say: is called with what takes a while, and with what is not taken and why.
 
     Raises:
         UsageError: a way that this device does not have.
     """
     check_kernels(config, fabric.device)
-    settled: Kernels | None = None
-    if fabric.is_global_zero:
-        settled = _settled(fabric, config, module, inputs, most_images, planned_images, facts, say)
-    together = fabric.broadcast(settled)
-    assert together is not None
-    return together
+    settled = fabric.broadcast(_settled(fabric, config, step, say) if fabric.is_global_zero else None)
+    assert settled is not None
+    return settled
 
 
-def _settled(
-    fabric: Fabric,
-    config: KernelConfig,
-    module: nn.Module,
-    inputs: Callable[[int], tuple[Tensor, ...]],
-    most_images: int,
-    planned_images: float,
-    facts: dict[str, Any],
-    say: Callable[[str], object],
-) -> Kernels:
+def _settled(fabric: Fabric, config: KernelConfig, step: StepToTune, say: Callable[[str], object]) -> Kernels:
     device = fabric.device
-    images = min(TRIAL_IMAGES, most_images)
+    images = min(TRIAL_IMAGES, step.most_images)
     told = config.told
     here = about(device)
     precision = precision_of(fabric)
-    key = here | facts | {"images": images, "told": told, "precision": precision}
+    key = here | step.facts | {"images": images, "told": told, "precision": precision}
     usual = replace(Kernels(), **told)
     if config.optimizer == "auto":
         usual = replace(usual, **remembered("optimizer", here, lambda: _faster_adamw(device), _Faster))
@@ -126,13 +119,13 @@ def _settled(
         known = remembered(kind, about_it, measured, _Answers, quiet)
         return replace(start, **{name: known[name] for name in _WAYS}), known["seconds"]
 
-    questions = _questions(config, module, device)
+    questions = _questions(config, step.module, device)
     chosen = usual
-    with Trials(module, inputs(images), precision == "bf16-mixed", usual) as trials:
+    with Trials(step.module, step.inputs(images), precision == "bf16-mixed", usual) as trials:
         try:
             if questions or config.compile == "auto":
                 chosen, seconds = ask(trials, "kernels", usual, questions)
-            if config.compile == "auto" and planned_images * seconds >= COMPILE_PAYS_AFTER:
+            if config.compile == "auto" and step.planned_images * seconds >= COMPILE_PAYS_AFTER:
                 ways = ["none", "model", *(["cudagraphs"] if device.type == "cuda" else [])]
                 chosen, _ = ask(trials, "compile", chosen, [("compile", ways)])
         except NotTried as error:
@@ -172,7 +165,7 @@ def _fastest(
         return best, usual
     for name, (_, *others) in questions:
         for other in others:
-            candidate = _changed(best, {name: other})
+            candidate: Kernels = replace(best, **{name: other})
             trial = trial_of(candidate)
             enough = FEWER_MAY_TAKE * fastest.seconds if name == "threads" else fastest.seconds / WORTH_IT
             if not trial.ran:
@@ -182,10 +175,6 @@ def _fastest(
             elif trial.seconds <= enough:
                 best, fastest = candidate, trial
     return best, fastest
-
-
-def _changed(kernels: Kernels, answers: dict[str, Any]) -> Kernels:
-    return replace(kernels, **answers)
 
 
 def _faster_adamw(device: torch.device) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from fastmim.config import FinetuneConfig
 from fastmim.downstream.classification.model import Learner, Step
 from fastmim.downstream.classification.start import Start
 from fastmim.errors import UsageError
-from fastmim.train.autotune import settle_kernels
+from fastmim.train.autotune import StepToTune, settle_kernels
 from fastmim.train.device import fit_micro_batch
 from fastmim.train.kernels import Kernels
 from fastmim.train.stages import Plan
@@ -52,11 +52,13 @@ class Trial:
         return settle_kernels(
             self.fabric,
             self.config.kernels,
-            self.learner,
-            self.inputs,
-            min(MOST_IMAGES, max(1, self.config.batch_size // self.fabric.world_size)),
-            plan.total_steps * self.config.batch_size / self.fabric.world_size,
-            {"model": start.name, "arguments": repr(start.kwargs), "size": list(self.config.size)},
+            StepToTune(
+                self.learner,
+                self.inputs,
+                min(MOST_IMAGES, max(1, self.config.batch_size // self.fabric.world_size)),
+                plan.total_steps * self.config.batch_size / self.fabric.world_size,
+                {"model": start.name, "arguments": repr(start.kwargs), "size": list(self.config.size)},
+            ),
             self.say,
         )
 
