@@ -299,6 +299,14 @@ def test_a_contestant_has_its_own_way_of_waiting_and_threads(monkeypatch):
         assert "GOMP_SPINCOUNT" not in os.environ
 
 
+@pytest.mark.parametrize("flag", ["--model", "--models"])
+def test_a_wrong_model_is_told_before_anything_is_measured(flag, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "_show_part", lambda *_: pytest.fail("it was measured"))
+    assert main(["bench", "shared", flag, "resnet5000"]) == 2
+    assert "did you mean resnet50" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", ["file/bench.json", "folder"])
 def test_where_figures_cannot_lie_nothing_is_measured(place, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")

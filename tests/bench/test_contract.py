@@ -7,7 +7,7 @@ import pytest
 import timm
 
 from fastmim.bench import contract as backbones
-from fastmim.bench.contract import check, check_by_pretraining
+from fastmim.bench.contract import check, check_by_pretraining, look_up_and_check
 from fastmim.cli.entry import main
 from fastmim.encoders.catalogue import family_of, levels_of, look_up, names_like
 from fastmim.encoders.sizes import working_sizes
@@ -96,6 +96,25 @@ def test_a_check_through_the_command_sees_what_a_run_leaves(tmp_path, capsys):
     assert f"| {levels_of('test_convnext')} |" in text
     assert main(["backbones", "resnet", "--pretrain"]) == 2
     assert "pretrain needs --check" in capsys.readouterr().err
+
+
+def test_the_table_is_kept_whenever_the_check_stops(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "new" / "page.md"
+    checks = iter([look_up_and_check("test_convnext")])
+
+    def stopped(way, names, processes):
+        yield from checks
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastmim.cli.commands.backbones.each", stopped)
+    assert main(["backbones", "test_convnext", "--check", "--write", str(page)]) == 130
+    assert "1 of 1 pass" in page.read_text()
+    monkeypatch.setattr("fastmim.cli.commands.backbones.names_like", lambda _: pytest.fail("looked for"))
+    capsys.readouterr()
+    for place in (tmp_path, page / "under.md"):
+        assert main(["backbones", "--check", "--write", str(place)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("fastmim: write: ")
 
 
 def test_a_run_that_fails_is_told_by_its_last_line(monkeypatch):

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from fastmim.errors import UsageError
@@ -126,3 +127,19 @@ def _registry() -> Any:
         )
 
     return registry
+
+
+def check_place(flag: str, file: Path) -> None:
+    """Make the folder that ``file`` is to lie in, before anything is measured for it.
+
+    Raises:
+        UsageError: a file cannot be written there.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{flag}: {file.parent} is no folder that files can lie in: {error.strerror}"
+        ) from error
+    if file.is_dir():
+        raise UsageError(f"{flag}: {file} is a folder; give a file in it")

@@ -5,17 +5,19 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import timm
 import torch
 import tyro
 
 from fastmim.bench.contract import Check, check_by_pretraining, look_up_and_check
-from fastmim.cli.flags import parse
+from fastmim.cli.flags import check_place, parse
 from fastmim.encoders.catalogue import Backbone, each, look_up, names_like, smallest_of_each_family
 from fastmim.errors import UsageError
+from fastmim.system.files import write_atomically
 from fastmim.system.markdown import table
 
 
@@ -50,6 +52,9 @@ def run(arguments: list[str]) -> int:
         raise UsageError("pretrain needs --check")
     if command.write and not command.check:
         raise UsageError("write needs --check: the file says what passed")
+    page = Path(command.write) if command.write else None
+    if page is not None:
+        check_place("write", page)
     names = names_like(command.filter)
     if command.families:
         names = smallest_of_each_family(names, command.processes)
@@ -65,14 +70,19 @@ def run(arguments: list[str]) -> int:
     way = check_by_pretraining if command.pretrain else look_up_and_check
     for known, check in each(way, names, command.processes):
         found.append((known, check))
+        if page is not None:  # each time: whoever stops this keeps what was found
+            text = as_markdown(found, shlex.join(["fastmim", "backbones", *arguments])).encode()
+            write_atomically(page, partial(_write, text))
         if command.json:
             more = {"passed": check.passed, "verdict": str(check)}
             print(json.dumps(as_mapping(known) | more), flush=True)
         else:
             print(f"{as_line(known)}; {check}", flush=True)
-    if command.write:
-        Path(command.write).write_text(as_markdown(found, shlex.join(["fastmim", "backbones", *arguments])))
     return 0 if all(check.passed for _, check in found) else 1
+
+
+def _write(text: bytes, file: IO[bytes]) -> None:
+    file.write(text)
 
 
 HEADER = f"{'name':<40} {'M':>6} {'stride':>6}  sizes that work"

@@ -21,8 +21,9 @@ from fastmim.bench.measure import machine
 from fastmim.bench.methods import bench_methods
 from fastmim.bench.shared import bench_shared
 from fastmim.bench.step import bench_step
-from fastmim.cli.flags import parse
+from fastmim.cli.flags import check_place, parse
 from fastmim.config import PretrainConfig
+from fastmim.encoders.registry import check_model_name
 from fastmim.errors import RunError, UsageError
 from fastmim.pretraining import build_method
 from fastmim.train.device import Precision
@@ -107,7 +108,9 @@ def run(arguments: list[str]) -> int:
         for file in write_page(read_results(command.file), Path(command.page), line):
             print(f"{file}: written")
         return 0
-    _check_place(command.file)
+    check_place("json", command.file)
+    for model in (command.model, *command.models):
+        check_model_name(model)
     device = build_fabric(command.accelerator, 1, 1, command.precision).device
     results = Results(machine(device), line, date.today().isoformat())
     if command.part == "all":
@@ -120,18 +123,6 @@ def run(arguments: list[str]) -> int:
     results.write(command.file)
     print(f"{command.file}: the figures")
     return 0
-
-
-def _check_place(file: Path) -> None:
-    """Raise UsageError where figures could not be written, before they are measured."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"json: {file.parent} is no folder that files can lie in: {error.strerror}"
-        ) from error
-    if file.is_dir():
-        raise UsageError(f"json: {file} is a folder; give a file, such as {file / 'bench.json'}")
 
 
 def _apart(part: str, arguments: list[str]) -> Results:
