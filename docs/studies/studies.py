@@ -34,7 +34,7 @@ from fastmim.data.sources.open import open_images
 from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.pretraining import build_method
 from fastmim.pretraining.evaluation import HeldOut
-from fastmim.train.checkpoint import load_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint
 
 # A quarter of what the paper's ViT-B has at 128 pixels; a mask of 2 x 2 patches hides 4 HOG cells.
 COMMON: dict[str, Any] = {
@@ -183,7 +183,7 @@ def loss_at(run: Path, side: int) -> float:
     method = build_method(config)
     for stage in config.course[1:]:
         method.set_image_size(stage.size)
-    method.load_state_dict(load_checkpoint(run / "last.ckpt")["module"])
+    method.load_state_dict(load_checkpoint(run / "last.ckpt").module)
     method.set_image_size((side, side))
     source = open_images(config.data)
     split = split_images(len(source), config.held_out, config.seed)

@@ -51,7 +51,7 @@ def feeder_of(micro_batch, avoid_single, mean):
 
 
 def cut(batch, masks, micro_batch, avoid_single):
-    """(images, mask), share and whether it is the last, as a training loop gets them."""
+    """(images, mask) and their count, as a training loop gets them."""
     return list(feeder_of(micro_batch, avoid_single, torch.zeros(3))._micro_batches(batch, masks, 0))
 
 
@@ -65,8 +65,9 @@ def noise(count, side):
 def gradient_of(module, parts):
     """The gradient of a step in parts: each loss counts by its share, as in `Loop._step`."""
     module = copy.deepcopy(module)
-    for arguments, share, _ in parts:
-        (module(*arguments) * share).backward()
+    images = sum(count for _, count in parts)
+    for arguments, count in parts:
+        (module(*arguments) * (count / images)).backward()
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
 
@@ -87,8 +88,8 @@ class Squares(nn.Module):
 def test_the_gradient_in_parts_is_that_of_the_whole_batch(count, micro_batch, avoid_single):
     batch, beside = noise(count, 4), torch.arange(count, dtype=torch.float32)
     parts = cut(batch, beside, micro_batch, avoid_single)
-    assert sum(share for _, share, _ in parts) == pytest.approx(1, abs=1e-15)
-    assert [last for _, _, last in parts] == [False] * (len(parts) - 1) + [True]
+    assert sum(images for _, images in parts) == count
+    assert [len(arguments[0]) for arguments, _ in parts] == [images for _, images in parts]
     flipped = torch.where(batch.flips_B.view(-1, 1, 1, 1), batch.pixels_BHWC.flip(2), batch.pixels_BHWC)
     means = (flipped.permute(0, 3, 1, 2).float() / 255).double().mean((2, 3))
     model = Squares()

@@ -13,7 +13,7 @@ from conftest import TINY, same, weights
 from fastmim.encoders.build import EncoderConfig, build_encoder
 from fastmim.encoders.kept_tables import KEPT, with_own_tables
 from fastmim.errors import UsageError
-from fastmim.train.checkpoint import LAST, load_checkpoint
+from fastmim.train.checkpoint_folder import LAST, load_checkpoint
 
 SWIN = {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 4)}
 NAME = "swin_tiny_patch4_window7_224"
@@ -91,7 +91,7 @@ def test_a_growing_run_keeps_its_table_and_resumes(photos, tmp_path):
     settings = TINY | {"model": NAME, "model_kwargs": SWIN, "image_size": None, "stages": "64x3s,96x3s"}
     settings |= {"encoder": {"table_window": 7}, "checkpoint_every_steps": 4, "keep_checkpoints": 3}
     whole = fastmim.pretrain(data=photos, out=tmp_path / "whole", **settings).run
-    module = load_checkpoint(whole / LAST)["module"]
+    module = load_checkpoint(whole / LAST).module
     kept = [value for name, value in module.items() if name.endswith(KEPT)]
     assert {len(table) for table in kept} == {13 * 13}
     assert not any(name.endswith(KEPT) for name in weights(whole))

@@ -7,7 +7,7 @@ import pytest
 import fastmim
 from conftest import TINY, same, weights
 from fastmim.errors import UsageError
-from fastmim.train.checkpoint import load_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint
 
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "test_convnext"])
@@ -24,7 +24,7 @@ def test_other_kernels_are_kept_by_a_resumed_run(photos, tmp_path, model):
     halves = tmp_path / "halves"
     shutil.copytree(whole, halves)
     shutil.copy(next((halves / "checkpoints").glob("step-*3.ckpt")), halves / "last.ckpt")
-    choices = load_checkpoint(halves / "last.ckpt")["choices"]["kernels"]
+    choices = load_checkpoint(halves / "last.ckpt").choices.kernels
     assert choices == kernels
     fastmim.pretrain(out=halves, resume=True, quiet=True)
     assert same(weights(whole), weights(halves))

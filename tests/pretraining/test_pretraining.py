@@ -19,7 +19,7 @@ from fastmim.errors import RunError, UsageError
 from fastmim.methods.base import Reconstruction
 from fastmim.methods.masked.input_masking import InputMasking
 from fastmim.pretraining import RUN_FILES
-from fastmim.train.checkpoint import load_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint
 
 # Runs whose micro-batches are the same for one process and for two.
 EVEN = {**TINY, "micro_batch": 4, "precision": "32-true"}
@@ -199,7 +199,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(photos, tmp_path, number,
     assert process.returncode == code, errors
     assert "--resume" in output
     assert "Traceback" not in errors
-    step = load_checkpoint(tmp_path / "run" / "last.ckpt")["progress"]["step"]
+    step = load_checkpoint(tmp_path / "run" / "last.ckpt").progress.step
     assert 2 <= step < 3000
     assert (tmp_path / "run" / "encoder.safetensors").exists()
 
@@ -265,9 +265,9 @@ def test_many_bad_steps_go_back_to_the_last_good_state_at_a_lower_rate(photos, t
     assert result.complete
     last = lines(tmp_path)[-1]
     assert last["rollbacks"] == 1
-    progress = load_checkpoint(tmp_path / "last.ckpt")["progress"]
-    assert progress["lr_scale"] == 0.5
-    assert progress["step"] == 10
+    progress = load_checkpoint(tmp_path / "last.ckpt").progress
+    assert progress.lr_scale == 0.5
+    assert progress.step == 10
 
 
 def test_a_run_that_never_recovers_fails_clearly(photos, tmp_path, monkeypatch):
@@ -276,7 +276,7 @@ def test_a_run_that_never_recovers_fails_clearly(photos, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"not finite after 2 returns .*optim.base_lr"):
         fastmim.pretrain(data=photos, out=tmp_path, steps=20, **settings)
     state = load_checkpoint(tmp_path / "last.ckpt")
-    assert all(torch.isfinite(value).all() for value in state["module"].values())
+    assert all(torch.isfinite(value).all() for value in state.module.values())
 
 
 @pytest.mark.parametrize("teacher", [{}, {"distill": {"teacher": "none", "model": "test_convnext"}}])
@@ -291,7 +291,7 @@ def test_two_processes_train_the_model_that_one_trains(photos, tmp_path, teacher
     )
     subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=240)
     assert {path.name for path in (tmp_path / "run").iterdir()} >= set(RUN_FILES)
-    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["world_size"] == 2
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt").world_size == 2
     assert lines(tmp_path / "run")[-1]["step"] == 4
     fastmim.pretrain(out=tmp_path / "one", **settings)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "run")

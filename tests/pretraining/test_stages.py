@@ -15,7 +15,8 @@ import fastmim
 from conftest import TINY, Killed, lines, same, weights
 from fastmim.errors import UsageError
 from fastmim.methods.masked.input_masking import InputMasking
-from fastmim.train.checkpoint import load_checkpoint
+from fastmim.pretraining.task import PretrainTask
+from fastmim.train.checkpoint_folder import load_checkpoint
 
 SWIN = {
     "model": "swin_tiny_patch4_window7_224",
@@ -55,7 +56,7 @@ def test_a_run_killed_in_any_stage_ends_like_one_that_was_not(grown, photos, tmp
         patch.setattr(InputMasking, "forward", breaks)
         with pytest.raises(Killed):
             fastmim.pretrain(data=photos, out=run, checkpoint_every_steps=3, **settings)
-    assert load_checkpoint(run / "last.ckpt")["leg"] == (1 if after < 8 else 2)
+    assert load_checkpoint(run / "last.ckpt").stage == (1 if after < 8 else 2)
     result = fastmim.pretrain(out=run, resume=True, quiet=True)
     assert result.complete
     assert same(weights(run), weights(finished))
@@ -68,14 +69,18 @@ def test_a_run_stopped_at_the_very_end_of_a_stage_goes_on_in_the_next(grown, pho
     settings, finished = grown
     run = tmp_path / "run"
 
-    def dies(self, config, leg):
-        raise Killed
+    enter = PretrainTask.enter
+
+    def dies(self, stage, say):
+        if stage.number:
+            raise Killed
+        return enter(self, stage, say)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastmim.pretraining.stage_data.Network.grown", dies)
+        patch.setattr(PretrainTask, "enter", dies)
         with pytest.raises(Killed):
             fastmim.pretrain(data=photos, out=run, **settings)
-    assert load_checkpoint(run / "last.ckpt")["progress"]["step"] == 4
+    assert load_checkpoint(run / "last.ckpt").progress.step == 4
     fastmim.pretrain(out=run, resume=True, quiet=True)
     assert same(weights(run), weights(finished))
 
@@ -116,7 +121,7 @@ def test_two_processes_grow_together(photos, tmp_path):
         f"    assert result.complete and result.steps == 11\n"
     )
     subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=240)
-    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["leg"] == 2
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt").stage == 2
 
 
 class Pyramid(nn.Module):

@@ -56,7 +56,7 @@ def stand_in(monkeypatch):
     """Fine-tuning that knows its result: best at base_lr 2e-3, layer_decay 0.75."""
     tried = []
 
-    def run(config, resume, quiet):
+    def run(config, start):
         tried.append((config.optim.base_lr, config.layer_decay))
         if stop_at and len(tried) == stop_at[0]:
             stop_at.clear()
@@ -119,7 +119,7 @@ def test_a_point_of_a_killed_process_is_tried_again(stand_in, tmp_path, monkeypa
 def test_a_stop_ends_the_sweep(monkeypatch, tmp_path):
     tried = []
 
-    def stopped(config, resume, quiet):
+    def stopped(config, start):
         tried.append(config)
         return FinetuneResult(None, False, 1, 0.0, 0.0, 15)
 
@@ -149,7 +149,7 @@ def work(arguments):
     out, number = arguments
     tried = []
 
-    def run(config, resume, quiet):
+    def run(config, start):
         tried.append((config.optim.base_lr, config.layer_decay))
         time.sleep(0.2)
         away = abs(config.optim.base_lr - 1e-3) + abs(config.layer_decay - 0.75)

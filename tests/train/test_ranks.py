@@ -9,7 +9,7 @@ import torch
 
 import fastmim
 from conftest import TINY, USUAL, lines, weights
-from fastmim.train.checkpoint import LAST, load_checkpoint
+from fastmim.train.checkpoint_folder import LAST, load_checkpoint
 
 SETTINGS = {**TINY, "micro_batch": 4, "precision": "32-true", "accelerator": "cpu", "log_every_steps": 5}
 RESNET = {**SETTINGS, "model": "resnet10t", "model_kwargs": {}, "image_size": 64}
@@ -40,7 +40,7 @@ def watched(self, micro_batches, lr):
     micro_batches = list(micro_batches)
     if rank == CASE["rank"] and number in CASE["nan"] and number not in spoilt:
         spoilt.append(number)
-        for arguments, _, _ in micro_batches:
+        for arguments, _ in micro_batches:
             arguments[0].fill_(torch.nan)
     if rank == CASE["rank"] and number == CASE["stop"]:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -130,7 +130,7 @@ def test_both_go_back_to_the_same_whoever_is_late(photos, tmp_path, two, late):
         {"back": 10, "scale": 0.5},
         {"back": 15, "scale": 0.25},  # steps 10 to 14 are good by then, and 15 to 19 are not
     ]
-    assert load_checkpoint(tmp_path / "run" / LAST)["progress"]["lr_scale"] == 0.25
+    assert load_checkpoint(tmp_path / "run" / LAST).progress.lr_scale == 0.25
 
 
 def test_a_signal_to_one_stops_both_and_they_go_on_as_if_nothing_had_been(photos, tmp_path, two):
@@ -158,5 +158,5 @@ def test_both_take_the_kernels_that_the_first_has_found(photos, tmp_path, two, m
     assert first[0] == {"settled": True}
     assert first[1:] == second
     assert len(second) == 5
-    kernels = load_checkpoint(tmp_path / "run" / LAST)["choices"]["kernels"]
+    kernels = load_checkpoint(tmp_path / "run" / LAST).choices.kernels
     assert kernels["attention"] in ("fused", "plain")

@@ -14,9 +14,9 @@ import torch
 import fastmim
 from conftest import TINY, lines, same, weights
 from fastmim.errors import RunError, UsageError
-from fastmim.train.checkpoint import LAST, older_checkpoints, read_checkpoint, save_checkpoint
-from fastmim.train.resuming import adopt, newest_checkpoint
-from fastmim.train.seal import Damaged, check_sealed, sealed_step
+from fastmim.train.checkpoint import read_state
+from fastmim.train.checkpoint_folder import LAST, adopt, newest_checkpoint, older_checkpoints, replace_last
+from fastmim.train.seal import Damaged, check_sealed, sealed_step, write_sealed
 
 
 def bits(value):
@@ -73,10 +73,10 @@ def parts_of(data: bytes, file: Path) -> dict[str, range]:
 def test_no_flipped_bit_changes_what_is_loaded(whole, tmp_path, form):
     file = tmp_path / LAST
     shutil.copy(whole / LAST, file)
-    truth = bits(read_checkpoint(file))
+    truth = bits(read_state(file))
     sealed = form == "sealed"
     if not sealed:
-        plain(read_checkpoint(whole / LAST), file)
+        plain(read_state(whole / LAST), file)
     data = bytearray(file.read_bytes())
     generator = np.random.default_rng(0)
     places = [int(place) for place in generator.integers(0, len(data), 250 if sealed else 60)]
@@ -94,13 +94,13 @@ def test_no_flipped_bit_changes_what_is_loaded(whole, tmp_path, form):
             damaged.seek(place)
             damaged.write(bytes([data[place] ^ bit]))
         try:
-            assert bits(read_checkpoint(file)) == truth, place
+            assert bits(read_state(file)) == truth, place
         except Damaged:
             refused += 1
         with open(file, "r+b") as damaged:
             damaged.seek(place)
             damaged.write(bytes([data[place]]))
-    assert bits(read_checkpoint(file)) == truth
+    assert bits(read_state(file)) == truth
     assert refused == len(places) if sealed else refused > len(places) / 2
 
 
@@ -119,17 +119,17 @@ def test_no_cut_checkpoint_is_loaded(whole, tmp_path):
     }:
         file.write_bytes(data[:length])
         with pytest.raises(Damaged, match="damaged"):
-            read_checkpoint(file)
+            read_state(file)
     file.write_bytes(data + b"\0")
     with pytest.raises(Damaged):
-        read_checkpoint(file)
+        read_state(file)
     file.write_bytes(data)
     check_sealed(file)
 
 
 def test_torch_alone_reads_a_sealed_checkpoint(whole):
     alone = torch.load(whole / LAST, weights_only=True)
-    assert bits(alone) == bits(read_checkpoint(whole / LAST))
+    assert bits(alone) == bits(read_state(whole / LAST))
     assert sealed_step(whole / LAST) == alone["progress"]["step"] == 6
 
 
@@ -142,7 +142,7 @@ def test_the_step_that_a_seal_names_is_checked(whole, tmp_path):
 
 def test_kept_checkpoints_are_files_of_their_own(whole):
     kept = [whole / LAST, *older_checkpoints(whole)]
-    assert [read_checkpoint(file)["progress"]["step"] for file in kept] == [6, 4, 2]
+    assert [read_state(file)["progress"]["step"] for file in kept] == [6, 4, 2]
     assert len({file.stat().st_ino for file in kept}) == 3
 
 
@@ -192,7 +192,7 @@ DAMAGE = {
 def test_a_run_goes_on_from_its_newest_sound_checkpoint(whole, run, kind, capsys):
     damage, reason = DAMAGE[kind]
     damage(run / LAST)
-    before = [read_checkpoint(file)["progress"]["step"] for file in older_checkpoints(run)]
+    before = [read_state(file)["progress"]["step"] for file in older_checkpoints(run)]
     assert before == [4, 2]  # damage to the last one is none to these
     assert fastmim.pretrain(out=run, resume=True, quiet=False).complete
     told = capsys.readouterr().out
@@ -214,7 +214,7 @@ def test_a_damaged_older_one_is_passed_over(run):
     (run / LAST).unlink()
     flip(older_checkpoints(run)[0])
     found = newest_checkpoint(run)
-    assert found.state["progress"]["step"] == 2
+    assert found.checkpoint.progress.step == 2
     assert "last.ckpt is missing" in found.note
     assert "step-000000004.ckpt is damaged" in found.note
     adopt(run, found)
@@ -241,9 +241,9 @@ PLACES = {
         {"progress": {"step": 10**9}},
         "stands at step 1000000000 in stage 1, which has",
     ),
-    "leg 99": ({"leg": 99}, "stands in stage 100, but the run has 1"),
+    "stage 99": ({"stage": 99}, "stands in stage 100, but the run has 1"),
     "step -1": ({"progress": {"step": -1}}, "progress.step"),
-    "leg -1": ({"leg": -1}, "leg"),
+    "stage -1": ({"stage": -1}, "stage"),
     "step of text": ({"progress": {"step": "6"}}, "progress.step"),
     "step of a float": ({"progress": {"step": 2.5}}, "progress.step"),
     "step of a bool": ({"progress": {"step": True}}, "progress.step"),
@@ -264,7 +264,7 @@ def test_a_place_that_cannot_be_is_one_line(run, kind):
     for key, value in change.items():
         nested = isinstance(value, dict) and value and isinstance(state[key], dict)
         state[key] = state[key] | value if nested else value
-    save_checkpoint(run, state, 6, keep=1)  # sealed, and sound but for that
+    replace_last(run, lambda file: write_sealed(state, 6, file), keep=1)  # sealed, and sound but for that
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(RunError) as error:
         fastmim.pretrain(out=run, resume=True, quiet=True)
@@ -302,7 +302,7 @@ def mixed_up(state):
 def test_weights_that_are_not_the_runs_are_one_line(run, change):
     state = torch.load(run / LAST, weights_only=True)
     change(state)
-    save_checkpoint(run, state, 6, keep=1)
+    replace_last(run, lambda file: write_sealed(state, 6, file), keep=1)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     with pytest.raises(RunError) as error:
         fastmim.pretrain(out=run, resume=True, quiet=True)
@@ -324,8 +324,11 @@ def test_metrics_of_anything_cost_no_run(whole, run, content):
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on(whole, run, capsys):
-    state = read_checkpoint(older_checkpoints(run)[0])
+    state = read_state(older_checkpoints(run)[0])
     shutil.rmtree(run / "checkpoints")
+    del state["version"]  # of the first form, which had its digests beside the rest
+    state |= state.pop("identity")
+    state["leg"] = state.pop("stage")
     state["choices"].pop("kernels")  # the first ones named none
     state["optimizer"]["param_groups"] = [dict(group) for group in state["optimizer"]["param_groups"]]
     (run / LAST).unlink()
@@ -348,3 +351,11 @@ def test_a_mistyped_folder_is_no_new_run(whole, tmp_path, begun):
         assert str(error.value).startswith(f"out: there is no run in {name} to go on with, but in {run}; ")
         assert "--resume-or-begin" in str(error.value)
         assert not name.exists() or not any(name.iterdir())
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused_in_a_line(run):
+    state = torch.load(run / LAST, weights_only=True)
+    shutil.rmtree(run / "checkpoints")
+    replace_last(run, lambda file: write_sealed(state | {"version": 99}, 6, file), keep=1)
+    with pytest.raises(RunError, match=r"last\.ckpt is of a newer version of fastmim \(form 99"):
+        fastmim.pretrain(out=run, resume=True, quiet=True)

@@ -16,7 +16,7 @@ from conftest import TINY
 from fastmim.cli.entry import main
 from fastmim.errors import Interrupted
 from fastmim.methods.masked.input_masking import InputMasking
-from fastmim.train.checkpoint import LAST, load_checkpoint
+from fastmim.train.checkpoint_folder import LAST, load_checkpoint
 from fastmim.train.signals import STOPPING, StopRequest, interruptible
 
 NAMES = [signal.Signals(number).name for number in STOPPING]
@@ -122,11 +122,11 @@ def test_a_run_stops_after_its_step_and_goes_on(photos, tmp_path, monkeypatch, n
     run = tmp_path / "run"
     result = fastmim.pretrain(data=photos, out=run, steps=8, **TINY | {"quiet": False})
     assert (result.complete, result.steps, result.stopped_by) == (False, 5, number)
-    assert load_checkpoint(run / LAST)["progress"]["step"] == 5
+    assert load_checkpoint(run / LAST).progress.step == 5
     told = next(line for line in capsys.readouterr().out.splitlines() if "--resume" in line)
     command = told.split("go on with ")[1]
     assert main(["pretrain", *command.split()]) == 0
-    assert load_checkpoint(run / LAST)["progress"]["step"] == 8
+    assert load_checkpoint(run / LAST).progress.step == 8
 
 
 def test_a_second_signal_within_the_step_ends_a_run_at_its_last_checkpoint(photos, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_second_signal_within_the_step_ends_a_run_at_its_last_checkpoint(photo
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         fastmim.pretrain(data=photos, out=run, steps=8, checkpoint_every_steps=3, **TINY)
-    assert load_checkpoint(run / LAST)["progress"]["step"] == 3
+    assert load_checkpoint(run / LAST).progress.step == 3
     assert not list(run.rglob("*.part"))
     assert fastmim.pretrain(out=run, resume=True, quiet=True).complete
 

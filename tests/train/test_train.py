@@ -9,8 +9,10 @@ from torch import nn
 from fastmim.data.loading.train_loader import Share
 from fastmim.errors import RunError, why
 from fastmim.system.files import write_atomically
-from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint
+from fastmim.train.checkpoint import Checkpoint, Choices, OptimizerState, Progress
+from fastmim.train.checkpoint_folder import LAST, load_checkpoint, save_checkpoint
 from fastmim.train.device import choose_micro_batch, saved_bytes
+from fastmim.train.kernels import Kernels
 from fastmim.train.logs import MetricsFile
 from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, scaled_lr
 from fastmim.train.sampler import Stream
@@ -127,13 +129,27 @@ def test_clipping_bounds_the_gradient_and_reports_its_length():
     assert float(seen[0]) == pytest.approx(0.5, rel=1e-4)
 
 
+def checkpoint_at(step):
+    """A run without weights, at a step."""
+    return Checkpoint(
+        module={},
+        optimizer=OptimizerState({}, []),
+        progress=Progress(step),
+        stage=0,
+        metrics_bytes=0,
+        choices=Choices("32-true", 4, Kernels()),
+        identity={"data_digest": "abc"},
+        world_size=1,
+    )
+
+
 def test_checkpoints_are_kept_to_the_number_asked_for(tmp_path):
     for step in range(5):
-        save_checkpoint(tmp_path, {"step": step, "weights": torch.ones(3) * step}, step, keep=3)
-    assert load_checkpoint(tmp_path / LAST)["step"] == 4
+        save_checkpoint(tmp_path, checkpoint_at(step), keep=3)
+    assert load_checkpoint(tmp_path / LAST) == checkpoint_at(4)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-000000002.ckpt", "step-000000003.ckpt"]  # and last.ckpt, of step 4
-    assert load_checkpoint(tmp_path / "checkpoints" / kept[0])["step"] == 2
+    assert load_checkpoint(tmp_path / "checkpoints" / kept[0]).progress.step == 2
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -152,7 +168,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path):
     for step in (1, 2):
-        save_checkpoint(tmp_path, {"step": step}, step, keep=2)
+        save_checkpoint(tmp_path, checkpoint_at(step), keep=2)
     (tmp_path / LAST).write_bytes(b"rubbish")
     with pytest.raises(RunError, match=r"last\.ckpt is damaged.*step-000000001\.ckpt"):
         load_checkpoint(tmp_path / LAST)

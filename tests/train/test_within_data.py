@@ -14,7 +14,7 @@ from fastmim.data.labelled import open_labelled
 from fastmim.data.sources.base import fingerprint, notes_of
 from fastmim.data.sources.open import open_images
 from fastmim.methods.masked.input_masking import InputMasking
-from fastmim.train.checkpoint import LAST, load_checkpoint
+from fastmim.train.checkpoint_folder import LAST, load_checkpoint
 
 COUNT = 24
 
@@ -64,7 +64,7 @@ def test_a_stopped_run_goes_on_by_the_command_that_it_prints(here, monkeypatch, 
     assert (result.steps, result.stopped_by) == (3, signal.SIGINT)
     told = next(line for line in capsys.readouterr().out.splitlines() if "--resume" in line)
     assert main(["pretrain", *told.split("go on with ")[1].split()]) == 0
-    assert load_checkpoint(Path(out, LAST))["progress"]["step"] == 6
+    assert load_checkpoint(Path(out, LAST)).progress.step == 6
     assert Path(out, "samples.png").is_file()
     assert fingerprint(open_images(data)) == before
     assert f"{COUNT - 3} images to train on" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """What runs are told: one dataclass a verb, and how settings are read, merged and written."""
 
+from fastmim.config.engine import run_settings
 from fastmim.config.finetune import FinetuneConfig
 from fastmim.config.pretrain import PretrainConfig, resolved
 from fastmim.config.resume import ALWAYS_FREE, check_resumed, config_text, resume_flags
@@ -21,5 +22,6 @@ __all__ = [
     "read_yaml",
     "resolved",
     "resume_flags",
+    "run_settings",
     "to_yaml",
 ]

@@ -1,9 +1,9 @@
 """A resumed run goes on as it began: what it may change, and what it says where it would not."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fastmim._version import __version__
 from fastmim.config.run import RunConfig
@@ -29,11 +29,24 @@ ALWAYS_FREE = frozenset(
     }
 )
 
+FAULTS = {
+    "data_digest": ("data", "no longer holds the images"),
+    "encoder_digest": ("encoder", "no longer holds the weights"),
+    "teacher_digest": ("distill.teacher", "no longer holds the weights"),
+}
+"""Of each digest of a run's identity: the setting that leads to it, and how it may fail."""
+
 
 def check_resumed(
-    run: Path, config: RunConfig, free: frozenset[str], state: dict[str, Any], facts: dict[str, Any]
+    config: RunConfig, free: frozenset[str], before: Mapping[str, str], now: Mapping[str, str]
 ) -> None:
-    """Raise UsageError unless the run would go on as it began."""
+    """Raise UsageError unless the run in ``config.out`` would go on as it began.
+
+    Args:
+        free: settings that may change.
+        before, now: the run's identity when it began, and as it would be resumed.
+    """
+    run = Path(config.out)
     stored = build(type(config), read_yaml(run / CONFIG), f"{run / CONFIG}: ")
     changed = differences(stored, config)
     # Arguments of the model follow from other settings, which are what a person gave.
@@ -44,10 +57,11 @@ def check_resumed(
                 f"{name} = {new} differs from the {old} that the run in {run} began with; "
                 "leave it out to resume, or start a new run"
             )
-    if state["data_digest"] != facts["data_digest"]:
-        raise UsageError(f"data: {config.data} no longer holds the images that the run in {run} began with")
-    if state.get("teacher_digest") != facts.get("teacher_digest"):
-        raise UsageError(f"distill.teacher: these are not the weights that the run in {run} began with")
+    for name in before.keys() | now.keys():
+        if before.get(name) != now.get(name):
+            setting, fault = FAULTS[name]
+            given = flat(asdict(config))[setting]
+            raise UsageError(f"{setting}: {given} {fault} that the run in {run} began with")
 
 
 def resume_flags(config: RunConfig) -> str:

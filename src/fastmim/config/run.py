@@ -11,7 +11,6 @@ from fastmim.errors import UsageError
 from fastmim.mim.grids import Size
 from fastmim.train.device import Precision
 from fastmim.train.kernels import KernelConfig
-from fastmim.train.loop import LoopConfig
 
 MOST_SIDE = 1 << 12  # pixels of a model's input
 
@@ -105,17 +104,6 @@ class RunConfig:
         self._check_batch(self.batch_size)
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UsageError(f"epochs = {self.epochs} must be above 0 and finite")
-
-    @property
-    def loop(self) -> LoopConfig:
-        """What the loop does when."""
-        return LoopConfig(
-            seed=self.seed,
-            log_every_steps=self.log_every_steps,
-            checkpoint_every_steps=self.checkpoint_every_steps,
-            checkpoint_every_minutes=self.checkpoint_every_minutes,
-            keep_checkpoints=self.keep_checkpoints,
-        )
 
     def _check_batch(self, batch_size: int) -> None:
         count = self.devices * self.num_nodes

@@ -1,33 +1,30 @@
-"""What is settled before the first step: the network, the channels' statistics, and what is the same."""
+"""Build the model, check it at the image size of every stage, and resolve the configuration by it."""
 
+import contextlib
 import copy
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
-from fastmim.config import ALWAYS_FREE, PretrainConfig
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.config import ALWAYS_FREE, PretrainConfig, resolved
 from fastmim.encoders.batch_size import check_batch
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
-from fastmim.methods.frozen_teacher import Teacher
 from fastmim.methods.registry import METHODS
 from fastmim.mim.decoders import checkpoint_blocks
 from fastmim.mim.grids import Size
 from fastmim.mim.targets import compiled_target
-from fastmim.pretraining.teacher import load_teaching
+from fastmim.pretraining.teacher import Teaching, load_teaching
 from fastmim.pretraining.teacher_features import make_folder
-from fastmim.train.device import fit_micro_batch
 from fastmim.train.kernels import KernelConfig, Kernels, apply, checkpoint_activations
 from fastmim.train.optim import use_kernel
-from fastmim.train.stages import Leg, Stage
+from fastmim.train.stages import Stage
 
 # Of a teacher, the weights decide, not where they lie or who says what they are of.
 FREE_ON_RESUME = ALWAYS_FREE | {
@@ -56,26 +53,82 @@ def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Met
     return kind.build(encoder, config)
 
 
-def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
-    """Raise UsageError unless the model works, at the size of every stage, and so does its teacher."""
-    method = build_method(config, module if module is None or not config.stages else copy.deepcopy(module))
+@dataclass(frozen=True)
+class Network:
+    """Everything that learns, and the teacher where there is one."""
+
+    method: Method
+    teaching: Teaching | None
+    module: Method | Distilled
+    """What trains: the method, or the method with the teacher's part of the loss."""
+
+    def with_teacher_at(self, config: PretrainConfig, image_size: Size) -> "Network":
+        """The same with the teacher at another size of the run's images; the module stays."""
+        if self.teaching is None:
+            return self
+        return replace(self, teaching=load_teaching(config, self.method, image_size))
+
+
+def build_network(config: PretrainConfig, method: Method) -> Network:
+    """Add the teacher that ``config`` names to a method that was just built.
+
+    Projections are drawn from torch's generator, after the method's weights.
+    """
+    teaching = load_teaching(config, method, method.image_size)
+    if teaching is None:
+        return Network(method, None, method)
+    return Network(method, teaching, teaching.learner(method, config.distill))
+
+
+def resolve(config: PretrainConfig, network: Network) -> PretrainConfig:
+    """``config`` with all that follows from the model and the data written out."""
+    method = network.method
+    encoder = method.encoder
+    config = resolved(
+        config, encoder.stride, method.target.cell, encoder.full_kwargs, *config.crop.statistics
+    )
+    if network.teaching is not None:
+        layers = tuple(map(str, network.teaching.pairs))
+        config = replace(config, distill=replace(config.distill, layers=layers))
+    return config
+
+
+def check_stages(config: PretrainConfig, method: Method) -> None:
+    """Raise UsageError unless the method works at the size of every stage; draws no random numbers."""
     if config.activation_checkpointing and not method.recomputes:
         raise UsageError(f"activation_checkpointing: method = {config.method} cannot; leave it out")
-    if config.activation_checkpointing:
-        checkpoint_activations(copy.deepcopy(method.encoder.model), config.model)
-    if config.distill.teacher:
-        _check_teacher(config, method)
+    with torch.random.fork_rng(devices=[]):
+        if config.activation_checkpointing:
+            checkpoint_activations(copy.deepcopy(method.encoder.model), config.model)
         if config.distill.cache is not None:
             make_folder(Path(config.distill.cache).expanduser())
-    _check_batch(config, method, config.course[0])
-    for stage in config.course[1:]:
-        try:
-            method.set_image_size(stage.size)
-            _check_batch(config, method, stage)
-            if config.distill.teacher and config.distill.size is None:
-                _check_teacher(config, method)
-        except UsageError as error:
-            raise UsageError(f"stages: {stage}: {error}") from error
+        _check_batch(config, method, config.course[0])
+        grown = copy.deepcopy(method) if len(config.course) > 1 else method
+        for stage in config.course[1:]:
+            with _stage_named(stage):
+                grown.set_image_size(stage.size)
+                _check_batch(config, grown, stage)
+
+
+def check_teacher(config: PretrainConfig, network: Network) -> None:
+    """Raise UsageError unless the teacher takes the images of every stage; draws no random numbers."""
+    if network.teaching is None or config.distill.size is not None:
+        return
+    with torch.random.fork_rng(devices=[]):
+        method = copy.deepcopy(network.method) if len(config.course) > 1 else network.method
+        for stage in config.course[1:]:
+            with _stage_named(stage):
+                method.set_image_size(stage.size)
+                load_teaching(config, method, stage.size)
+
+
+@contextlib.contextmanager
+def _stage_named(stage: Stage) -> Iterator[None]:
+    """Name the stage in a UsageError that is raised within the block."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"stages: {stage}: {error}") from error
 
 
 def _check_batch(config: PretrainConfig, method: Method, stage: Stage) -> None:
@@ -86,7 +139,7 @@ def _check_batch(config: PretrainConfig, method: Method, stage: Stage) -> None:
 
 
 def kernel_config(config: PretrainConfig) -> KernelConfig:
-    """What is open about kernels. The trial knows no teacher: beside one, no compiling unasked."""
+    """The kernels' settings. The trial knows no teacher: with one, nothing is compiled unless asked for."""
     if config.distill.teacher and config.kernels.compile == "auto":
         return replace(config.kernels, compile="none")
     return config.kernels
@@ -108,7 +161,7 @@ def kernel_facts(config: PretrainConfig, method: Method, image_size: Size) -> di
 def use_kernels(
     config: PretrainConfig, method: Method, optimizer: torch.optim.AdamW, kernels: Kernels
 ) -> None:
-    """Have the steps computed so."""
+    """Compute the method's and the optimiser's steps with the chosen kernels."""
     apply(method, kernels)
     use_kernel(optimizer, kernels.optimizer)
     if config.activation_checkpointing:
@@ -116,29 +169,3 @@ def use_kernels(
         checkpoint_blocks(method)
     if kernels.compile == "target":
         method.target = compiled_target(method.target)
-
-
-def _check_teacher(config: PretrainConfig, method: Method) -> None:
-    if config.crop.mean is None:  # not measured yet, and of no account here
-        chans = config.in_chans
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if chans == 3 else ((0.0,) * chans, (1.0,) * chans)
-        config = replace(config, crop=replace(config.crop, mean=mean, std=std))
-    teaching = load_teaching(config, method, method.image_size)
-    assert teaching is not None
-    with torch.random.fork_rng(devices=[]):
-        teaching.learner(method, config.distill)
-
-
-def fitting_micro_batch(
-    fabric: Fabric,
-    learner: Method | Distilled,
-    teacher: Teacher | None,
-    leg: Leg,
-    images: torch.Tensor,
-    mask: torch.Tensor,
-) -> int:
-    """As many images as fit, judged by what two of them make autograd keep."""
-    count = min(2, len(images))
-    lessons = teacher.blank(count) if teacher is not None else []
-    forward = partial(learner, images[:count], mask[:count], *lessons)
-    return fit_micro_batch(fabric, learner, forward, count, leg.batch_size)

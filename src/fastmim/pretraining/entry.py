@@ -6,20 +6,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning_fabric import Fabric
 from torch import nn
 
-from fastmim.config import PretrainConfig, merge
+from fastmim.config import PretrainConfig, merge, run_settings
 from fastmim.data.loading.channel_stats import channel_statistics
+from fastmim.data.sources.base import ImageSource
 from fastmim.data.sources.open import open_images
 from fastmim.encoders.build import name_of
 from fastmim.errors import UsageError
-from fastmim.pretraining.build import check_stages
-from fastmim.pretraining.task import RunResult, run_on
+from fastmim.pretraining.build import (
+    Network,
+    build_method,
+    build_network,
+    check_stages,
+    check_teacher,
+    kernel_config,
+    resolve,
+)
+from fastmim.pretraining.task import PretrainTask, RunResult
 from fastmim.pretraining.teacher import with_factory
 from fastmim.recipes import base_config
-from fastmim.train.distributed import run_everywhere, teller
-from fastmim.train.resuming import newest_checkpoint
-from fastmim.train.run_dir import Resume, goes_on
+from fastmim.train.checkpoint_folder import newest_checkpoint
+from fastmim.train.distributed import run_everywhere, starts_processes, teller
+from fastmim.train.run import train
+from fastmim.train.run_dir import NEW_RUN, Resume, StartMode, goes_on
 
 
 def pretrain(
@@ -71,18 +83,18 @@ def pretrain(
     base = base_config(
         PretrainConfig, config, recipe, resumed, settings.get("method"), given, trust_code=trust_code
     )
-    return run_pretraining(merge(base, given), resume, overwrite, quiet, module, trust_code)
+    return run_pretraining(merge(base, given), StartMode(resume, overwrite, quiet), module, trust_code)
 
 
 def run_pretraining(
     config: PretrainConfig,
-    resume: Resume = False,
-    overwrite: bool = False,
-    quiet: bool = False,
+    start: StartMode = NEW_RUN,
     module: nn.Module | None = None,
     trust_code: bool = False,
 ) -> RunResult:
     """Run a configuration, on one device in this process or on several in processes of their own.
+
+    Everything is read, measured, built and checked here, once, before anything is written.
 
     Args:
         config: the models that it names may be imported: whoever read it from a file has asked.
@@ -90,7 +102,7 @@ def run_pretraining(
         trust_code: the factory that the teacher's file names may be imported, too.
     """
     run = Path(config.out).expanduser()
-    resumes = bool(config.out) and goes_on(run, resume)
+    resumes = bool(config.out) and goes_on(run, start.resume)
     if not config.data:
         raise UsageError("data is missing: give a folder of images, or demo:photos to try it")
     if not config.out:
@@ -98,25 +110,44 @@ def run_pretraining(
     config = replace(config, out=str(run))
     if trust_code:
         config = replace(config, distill=with_factory(config.distill))
-    say = teller(quiet)
+    say = teller(start.quiet)
     say(f"{config.data}: looking for images")
     source = open_images(config.data, config.columns, config.out)
-    if not resumes:  # what does not work is told before anything is written
+
+    if not resumes:
         say(f"{config.model}: trying it at every size that the run has")
-        check_stages(config, module)
-    mean, std = channel_statistics(
-        config.crop, source, config.in_chans, config.size, config.seed, config.max_pixels, say
-    )
+    method = build_method(config, module)
+    if not resumes:
+        check_stages(config, method)
+    with torch.random.fork_rng(devices=[]):
+        mean, std = channel_statistics(
+            config.crop, source, config.in_chans, config.size, config.seed, config.max_pixels, say
+        )
     config = replace(config, crop=replace(config.crop, mean=mean, std=std))
-    checkpoint = newest_checkpoint(run) if resumes else None
-    precision = checkpoint.state["choices"]["precision"] if checkpoint else config.precision
-    start = partial(
-        run_on,
-        source=source,
-        config=config,
-        resume=resume,
-        overwrite=overwrite,
-        quiet=quiet,
-        module=module,
+    network = build_network(config, method)
+    if not resumes:
+        check_teacher(config, network)
+    config = resolve(config, network)
+
+    point = newest_checkpoint(run) if resumes else None
+    precision = point.checkpoint.choices.precision if point else config.precision
+    spawned = starts_processes(config.devices, config.num_nodes)  # each of which builds its own
+    worker = partial(
+        run_on, source=source, config=config, start=start, module=module, network=None if spawned else network
     )
-    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)
+    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, worker)
+
+
+def run_on(
+    fabric: Fabric,
+    source: ImageSource,
+    config: PretrainConfig,
+    start: StartMode,
+    module: nn.Module | None,
+    network: Network | None,
+) -> RunResult:
+    """A run on the devices of ``fabric``; every process of a run calls this."""
+    if network is None:
+        network = build_network(config, build_method(config, module))
+    task = PretrainTask(fabric, source, config, network)
+    return task.result(train(task, fabric, run_settings("pretrain", config, start, kernel_config(config))))

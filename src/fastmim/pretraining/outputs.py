@@ -1,24 +1,25 @@
-"""What a run says of itself when it starts, and what it leaves when it ends."""
+"""Lines about a pre-training run when it starts, and the files that it writes when it ends."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from fastmim.config import PretrainConfig, resume_flags
+from fastmim.config import PretrainConfig
+from fastmim.data.loading.train_loader import Feeder
 from fastmim.data.loading.unreadable import SKIPPED
 from fastmim.encoders.kept_tables import with_own_tables
 from fastmim.encoders.registry import weights_tag
 from fastmim.methods.base import Method
 from fastmim.mim.grids import Size
+from fastmim.pretraining.build import Network
+from fastmim.pretraining.evaluation import HeldOut
 from fastmim.pretraining.report import Outcome, write_report
-from fastmim.pretraining.stage_data import Material, Network
+from fastmim.train.checkpoint import Choices
 from fastmim.train.distributed import hardware
-from fastmim.train.kernels import COMPILES, Kernels
-from fastmim.train.logs import Display
 from fastmim.train.optim import scaled_lr
 from fastmim.train.run_dir import REPORT
 from fastmim.train.stages import Leg, Plan
@@ -26,12 +27,10 @@ from fastmim.weights.batchnorm import batch_norms, recalibrated
 from fastmim.weights.encoder_file import WEIGHTS, describe_encoder, save_encoder
 
 
-def summary(config: PretrainConfig, network: Network, plan: Plan, leg: Leg, held_out: int) -> Iterator[str]:
-    """What learns and from what, in a few lines, at the start of a run."""
-    if leg.number:
-        return
+def summary(config: PretrainConfig, network: Network, plan: Plan, held_out: int) -> Iterator[str]:
+    """Lines about the model, its teacher and the data, for the start of a run."""
     method, teaching = network.method, network.teaching
-    height, width = leg.image_size
+    height, width = method.image_size
     h, w = _grid(method)
     parameters = sum(p.numel() for p in method.encoder.parameters()) / 1e6
     yield (
@@ -54,16 +53,15 @@ def summary(config: PretrainConfig, network: Network, plan: Plan, leg: Leg, held
     yield f"{config.data}: {plan.images} images to train on, {held_out} held out"
 
 
-def way(
-    fabric: Fabric, config: PretrainConfig, network: Network, plan: Plan, leg: Leg, choices: dict[str, Any]
+def kernels_line(
+    fabric: Fabric, config: PretrainConfig, method: Method, plan: Plan, leg: Leg, choices: Choices
 ) -> Iterator[str]:
-    """How a leg's steps are computed, in a line or two."""
+    """A line or two about how a stage's steps are computed."""
     height, width = leg.image_size
-    h, w = _grid(network.method)
-    kernels = Kernels(**choices["kernels"])
+    h, w = _grid(method)
     batch = (
-        f"batch {leg.batch_size} as {fabric.world_size} x {choices['micro_batch']} "
-        f"on {fabric.device.type} in {choices['precision']}, {kernels}"
+        f"batch {leg.batch_size} as {fabric.world_size} x {choices.micro_batch} "
+        f"on {fabric.device.type} in {choices.precision}, {choices.kernels}"
     )
     lr = scaled_lr(config.optim.base_lr, leg.batch_size)
     if leg.number:
@@ -72,8 +70,6 @@ def way(
         yield f"{batch}; peak lr {lr:.3g}, {plan.total_steps} steps"
     if len(plan.legs) > 1 and not leg.number:
         yield f"{_stage(plan, leg)}: {leg.last_step} steps at {height}x{width} pixels"
-    if kernels.compile != "none":
-        yield COMPILES
 
 
 def _grid(method: Method) -> Size:
@@ -85,18 +81,26 @@ def _stage(plan: Plan, leg: Leg) -> str:
     return f"stage {leg.number + 1} of {len(plan.legs)}"
 
 
-def leave(
+class Trained(NamedTuple):
+    """What a run has trained, and with what, in its last stage."""
+
+    network: Network
+    loader: Feeder
+    stage: Leg
+    held_out: HeldOut
+
+
+def write_outputs(
     fabric: Fabric,
-    run: Path,
     config: PretrainConfig,
-    network: Network,
-    material: Material,
+    trained: Trained,
     outcome: Outcome,
     complete: bool,
-    display: Display,
+    say: Callable[[str], None],
 ) -> None:
-    """Write the encoder, the sheet and the page, and say how it went."""
-    encoder, teaching = network.method.encoder, network.teaching
+    """Write the encoder, the sheet of samples and the report; say how the run went."""
+    run = Path(config.out)
+    encoder, teaching = trained.network.method.encoder, trained.network.teaching
     origin = describe_encoder(encoder, *config.crop.statistics, config.method, config.target.name)
     origin["trained_on"] = hardware(fabric)
     if teaching is not None:
@@ -104,30 +108,25 @@ def leave(
         origin["teacher"] = {"model": teacher.encoder.model_name, "digest": teacher.digest}
     model = encoder.model
     if complete and config.bn_recalibrate and batch_norms(model):
-        model, count, shift = recalibrated(encoder, _unmasked(material, encoder.image_size), config.bn_images)
-        display.say(
+        model, count, shift = recalibrated(encoder, _unmasked(trained, encoder.image_size), config.bn_images)
+        say(
             f"batch norms re-estimated on {count} unmasked images: "
             f"running means moved by {shift:.2f} standard deviations on average"
         )
     elif complete and config.bn_recalibrate:
-        display.say(f"bn_recalibrate: {config.model} has no batch norm, so there is nothing to re-estimate")
+        say(f"bn_recalibrate: {config.model} has no batch norm, so there is nothing to re-estimate")
     save_encoder(run, with_own_tables(model), origin)
-    write_report(run, config, material.held_out, outcome)
+    write_report(run, config, trained.held_out, outcome)
     if outcome.skipped_images:
-        display.say(f"{outcome.skipped_images} unreadable images were skipped: {run / SKIPPED} lists them")
-    if not complete:
-        display.say(
-            f"stopped at step {outcome.steps} of {outcome.total_steps}; "
-            f"a checkpoint is written: go on with {resume_flags(config)}"
-        )
-    display.say(f"{run / WEIGHTS}: the encoder; {run / REPORT}: the report")
-    display.say(outcome.verdict)
+        say(f"{outcome.skipped_images} unreadable images were skipped: {run / SKIPPED} lists them")
+    say(f"{run / WEIGHTS}: the encoder; {run / REPORT}: the report")
+    say(outcome.verdict)
 
 
-def _unmasked(material: Material, size: Size) -> Iterator[Tensor]:
-    """Training crops at the encoder's size, from the beginning of the leg again and again."""
+def _unmasked(trained: Trained, size: Size) -> Iterator[Tensor]:
+    """Training crops at the encoder's size, from the beginning of the stage again and again."""
     while True:
-        for micro_batches in material.feeder(material.leg.first_step):
-            for (images, _), _, _ in micro_batches:
+        for micro_batches in trained.loader(trained.stage.first_step):
+            for (images, _), _ in micro_batches:
                 same = images.shape[2:] == size  # UM-MAE's encoder sees half of an image's sides
                 yield images if same else F.interpolate(images, size, mode="bilinear", antialias=True)

@@ -1,46 +1,43 @@
-"""One run, from the first step to the report: read `learn` from top to bottom."""
+"""Pre-training as a task of the engine."""
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from fastmim._version import __version__
-from fastmim.config import PretrainConfig, check_resumed, config_text, resolved
-from fastmim.data.loading.train_loader import split_images
+from fastmim.config import PretrainConfig, check_resumed
+from fastmim.data.loading.dataset import Crops, to_images
+from fastmim.data.loading.train_loader import Feeder, Share, held_out_crops, split_images
 from fastmim.data.loading.unreadable import SKIPPED, SkipList
 from fastmim.data.parts import splits_note
+from fastmim.data.seeds import HELD_OUT_SEED, MASK_SEED, seeded_generator
 from fastmim.data.sources.base import ImageSource, fingerprint, notes_of
-from fastmim.methods.base import Method
+from fastmim.encoders.batch_size import has_batch_norm
 from fastmim.methods.distillation import Distilled
-from fastmim.pretraining.build import FREE_ON_RESUME, build_method
-from fastmim.pretraining.outputs import leave, summary, way
+from fastmim.pretraining.build import FREE_ON_RESUME, Network, kernel_facts, use_kernels
+from fastmim.pretraining.evaluation import HeldOut
+from fastmim.pretraining.outputs import Trained, kernels_line, summary, write_outputs
 from fastmim.pretraining.report import Outcome
-from fastmim.pretraining.stage_data import Given, Network, prepare
-from fastmim.pretraining.teacher import load_teaching
 from fastmim.pretraining.teacher_features import lessons_of, measure_both, taught
-from fastmim.train.checkpoint import LAST
-from fastmim.train.distributed import precision_of, quiet_warnings
-from fastmim.train.kernels import check_kernels, own_threads
-from fastmim.train.logs import METRICS
-from fastmim.train.loop import Feed, Loop, Progress
-from fastmim.train.optim import build_adamw
-from fastmim.train.resuming import Checkpoint, leg_of
-from fastmim.train.run_dir import CONFIG, REPORT, SAMPLES, Resume, written
-from fastmim.train.schedules import build_schedule
-from fastmim.train.session import opened
-from fastmim.train.stages import build_plan
+from fastmim.system.hardware import loader_workers
+from fastmim.train.autotune import StepToTune
+from fastmim.train.checkpoint import Checkpoint, Choices
+from fastmim.train.optim import build_adamw, carry_state
+from fastmim.train.run import FILES
+from fastmim.train.run_dir import REPORT, SAMPLES
+from fastmim.train.sampler import Stream
+from fastmim.train.stages import Leg, build_plan
+from fastmim.train.task import Ended, StageData, StageSetup
 from fastmim.weights.encoder_file import ORIGIN, WEIGHTS
 
-Evaluate = Callable[[], dict[str, float]]
-
-RUN_FILES = (CONFIG, METRICS, LAST, WEIGHTS, ORIGIN, REPORT, SAMPLES, SKIPPED)
+OUTPUTS = (WEIGHTS, ORIGIN, REPORT, SAMPLES, SKIPPED)
+RUN_FILES = (*FILES, *OUTPUTS)
 
 
 class RunResult(NamedTuple):
@@ -56,146 +53,179 @@ class RunResult(NamedTuple):
     """Number of the signal that ended it before its time."""
 
 
-def run_on(
-    fabric: Fabric,
-    source: ImageSource,
-    config: PretrainConfig,
-    resume: Resume,
-    overwrite: bool,
-    quiet: bool,
-    module: nn.Module | None = None,
-) -> RunResult:
-    """A run on the devices of ``fabric``; every process of a run calls this."""
-    check_kernels(config.kernels, fabric.device)
-    with own_threads(), written(fabric, Path(config.out), RUN_FILES, resume, overwrite) as checkpoint:
-        return learn(fabric, source, config, checkpoint, quiet, module)
+class PretrainTask:
+    """Trains a method on unlabelled images, with a teacher where the run has one.
 
+    Args:
+        config: resolved by ``network``.
+        network: as it was built, at the first stage's image size.
+    """
 
-def learn(
-    fabric: Fabric,
-    source: ImageSource,
-    config: PretrainConfig,
-    checkpoint: Checkpoint | None,
-    quiet: bool,
-    module: nn.Module | None,
-) -> RunResult:
-    """All of a run in its folder, from ``checkpoint`` on where there is one."""
-    run = Path(config.out)
-    state = checkpoint.state if checkpoint is not None else None
-    first = fabric.is_global_zero
+    files: tuple[str, ...] = OUTPUTS
 
-    # What learns, and for how long.
-    split = split_images(len(source), config.held_out, config.seed)
-    plan = build_plan(config.course, len(split.training), config.batch_size, config.micro_batch)
-    leg = plan.legs[0]
-    if checkpoint is not None:
-        leg = leg_of(checkpoint, plan)
-    method = build_method(config, module)
-    encoder = method.encoder
-    config = resolved(
-        config, encoder.stride, method.target.cell, encoder.full_kwargs, *config.crop.statistics
-    )
-    for earlier in plan.legs[1 : leg.number + 1]:
-        method.set_image_size(earlier.image_size)
-    teaching = load_teaching(config, method, leg.image_size)
-    learner: Method | Distilled = method
-    if teaching is not None:
-        learner = teaching.learner(method, config.distill)
-        config = replace(config, distill=replace(config.distill, layers=tuple(map(str, teaching.pairs))))
-    network = Network(method, teaching, learner, build_adamw(learner, config.optim))
+    def __init__(self, fabric: Fabric, source: ImageSource, config: PretrainConfig, network: Network) -> None:
+        self.fabric = fabric
+        self.source = source
+        self.config = config
+        self.network = network
+        self.run = Path(config.out)
+        self.split = split_images(len(source), config.held_out, config.seed)
+        self.plan = build_plan(config.course, len(self.split.training), config.batch_size, config.micro_batch)
+        self.optimizer = build_adamw(network.module, config.optim)
+        self.mean, self.std = (torch.tensor(v, device=fabric.device) for v in config.crop.statistics)
+        self.stage_number = 0  # that the network's size is of
+        self.outcome: Outcome | None = None
 
-    # What is known already.
-    facts: dict[str, Any] = {"data_digest": fingerprint(source), "world_size": fabric.world_size}
-    if teaching is not None:
-        facts["teacher_digest"] = teaching.teacher.digest
-    if state is not None:
-        check_resumed(run, config, FREE_ON_RESUME, state, facts)
-    skips = SkipList(run / SKIPPED, len(source), config.max_unreadable)
-    evaluate_at = plan.evaluation_steps(config.evaluations, config.log_every_steps)
+    def identity(self) -> dict[str, str]:
+        """Digests of the images and of the teacher's weights."""
+        digests = {"data_digest": fingerprint(self.source)}
+        if self.network.teaching is not None:
+            digests["teacher_digest"] = self.network.teaching.teacher.digest
+        return digests
 
-    text = config_text("pretrain", config)
-    with opened(run, plan, text, checkpoint, first, quiet, config.deterministic) as (display, log, stop):
-        given = Given(fabric, source, config, split, skips, display.say, torch.get_num_threads())
-        progress = Progress()
-        for note in (*notes_of(source), splits_note(config.data, source)):
-            if note:
-                display.say(f"data: {note}")
+    def check_resumable(self, checkpoint: Checkpoint) -> None:
+        """Raise UsageError unless settings, images and teacher are those that the run began with."""
+        check_resumed(self.config, FREE_ON_RESUME, checkpoint.identity, self.identity())
 
-        while True:
-            for line in summary(config, network, plan, leg, len(split.held_out)):
-                display.say(line)
-            choices = state["choices"] if state else {"micro_batch": leg.micro_batch}
-            material = prepare(given, network, leg, choices)
-            held_out = material.held_out
-            feed: Feed = material.feeder
-            evaluate: Evaluate = partial(held_out.measure, display.say)
-            choices = {
-                "precision": precision_of(fabric),
-                "micro_batch": material.micro_batch,
-                "kernels": asdict(material.kernels),
-            }
-            if network.teaching is not None and isinstance(learner, Distilled):
-                drawn = {
-                    **facts,
-                    "precision": choices["precision"],
-                    "micro_batch": material.micro_batch,
-                    "split": len(split.held_out),
-                }
-                lessons = lessons_of(fabric, config, network.teaching, leg, drawn, display.say)
-                feed = taught(feed, lessons, material.feeder.share.first)
-                evaluate = partial(measure_both, held_out, learner, lessons, display.say)
-            with quiet_warnings():
-                wrapped = fabric.setup_module(learner)
-            loop = Loop(
-                fabric,
-                wrapped,
-                network.optimizer,
-                build_schedule(config.schedule, config.optim.base_lr, plan, leg),
-                feed,
-                run,
-                log,
-                config.loop,
-                config.optim,
-                plan,
-                leg,
-                progress,
-                extra={"choices": choices, "fastmim_version": __version__, "method": config.method, **facts},
-                evaluate=evaluate if first else dict,
-                evaluate_at=evaluate_at,
-                say=display.say,
-            )
-            for line in way(fabric, config, network, plan, leg, choices):
-                display.say(line)
-            if state is not None:
-                loop.restore(state)
-                display.say(f"resumed at step {loop.progress.step} of {plan.total_steps}")
-            else:
-                loop.save()  # a full disk shows now, and a return always has somewhere to go
-            state = None
-            complete = loop.train(stop)
-            progress = loop.handed_over()
-            if not complete or leg is plan.legs[-1]:
-                break
-            leg = plan.legs[leg.number + 1]
-            network = network.grown(config, leg)
+    def enter(self, stage: Leg, say: Callable[[str], None]) -> StageSetup:
+        """Bring network and optimiser to the stage's image size, and fix the held-out images."""
+        config, fabric = self.config, self.fabric
+        self.say = say
+        if not self.stage_number:
+            self.skips = SkipList(self.run / SKIPPED, len(self.source), config.max_unreadable)
+        for passed in self.plan.legs[self.stage_number + 1 : stage.number + 1]:
+            resample = self.network.module.set_image_size(passed.image_size)
+            smaller, self.optimizer = self.optimizer, build_adamw(self.network.module, config.optim)
+            carry_state(smaller, self.optimizer, resample)
+        if stage.number > self.stage_number:
+            self.network = self.network.with_teacher_at(config, stage.image_size)
+        self.stage_number = stage.number
+        method, module = self.network.method, self.network.module
+        module.to(fabric.device)
+        if self.network.teaching is not None:
+            self.network.teaching.teacher.to(fabric.device)
 
-        outcome = Outcome(
-            loop.progress.step,
-            plan.total_steps,
-            held_out.loss() if first else math.nan,
-            held_out.trivial if first else math.nan,
-            len(source),
-            len(skips.skipped),
-            split.shared,
+        images, mask = self._held_out_images(stage)
+        self.images, self.mask = images, mask
+        world = fabric.world_size
+        return StageSetup(
+            module,
+            self.optimizer,
+            StepToTune(
+                method,
+                lambda count: (images[:count], mask[:count]),
+                min(len(images), max(1, stage.batch_size // world)),
+                (stage.last_step - stage.first_step) * stage.batch_size / world,
+                kernel_facts(config, method, stage.image_size),
+            ),
+            use=partial(use_kernels, config, method, self.optimizer),
+            forward=self._forward,
         )
-        if first:
-            leave(fabric, run, config, network, material, outcome, complete, display)
-    return RunResult(
-        run,
-        complete,
-        outcome.steps,
-        outcome.held_out_loss,
-        outcome.trivial_loss,
-        outcome.skipped_images,
-        stop.signal,
-    )
+
+    def _held_out_images(self, stage: Leg) -> tuple[Tensor, Tensor]:
+        """Normalised images (B, C, H, W) and their masks (B, h, w), on the device; always the same."""
+        config = self.config
+        crops = held_out_crops(
+            self._crops(self.split.held_out, stage), config.held_out, config.seed, self.skips
+        )
+        images = to_images(crops, self.mean, self.std)
+        generator = seeded_generator(HELD_OUT_SEED, MASK_SEED, config.seed)
+        mask = self.network.method.draw_mask(generator, len(images), stage.image_size)
+        return images, mask.to(self.fabric.device)
+
+    def _crops(self, indices: NDArray[np.int64], stage: Leg) -> Crops:
+        config = self.config
+        return Crops(
+            self.source,
+            indices,
+            config.crop,
+            stage.image_size,
+            config.in_chans,
+            max_pixels=config.max_pixels,
+        )
+
+    def _forward(self, count: int) -> object:
+        teaching = self.network.teaching
+        features = teaching.teacher.blank(count) if teaching is not None else []
+        return self.network.module(self.images[:count], self.mask[:count], *features)
+
+    def load(self, stage: Leg, choices: Choices) -> StageData:
+        """The stream of crops and masks, and the loss on held-out images, with a teacher's features."""
+        config, method = self.config, self.network.method
+        share = Share.of(stage.batch_size, self.fabric.global_rank, self.fabric.world_size)
+        stream = Stream(self.split.training, config.seed)
+        self.loader = Feeder(
+            self._crops(self.split.training, stage),
+            batches=lambda step: stream.batches(stage, step, share.part),
+            beside=lambda _, step: method.draw_mask(
+                seeded_generator(MASK_SEED, config.seed, step), share.whole, stage.image_size
+            )[share.part],
+            skips=self.skips,
+            micro_batch=choices.micro_batch,
+            workers=loader_workers(config.workers, self.fabric.world_size // config.num_nodes),
+            seed=config.seed,
+            share=share,
+            mean=self.mean,
+            std=self.std,
+            avoid_single=has_batch_norm(self.network.module),
+        )
+        self.held_out = HeldOut(method, self.images, self.mask, choices.micro_batch, self.fabric.autocast)
+        if not isinstance(self.network.module, Distilled):
+            return StageData(self.loader, partial(self.held_out.measure, self.say))
+        assert self.network.teaching is not None
+        drawn = {
+            **self.identity(),
+            "world_size": self.fabric.world_size,
+            "precision": choices.precision,
+            "micro_batch": choices.micro_batch,
+            "split": len(self.split.held_out),
+        }
+        lessons = lessons_of(self.fabric, config, self.network.teaching, stage, drawn, self.say)
+        return StageData(
+            taught(self.loader, lessons, share.first),
+            partial(measure_both, self.held_out, self.network.module, lessons, self.say),
+        )
+
+    def summary(self, stage: Leg) -> Iterator[str]:
+        """Lines about the data, the model and its teacher, when the run starts."""
+        if stage.number:
+            return
+        for note in (*notes_of(self.source), splits_note(self.config.data, self.source)):
+            if note:
+                yield f"data: {note}"
+        yield from summary(self.config, self.network, self.plan, len(self.split.held_out))
+
+    def progress_line(self, stage: Leg, choices: Choices) -> Iterator[str]:
+        """Lines about how the stage's steps are computed."""
+        return kernels_line(self.fabric, self.config, self.network.method, self.plan, stage, choices)
+
+    def after_step(self) -> None:
+        """Nothing follows the weights here: the teacher is frozen."""
+
+    def finish(self, ended: Ended, say: Callable[[str], None]) -> None:
+        """Measure once more; write the encoder, the sheet of samples and the report."""
+        self.outcome = Outcome(
+            ended.progress.step,
+            self.plan.total_steps,
+            self.held_out.loss(),
+            self.held_out.trivial,
+            len(self.source),
+            len(self.skips.skipped),
+            self.split.shared,
+        )
+        if self.fabric.is_global_zero:
+            trained = Trained(self.network, self.loader, self.plan.legs[self.stage_number], self.held_out)
+            write_outputs(self.fabric, self.config, trained, self.outcome, ended.complete, say)
+
+    def result(self, ended: Ended) -> RunResult:
+        """The run as a caller in Python gets it."""
+        assert self.outcome is not None
+        return RunResult(
+            self.run,
+            ended.complete,
+            self.outcome.steps,
+            self.outcome.held_out_loss,
+            self.outcome.trivial_loss,
+            self.outcome.skipped_images,
+            ended.stopped_by,
+        )

@@ -28,8 +28,8 @@ from fastmim.methods.frozen_teacher import Teacher
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.pretraining.teacher import Teaching
 from fastmim.system.files import write_atomically
-from fastmim.train.loop import Feed, MicroBatch
 from fastmim.train.stages import Leg
+from fastmim.train.task import Loader, MicroBatch
 
 RESERVE = 2 << 30  # bytes of the disk that a cache leaves free: checkpoints need them
 PER_FOLDER = 1000  # steps
@@ -141,7 +141,7 @@ class Lessons:
         )
 
 
-def taught(feed: Feed, lessons: Lessons, first: int) -> Feed:
+def taught(feed: Loader, lessons: Lessons, first: int) -> Loader:
     """``feed`` with the teacher's maps beside images and masks, in its micro-batches.
 
     Args:
@@ -150,10 +150,10 @@ def taught(feed: Feed, lessons: Lessons, first: int) -> Feed:
 
     def with_lessons(micro_batches: Iterable[MicroBatch], step: int) -> Iterator[MicroBatch]:
         place = first
-        for (images, *beside), share, last in micro_batches:
+        for (images, *beside), count in micro_batches:
             maps = lessons(images, f"{step:09d}-{place}")
-            yield (images, *beside, *maps), share, last
-            place += len(images)
+            yield (images, *beside, *maps), count
+            place += count
 
     def feed_with_lessons(first_step: int) -> Iterator[Iterable[MicroBatch]]:
         for step, micro_batches in enumerate(feed(first_step), first_step):

@@ -29,7 +29,7 @@ from fastmim.system.files import write_atomically
 from fastmim.system.hardware import available_cpus
 from fastmim.train.distributed import build_fabric, precision_of
 from fastmim.train.logs import METRICS, read_metrics
-from fastmim.train.run_dir import CONFIG
+from fastmim.train.run_dir import CONFIG, StartMode
 from fastmim.weights.load import load_with, read_encoder, timm_weights
 
 PAYOFF = "payoff.json"
@@ -262,7 +262,7 @@ def _prepare(threads: int) -> None:
 
 
 def _run(job: _Job, quiet: bool) -> dict[str, Any]:
-    result = run_finetuning(job.config, resume="or-begin", quiet=quiet)
+    result = run_finetuning(job.config, StartMode("or-begin", quiet=quiet))
     if result.stopped_by is not None:
         raise StoppedError(result.stopped_by, f"in {job.config.out}; the same command goes on")
     file = Path(job.config.out) / RESULTS

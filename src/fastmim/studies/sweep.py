@@ -21,6 +21,7 @@ from fastmim.studies.grid import Point, SweepConfig, wanted_points
 from fastmim.studies.shared_study import claim_point, known_points, open_study, quiet_optuna
 from fastmim.system.files import write_atomically
 from fastmim.train.distributed import build_fabric, precision_of
+from fastmim.train.run_dir import StartMode
 
 if TYPE_CHECKING:
     import optuna
@@ -128,7 +129,8 @@ def _try(
     optim = replace(config.optim, base_lr=rate)
     try:
         result = run_finetuning(
-            replace(config, out=str(run), layer_decay=decay, optim=optim), resume="or-begin", quiet=quiet
+            replace(config, out=str(run), layer_decay=decay, optim=optim),
+            StartMode("or-begin", quiet=quiet),
         )
     except StoppedError:
         raise

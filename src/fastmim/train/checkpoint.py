@@ -1,79 +1,108 @@
-"""Checkpoints that are either whole or not there: written beside, flushed, then moved into place."""
+"""A checkpoint: all that a resumed run needs, as one typed record, and the file that holds it.
 
-import contextlib
-import re
+The file is sealed with a checksum (see `seal`), and names the version of its form. Older forms are read;
+newer ones are refused in one line.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
 
-from fastmim.errors import RunError
-from fastmim.system.files import _unwritten, link_atomically, write_atomically
-from fastmim.train.seal import Damaged, check_sealed, sealed_step, write_sealed
+from fastmim.system.documents import Count, Finite
+from fastmim.train.kernels import Kernels
+from fastmim.train.seal import Damaged, check_sealed, write_sealed
 
-LAST = "last.ckpt"
-OLDER = "checkpoints"
-STARTING = ".starting"  # lies in a run's folder until its first checkpoint is written
-_OLDER_NAME = re.compile(r"step-(\d+)\.ckpt")
+VERSION: Literal[2] = 2
+# Of an optimiser's group: what each run or step sets itself.
+SET_BY_EACH_RUN = {"lr", "params", "fused", "foreach"}
+DIGESTS = ("data_digest", "encoder_digest", "teacher_digest")  # of the first version, beside the rest
 
 
-def save_checkpoint(run: Path, state: dict[str, Any], step: int, keep: int) -> None:
-    """Write ``run``/last.ckpt; keep the ``keep`` - 1 before it as checkpoints/step-N.ckpt.
+@dataclass
+class Progress:
+    """Where a run stands; with the weights and the optimiser, all that a resumed run needs."""
 
-    The last one becomes an older one before another takes its place. So no two of them are one file, and
-    whatever fails on the way, all that were kept still are.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    step: Count = 0
+    lr_scale: Annotated[Finite, Field(gt=0, le=1)] = 1.0
+    rollbacks: Count = 0
+    seconds: Annotated[Finite, Field(ge=0)] = 0.0
+    counters: Annotated[list[Finite], Field(min_length=5, max_length=5)] = field(
+        default_factory=lambda: [0.0] * 5
+    )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a run's steps are computed. A resumed run keeps it, so that its numbers stay the same."""
+
+    precision: Literal["bf16-mixed", "32-true"]
+    micro_batch: Annotated[int, Field(strict=True, ge=1)]
+    kernels: Kernels | None = None
+    """None: of a run from before kernels were chosen."""
+
+
+@dataclass
+class OptimizerState:
+    """The state dictionary of AdamW."""
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
+    state: dict[int, dict[str, Tensor]]
+    param_groups: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run at the end of one of its steps."""
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
+    module: dict[str, Any]
+    """State dictionary of the module that trains."""
+    optimizer: OptimizerState
+    progress: Progress
+    stage: Count
+    """Number of the stage, from 0."""
+    metrics_bytes: Count
+    """Length of metrics.jsonl: a resumed run redoes the steps behind that."""
+    choices: Choices
+    identity: dict[str, str]
+    """Digests of the data and of the weights that the run began with."""
+    world_size: Annotated[int, Field(strict=True, ge=1)]
+    """Processes that the run had."""
+    fastmim_version: str = ""
+    version: Literal[2] = VERSION
+
+
+def write_checkpoint(checkpoint: Checkpoint, file: IO[bytes]) -> None:
+    """Write a checkpoint to a file opened for writing, as tensors and plain values."""
+    state = vars(checkpoint) | {
+        "optimizer": vars(checkpoint.optimizer),
+        "progress": asdict(checkpoint.progress),
+        "choices": asdict(checkpoint.choices),
+    }
+    write_sealed(state, checkpoint.progress.step, file)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint to the CPU. Only tensors and plain values are unpickled.
 
     Raises:
-        RunError: it could not be written; the checkpoints before it are intact.
+        Damaged: the file is not what was written, or holds no run.
     """
-    last = run / LAST
-    if keep > 1:
-        _keep_last(run)
-    write_atomically(last, lambda file: write_sealed(state, step, file))
-    (run / STARTING).unlink(missing_ok=True)
-    if keep > 1:
-        for surplus in older_checkpoints(run)[keep - 1 :]:
-            surplus.unlink()
+    return checked(read_state(path))
 
 
-def older_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints before the last one, newest first."""
-    found = {file: _OLDER_NAME.fullmatch(file.name) for file in (run / OLDER).glob("step-*.ckpt")}
-    steps = {file: int(match[1]) for file, match in found.items() if match}
-    return sorted(steps, key=lambda file: steps[file], reverse=True)
-
-
-def _keep_last(run: Path) -> None:
-    """Make last.ckpt one of the older ones, too, until another takes its place."""
-    last = run / LAST
-    step = step_of(last)
-    if step is None:
-        return
-    kept = run / OLDER / f"step-{step:09d}.ckpt"
-    if kept.exists() and kept.samefile(last):  # a crash between the two moves
-        return
-    try:
-        kept.parent.mkdir(exist_ok=True)
-        link_atomically(last, kept)
-    except OSError as error:
-        raise _unwritten(kept, error) from error
-
-
-def step_of(file: Path) -> int | None:
-    """The step at which a checkpoint was written, if it can be read."""
-    step = sealed_step(file)
-    if step is None and file.is_file():  # of an earlier version
-        with contextlib.suppress(Exception):
-            step = int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"])
-    return step
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Check that a checkpoint is whole and read it to the CPU; only tensors and plain values are unpickled.
-
-    Raises:
-        Damaged: it is not what was written.
-    """
+def read_state(path: Path) -> dict[str, Any]:
+    """Check that a file is whole and read it to the CPU. Raises Damaged."""
     try:
         check_sealed(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -87,23 +116,87 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU; only tensors and plain values are ever unpickled.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        RunError: the file is damaged.
-    """
-    path.stat()
+def checked(state: Any) -> Checkpoint:
+    """``state`` as a checkpoint, all weights and running means numbers. Raises Damaged."""
+    if isinstance(state, Mapping):
+        version = state.get("version", 1)
+        if isinstance(version, int) and version > VERSION:
+            raise Damaged(f"is of a newer version of fastmim (form {version}, read up to {VERSION})")
+        if version == 1:
+            state = _from_first_version(state)
     try:
-        return read_checkpoint(path)
-    except Damaged as error:
-        others = older_checkpoints(path.parent)
-        hint = f"; --resume tries {others[0]} next" if others and path.name == LAST else ""
-        raise RunError(f"{path} {error}{hint}") from error
+        checkpoint = _FORM.validate_python(state)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        name = ".".join(map(str, first["loc"])) or "state"
+        raise Damaged(f"is not of a run ({name}: {first['msg'].lower()})") from error
+    for name, tensor in _tensors(checkpoint):
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise Damaged(f"holds values that are not numbers ({name})")
+    return checkpoint
 
 
-def remove_leftovers(run: Path) -> None:
-    """Delete half-written files that a killed process left behind."""
-    for part in (*run.glob(".*.part"), *(run / OLDER).glob(".*.part")):
-        part.unlink(missing_ok=True)
+_FORM = TypeAdapter(Checkpoint)
+
+
+def _from_first_version(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The form of versions up to 0.1: stages were legs, and the digests stood beside the rest."""
+    known = {part.name for part in fields(Checkpoint)} - {"version", "identity", "stage"}
+    converted = {name: state[name] for name in known & state.keys()}
+    converted["identity"] = {name: state[name] for name in DIGESTS if name in state}
+    if "leg" in state:
+        converted["stage"] = state["leg"]
+    if "data_digest" not in state:  # named where it is missed
+        del converted["identity"]
+    return converted
+
+
+def check_fits(checkpoint: Checkpoint, module: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Raise Damaged unless the weights are of the module's form, and the optimiser's state of its own.
+
+    Args:
+        module: state dictionary of the module that is to take the weights.
+    """
+    saved = checkpoint.module
+    for name, tensor in module.items():
+        if name not in saved:
+            raise Damaged(f"has no weights {name}, which the model has")
+        if not isinstance(tensor, Tensor):  # some module's own kind of state
+            continue
+        if not isinstance(saved[name], Tensor) or _form(saved[name]) != _form(tensor):
+            raise Damaged(f"has weights {name} of {_form(saved[name])}, not {_form(tensor)}")
+    if surplus := saved.keys() - module.keys():
+        raise Damaged(f"has weights {min(surplus)}, which the model has not")
+    groups = checkpoint.optimizer.param_groups
+    if len(groups) != len(optimizer.param_groups):
+        raise Damaged(f"has an optimiser with {len(groups)} groups, not {len(optimizer.param_groups)}")
+    for theirs, ours in zip(groups, optimizer.param_groups, strict=True):
+        for key in sorted(ours.keys() & theirs.keys() - SET_BY_EACH_RUN):
+            if _plain(theirs[key]) != _plain(ours[key]):
+                raise Damaged(f"has an optimiser with another {key} than this run")
+    indices = list(chain.from_iterable(group["params"] for group in groups))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if indices != list(range(len(parameters))):
+        raise Damaged("has an optimiser with other parameters than this run")
+    for index, means in checkpoint.optimizer.state.items():
+        if index >= len(parameters) or not {"step", "exp_avg", "exp_avg_sq"} <= means.keys():
+            raise Damaged("has an optimiser that is not AdamW")
+        for key in ("exp_avg", "exp_avg_sq"):
+            if means[key].shape != parameters[index].shape:
+                raise Damaged(f"has an optimiser whose {key} of parameter {index} has another shape")
+
+
+def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    yield from ((name, value) for name, value in checkpoint.module.items() if isinstance(value, Tensor))
+    for index, means in checkpoint.optimizer.state.items():
+        yield from ((f"{key} of parameter {index}", tensor) for key, tensor in means.items())
+
+
+def _form(tensor: Any) -> str:
+    if not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__}"
+    return f"{'x'.join(map(str, tensor.shape)) or 'a number'} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -70,6 +70,11 @@ def started_by_launcher() -> bool:
     )
 
 
+def starts_processes(devices: int, num_nodes: int) -> bool:
+    """Whether a run on so many devices is computed in processes that this one starts."""
+    return devices * num_nodes > 1 and not started_by_launcher()
+
+
 def run_everywhere(
     accelerator: str, devices: int, num_nodes: int, precision: Precision, run: Callable[[Fabric], T]
 ) -> T:
@@ -89,9 +94,9 @@ def teller(quiet: bool) -> Callable[[str], None]:
     return partial(print, flush=True)
 
 
-def precision_of(fabric: Fabric) -> Precision:
+def precision_of(fabric: Fabric) -> Literal["bf16-mixed", "32-true"]:
     """As `build_fabric` takes it."""
-    return cast(Precision, fabric._precision.precision)
+    return cast(Literal["bf16-mixed", "32-true"], fabric._precision.precision)
 
 
 def hardware(fabric: Fabric) -> dict[str, Any]:

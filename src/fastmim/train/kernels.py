@@ -90,11 +90,11 @@ def apply(module: nn.Module, kernels: Kernels) -> None:
 
 
 @contextmanager
-def own_threads() -> Iterator[None]:
-    """After the block, this process computes with as many threads as before."""
+def own_threads() -> Iterator[int]:
+    """After the block, this process computes with as many threads as before; gives that number."""
     before = torch.get_num_threads()
     try:
-        yield
+        yield before
     finally:
         torch.set_num_threads(before)
 

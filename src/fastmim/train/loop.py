@@ -1,124 +1,79 @@
 """The training loop: steps, logs, evaluations, checkpoints, stops and returns to the last good state.
 
-It knows no method, no target and no data: a feed gives it micro-batches, a module turns each into an
-object with a ``loss``. Within a step nothing is read back from the device.
+It knows no method, no target and no data: a loader gives it micro-batches, a module turns each into an
+object with a ``loss``. Within a step nothing is read back from the device. All processes decide together.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from fastmim._version import __version__
 from fastmim.encoders.batch_size import explain
 from fastmim.errors import RunError
 from fastmim.system.hardware import peak_bytes
-from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint
-from fastmim.train.logs import RunLog
-from fastmim.train.optim import OptimConfig, guarded_step
-from fastmim.train.schedules import Schedule
+from fastmim.train.checkpoint import Checkpoint, Choices, OptimizerState, Progress, check_fits
+from fastmim.train.checkpoint_folder import LAST, load_checkpoint, save_checkpoint
+from fastmim.train.optim import guarded_step
+from fastmim.train.schedules import build_schedule
 from fastmim.train.seal import Damaged
-from fastmim.train.signals import StopRequest
-from fastmim.train.stages import Leg, Plan
-from fastmim.train.state import check_fits
-
-# A part of a step's batch that fits on the device: what the module is called with, the part of the
-# batch that it is (0..1), and whether it completes the step.
-MicroBatch = tuple[tuple[Tensor, ...], float, bool]
-Feed = Callable[[int], Iterator[Iterable[MicroBatch]]]  # first step -> the micro-batches of each step
-
-
-@dataclass
-class Progress:
-    """Where a run stands; with the weights and the optimiser, all that a resumed run needs."""
-
-    step: int = 0
-    lr_scale: float = 1.0
-    rollbacks: int = 0
-    seconds: float = 0.0
-    counters: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0, 0.0])
-
+from fastmim.train.session import Session
+from fastmim.train.stages import Leg
+from fastmim.train.task import MicroBatch, StageData
 
 # Places in the counters, which live on the device: sums since the last log step, then totals.
 LOSS, TAKEN, NORM, SKIPPED, IN_A_ROW = range(5)
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """What the loop does when."""
-
-    seed: int
-    log_every_steps: int
-    checkpoint_every_steps: int | None
-    checkpoint_every_minutes: float
-    keep_checkpoints: int
-
-
 class Loop:
-    """Runs ``module`` from where ``progress`` stands to the end of ``leg``, or until asked to stop.
+    """Runs ``module`` from where ``progress`` stands to the end of ``stage``, or until asked to stop.
 
     Args:
-        extra: goes into each checkpoint as it is (plain values).
-        evaluate: called at the steps in ``evaluate_at``, its numbers join that step's log line.
+        module: as Fabric has set it up.
+        choices: go into each checkpoint.
+        after_step: called after each step of the optimiser.
     """
 
     def __init__(
         self,
-        fabric: Fabric,
+        session: Session,
+        stage: Leg,
         module: nn.Module,
         optimizer: torch.optim.AdamW,
-        schedule: Schedule,
-        feed: Feed,
-        run: Path,
-        log: RunLog | None,
-        config: LoopConfig,
-        optim: OptimConfig,
-        plan: Plan,
-        leg: Leg,
+        data: StageData,
+        choices: Choices,
         progress: Progress,
-        extra: dict[str, Any],
-        evaluate: Callable[[], dict[str, float]],
-        evaluate_at: frozenset[int],
-        say: Callable[[str], None],
+        after_step: Callable[[], None],
     ) -> None:
-        self.fabric = fabric
+        settings = session.settings
+        self.session = session
+        self.fabric = session.fabric
         self.module = module
         self.optimizer = optimizer
-        self.schedule = schedule
-        self.feed = feed
-        self.run = run
-        self.log = log
-        self.config = config
-        self.optim = optim
-        self.plan = plan
-        self.leg = leg
-        self.extra = extra
-        self.evaluate = evaluate
-        self.evaluate_at = evaluate_at
-        self.say = say
+        self.schedule = build_schedule(settings.schedule, settings.optim.base_lr, session.plan, stage)
+        self.load, self.evaluate = data.loader, data.evaluate
+        self.config, self.optim = settings.loop, settings.optim
+        self.stage = stage
+        self.choices = choices
+        self.after_step = after_step
+        self.evaluate_at = session.plan.evaluation_steps(self.config.evaluations, self.config.log_every_steps)
         self.progress = progress
-        self.counters = torch.tensor(progress.counters, device=fabric.device)
+        self.counters = torch.tensor(progress.counters, device=self.fabric.device)
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
 
-    def handed_over(self) -> Progress:
-        """Where the run stands, for the loop of the next leg."""
-        self.progress.counters = self.counters.tolist()
-        return self.progress
-
-    def train(self, stop: StopRequest) -> bool:
-        """True when the leg is complete, False when it was asked to stop; either way it is saved."""
-        steps = self.feed(self.progress.step)
+    def train(self) -> bool:
+        """True when the stage is complete, False when the run was asked to stop; either way it is saved."""
+        steps = self.load(self.progress.step)
         window, waited = time.monotonic(), 0.0
         logged_at = self.progress.step
         self.module.train()
-        while self.progress.step < self.leg.last_step:
-            if self._should_stop(stop):
+        while self.progress.step < self.stage.last_step:
+            if self._should_stop():
                 self._save_unless_saved()
                 return False
             asked = time.monotonic()
@@ -126,12 +81,13 @@ class Loop:
             waited += time.monotonic() - asked
             lr = self.schedule.lr(self.progress.step) * self.progress.lr_scale
             self._step(micro_batches, lr)
+            self.after_step()
             self.progress.step += 1
-            stop.nothing_to_lose = False
+            self.session.stop.nothing_to_lose = False
             if self._is_log_step():
                 if self._any(self._must_go_back()):
                     self._go_back()
-                    steps = self.feed(self.progress.step)
+                    steps = self.load(self.progress.step)
                     window, waited, logged_at = time.monotonic(), 0.0, self.progress.step
                     continue
                 seconds = time.monotonic() - window
@@ -145,9 +101,10 @@ class Loop:
 
     def _step(self, micro_batches: Iterable[MicroBatch], lr: float) -> None:
         loss = torch.zeros((), device=self.fabric.device)
-        for arguments, share, last in self._seeded(micro_batches):
+        images = self.stage.batch_size // self.fabric.world_size  # of this process, this step
+        for inputs, count, last in self._seeded(micro_batches, images):
             with self.fabric.no_backward_sync(self.module, enabled=not last):  # type: ignore[arg-type]
-                share_of_loss = self._loss(arguments) * share
+                share_of_loss = self._loss(inputs) * (count / images)
                 self.fabric.backward(share_of_loss)
             loss += share_of_loss.detach()
         norm, taken = guarded_step(self.optimizer, lr, self.optim.clip_norm)
@@ -158,25 +115,29 @@ class Loop:
         self.counters[SKIPPED] += 1 - taken
         self.counters[IN_A_ROW] = (self.counters[IN_A_ROW] + 1) * (1 - taken)
 
-    def _seeded(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+    def _seeded(
+        self, micro_batches: Iterable[MicroBatch], images: int
+    ) -> Iterator[tuple[tuple[Any, ...], int, bool]]:
         """Each micro-batch, made and computed with torch's generators a function of (seed, step, place).
 
-        Its place is that of its first image in the whole batch, over all processes.
+        Its place is that of its first image in the whole batch, over all processes. Yields its inputs, its
+        images, and whether it completes the ``images`` of this process.
         """
-        place = self.fabric.global_rank * (self.leg.batch_size // self.fabric.world_size)
+        done, first = 0, self.fabric.global_rank * images
         iterator = iter(micro_batches)
         while True:
-            seeds = np.random.SeedSequence([self.config.seed, self.progress.step, place])
+            seeds = np.random.SeedSequence([self.config.seed, self.progress.step, first + done])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             micro_batch = next(iterator, None)
             if micro_batch is None:
                 return
-            yield micro_batch
-            place += len(micro_batch[0][0])
+            inputs, count = micro_batch
+            done += count
+            yield inputs, count, done == images
 
-    def _loss(self, arguments: tuple[Tensor, ...]) -> Tensor:
+    def _loss(self, inputs: tuple[Any, ...]) -> Tensor:
         try:
-            loss: Tensor = self.module(*arguments).loss
+            loss: Tensor = self.module(*inputs).loss
         except ValueError as error:
             if cause := explain(error):
                 raise RunError(cause) from error
@@ -185,9 +146,8 @@ class Loop:
 
     def _is_log_step(self) -> bool:
         step = self.progress.step
-        return (
-            step % self.config.log_every_steps == 0 or step == self.leg.last_step or step in self.evaluate_at
-        )
+        last = step == self.stage.last_step
+        return last or step % self.config.log_every_steps == 0 or step in self.evaluate_at
 
     def _log(self, lr: float, steps_per_second: float, waiting: float) -> None:
         counters = self._of_all(self.counters).tolist()
@@ -195,26 +155,26 @@ class Loop:
         step = self.progress.step
         values: dict[str, Any] = {
             "step": step,
-            "epoch": self.leg.samples_before(step) / self.plan.images,
-            "stage": self.leg.number + 1,
-            "image_size": list(self.leg.image_size),
+            "epoch": self.stage.samples_before(step) / self.session.plan.images,
+            "stage": self.stage.number + 1,
+            "image_size": list(self.stage.image_size),
             "loss": counters[LOSS] / taken if taken else float("nan"),
             "lr": lr,
-            "images_per_second": steps_per_second * self.leg.batch_size,
+            "images_per_second": steps_per_second * self.stage.batch_size,
             "data_wait": waiting,
             "peak_memory_mb": peak_bytes(self.fabric.device) / 2**20,
             "gradient_norm": counters[NORM] / taken if taken else float("nan"),
             "skipped_steps": int(counters[SKIPPED]),
             "rollbacks": self.progress.rollbacks,
             "seconds": self.progress.seconds,
-            "seconds_left": (self.plan.total_steps - step) / steps_per_second,
+            "seconds_left": (self.session.plan.total_steps - step) / steps_per_second,
         }
         self.counters[: NORM + 1] = 0
         if step in self.evaluate_at:
             values |= self.evaluate()
             self.module.train()
-        if self.log is not None:
-            self.log.log(step, values)
+        if self.session.log is not None:
+            self.session.log.log(step, values)
 
     def _must_go_back(self) -> bool:
         in_a_row, skipped = self.counters[IN_A_ROW].item(), self.counters[SKIPPED].item()
@@ -233,23 +193,19 @@ class Loop:
                 "the last good state is in last.ckpt; try a lower optim.base_lr or precision 32-true"
             )
         failed_at, rollbacks = self.progress.step, self.progress.rollbacks
-        self.restore(load_checkpoint(self.run / LAST))
+        self.restore(load_checkpoint(self.session.run / LAST))
         self.fabric.barrier()  # until all have read it: it is written again below
         self.progress.rollbacks = rollbacks + 1
         self.progress.lr_scale /= 2
         self.counters[IN_A_ROW] = 0
-        self.say(
+        self.session.say(
             f"not finite at step {failed_at}: back to step {self.progress.step}, "
             f"learning rate times {self.progress.lr_scale:g}"
         )
         self.save()
 
-    def _should_stop(self, stop: StopRequest) -> bool:
-        if self.fabric.world_size == 1:
-            return stop.signal is not None
-        if self.progress.step % self.config.log_every_steps:
-            return False  # the ranks must agree, and asking each other costs a wait
-        return self._any(stop.signal is not None)
+    def _should_stop(self) -> bool:
+        return self._any_now_and_then(self.session.stop.signal is not None)
 
     def _of_all(self, mine: Tensor) -> Tensor:
         """The mean over the processes: each has seen its share of the batch."""
@@ -266,39 +222,56 @@ class Loop:
             self.fabric.all_reduce(torch.tensor(float(mine), device=self.fabric.device), reduce_op="sum")
         )
 
+    def _any_now_and_then(self, mine: bool) -> bool:
+        """`_any` at log steps only, where there are several processes: asking each other costs a wait."""
+        if self.fabric.world_size > 1 and self.progress.step % self.config.log_every_steps:
+            return False
+        return self._any(mine)
+
     def _is_checkpoint_due(self) -> bool:
         if self.config.checkpoint_every_steps is not None:
             return self.progress.step % self.config.checkpoint_every_steps == 0
-        return time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_every_minutes
+        elapsed = time.monotonic() - self._saved_at
+        return self._any_now_and_then(elapsed >= 60 * self.config.checkpoint_every_minutes)
 
     def _save_unless_saved(self) -> None:
         if self._saved_step != self.progress.step:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of everything (on the first process)."""
-        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
-        if not self.fabric.is_global_zero or self._must_go_back():
-            return  # a bad state never takes the place of the last good one
-        self.progress.counters = self.counters.tolist()
-        state = {
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": asdict(self.progress),
-            "leg": self.leg.number,
-            "metrics_bytes": self.log.size() if self.log is not None else 0,
-            **self.extra,
-        }
-        save_checkpoint(self.run, state, self.progress.step, self.config.keep_checkpoints)
+        """Write a checkpoint: all processes give their part of the state, the first one writes.
 
-    def restore(self, state: dict[str, Any]) -> None:
+        A bad state never takes the place of the last good one.
+        """
+        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
+        if self._any(self._must_go_back()):
+            return
+        module, optimizer = self.module.state_dict(), self.optimizer.state_dict()
+        self.progress.counters = self.counters.tolist()
+        if not self.fabric.is_global_zero:
+            return
+        session = self.session
+        checkpoint = Checkpoint(
+            module=module,
+            optimizer=OptimizerState(**optimizer),
+            progress=self.progress,
+            stage=self.stage.number,
+            metrics_bytes=session.log.size() if session.log is not None else 0,
+            choices=self.choices,
+            identity=session.identity,
+            world_size=self.fabric.world_size,
+            fastmim_version=__version__,
+        )
+        save_checkpoint(session.run, checkpoint, self.config.keep_checkpoints)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Take over weights, optimiser and progress from a checkpoint. Raises RunError unless they fit."""
         try:
-            check_fits(state, self.module.state_dict(), self.optimizer)
+            check_fits(checkpoint, self.module.state_dict(), self.optimizer)
         except Damaged as error:
-            raise RunError(f"the checkpoint in {self.run} {error}: it is not of this run") from error
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(**state["progress"])
+            raise RunError(f"the checkpoint in {self.session.run} {error}: it is not of this run") from error
+        self.module.load_state_dict(checkpoint.module)
+        self.optimizer.load_state_dict(vars(checkpoint.optimizer))
+        self.progress = checkpoint.progress
         self._saved_step = self.progress.step
         self.counters = torch.tensor(self.progress.counters, device=self.fabric.device)

@@ -8,19 +8,41 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lightning_fabric import Fabric
 
 from fastmim.errors import UsageError
-from fastmim.train.checkpoint import LAST, OLDER, STARTING, older_checkpoints
+from fastmim.train.checkpoint import read_checkpoint
+from fastmim.train.checkpoint_folder import (
+    LAST,
+    OLDER,
+    STARTING,
+    ResumePoint,
+    newest_checkpoint,
+    older_checkpoints,
+)
 from fastmim.train.distributed import precision_of
 from fastmim.train.logs import METRICS
-from fastmim.train.resuming import Checkpoint, newest_checkpoint, sound_checkpoint
 
 Resume = bool | Literal["or-begin"]
 """Whether to go on with a run: no; yes, so that there must be one; or where there is one."""
+
+
+@dataclass(frozen=True)
+class StartMode:
+    """How a run is started, besides its configuration."""
+
+    resume: Resume = False
+    overwrite: bool = False
+    """Delete the run that lies in the folder."""
+    quiet: bool = False
+    """Print nothing."""
+
+
+NEW_RUN = StartMode()
 
 CONFIG = "config.yaml"
 SAMPLES = "samples.png"
@@ -83,29 +105,28 @@ def _alike(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def written(
-    fabric: Fabric, run: Path, files: tuple[str, ...], resume: Resume, overwrite: bool
-) -> Iterator[Checkpoint | None]:
-    """Have ``run`` for this run alone, and ready; gives the checkpoint to go on from, or None for a new run.
+def open_run_dir(
+    fabric: Fabric, run: Path, files: tuple[str, ...], start: StartMode
+) -> Iterator[ResumePoint | None]:
+    """Lock ``run`` for this run and make it ready; gives where to resume, or None for a new run.
 
-    Every process of a run calls this; the one that writes holds the folder. The arguments are those of
-    `prepare_run_directory`.
+    Every process of a run calls this; the one that writes holds the folder.
 
     Raises:
-        UsageError: what `held` and `prepare_run_directory` raise.
+        UsageError: what `lock_run_dir` and `prepare_run_dir` raise.
         RunError: no checkpoint of the run is sound.
     """
     with held(run) if fabric.is_global_zero else contextlib.nullcontext():
-        found = None
+        point = None
         if fabric.is_global_zero:
-            prepare_run_directory(run, files, resume, overwrite)
-            found = newest_checkpoint(run) if goes_on(run, resume) else None
-        file = fabric.broadcast(found.file if found else None)
-        if found is None and file is not None:
-            found = sound_checkpoint(file)
-        if found is not None and found.state["choices"]["precision"] != precision_of(fabric):
+            prepare_run_directory(run, files, start.resume, start.overwrite)
+            point = newest_checkpoint(run) if goes_on(run, start.resume) else None
+        file = fabric.broadcast(point.file if point else None)
+        if point is None and file is not None:
+            point = ResumePoint(read_checkpoint(file), file, "")
+        if point is not None and point.checkpoint.choices.precision != precision_of(fabric):
             raise UsageError(f"out: another process has begun a run in {run}: start anew to go on with it")
-        yield found
+        yield point
 
 
 @contextlib.contextmanager

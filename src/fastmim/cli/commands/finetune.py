@@ -10,7 +10,7 @@ from fastmim.config import FinetuneConfig
 from fastmim.downstream.classification.entry import run_finetuning
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config, recipe, smoke_finetuning
-from fastmim.train.run_dir import Resume
+from fastmim.train.run_dir import Resume, StartMode
 
 
 def run(arguments: list[str]) -> int:
@@ -45,5 +45,7 @@ def run(arguments: list[str]) -> int:
         base = smoke_finetuning(base, recipe(given["recipe"]).backbone)
     command = parse(Command, arguments, "fastmim finetune", Command(base))
     resume: Resume = "or-begin" if command.resume_or_begin else command.resume
-    result = run_finetuning(command.settings, resume, command.overwrite, trust_code=command.trust_code)
+    result = run_finetuning(
+        command.settings, StartMode(resume, command.overwrite), trust_code=command.trust_code
+    )
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

@@ -105,7 +105,7 @@ class Feeder:
     avoid_single: bool = False
     """Rather one image more at a time than one alone: a batch norm has no variance of that."""
 
-    def __call__(self, first_step: int) -> Iterator[Iterable[tuple[tuple[Tensor, ...], float, bool]]]:
+    def __call__(self, first_step: int) -> Iterator[Iterable[tuple[tuple[Tensor, ...], int]]]:
         draws = (
             Draw(indices, (CROP_SEED, self.seed, step), self.share.first, self.share.whole)
             for step, indices in self.batches(first_step)
@@ -118,7 +118,7 @@ class Feeder:
 
     def _micro_batches(
         self, batch: Batch, beside: Tensor, step: int
-    ) -> Iterator[tuple[tuple[Tensor, ...], float, bool]]:
+    ) -> Iterator[tuple[tuple[Tensor, ...], int]]:
         count = len(batch.flips_B)
         beside = beside.to(self.mean.device, non_blocking=True)
         ends = list(itertools.accumulate(micro_batches(count, self.micro_batch, self.avoid_single)))
@@ -127,4 +127,4 @@ class Feeder:
             images = to_images(copied(batch.part(part), self.mean.device), self.mean, self.std)
             place = self.share.first + start
             pair = self.mix(images, beside[part], (MIX_SEED, self.seed, step, place))
-            yield pair, (end - start) / count, end == count
+            yield pair, end - start

@@ -6,19 +6,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning_fabric import Fabric
 from torch import nn
 
-from fastmim.config import FinetuneConfig, merge
+from fastmim.config import FinetuneConfig, merge, run_settings
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
-from fastmim.data.labelled import few_labels, open_labelled
-from fastmim.downstream.classification.task import FinetuneResult, run_on
+from fastmim.data.labelled import Labelled, few_labels, open_labelled
+from fastmim.downstream.classification.start import Start, build_classifier
+from fastmim.downstream.classification.task import ClassificationTask, FinetuneResult, resolve
 from fastmim.encoders.build import name_of
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
-from fastmim.train.distributed import run_everywhere, teller
-from fastmim.train.resuming import newest_checkpoint
-from fastmim.train.run_dir import Resume, goes_on
+from fastmim.train.checkpoint_folder import newest_checkpoint
+from fastmim.train.distributed import run_everywhere, starts_processes, teller
+from fastmim.train.run import train
+from fastmim.train.run_dir import NEW_RUN, Resume, StartMode, goes_on
 from fastmim.weights.load import factory_of
 
 
@@ -62,14 +66,12 @@ def finetune(
     given = {name: os.fspath(value) for name, value in named.items() if value is not None} | settings
     resumed = given.get("out") if resume else None
     base = base_config(FinetuneConfig, config, recipe, resumed, given=given, trust_code=trust_code)
-    return run_finetuning(merge(base, given), resume, overwrite, quiet, module, trust_code)
+    return run_finetuning(merge(base, given), StartMode(resume, overwrite, quiet), module, trust_code)
 
 
 def run_finetuning(
     config: FinetuneConfig,
-    resume: Resume = False,
-    overwrite: bool = False,
-    quiet: bool = False,
+    start: StartMode = NEW_RUN,
     module: nn.Module | None = None,
     trust_code: bool = False,
 ) -> FinetuneResult:
@@ -80,7 +82,7 @@ def run_finetuning(
         trust_code: so may the factory that the encoder's file names.
     """
     run = Path(config.out).expanduser()
-    resumes = bool(config.out) and goes_on(run, resume)
+    resumes = bool(config.out) and goes_on(run, start.resume)
     hints = {
         "encoder": "give a run's folder, an encoder.safetensors, timm:NAME or none",
         "data": "give a folder with train/ and val/, or demo:digits to try it",
@@ -94,24 +96,51 @@ def run_finetuning(
     if run.resolve() == Path(config.data).expanduser().resolve():
         raise UsageError(f"out: {run} is where the data lies; give another folder")
     config = replace(config, out=str(run))
-    teller(quiet)(f"{config.data}: looking for images")
+    say = teller(start.quiet)
+    say(f"{config.data}: looking for images")
     training, validation = open_labelled(
         config.data, config.val_share, config.split_seed, config.columns, config.out
     )
     training = few_labels(training, config.labels, config.seed)
-    checkpoint = newest_checkpoint(run) if resumes else None
-    precision = checkpoint.state["choices"]["precision"] if checkpoint else config.precision
-    start = partial(
+    if run.resolve() in (place := Path(config.encoder).expanduser().resolve(), *place.parents[:1]):
+        raise UsageError(f"out: {run} is where the encoder lies; give another folder")
+    classifier = build(config, len(training.classes), module)
+    with torch.random.fork_rng(devices=[]):
+        config = resolve(config, classifier, training, say)
+    point = newest_checkpoint(run) if resumes else None
+    precision = point.checkpoint.choices.precision if point else config.precision
+    worker = partial(
         run_on,
         training=training,
         validation=validation,
         config=config,
-        resume=resume,
-        overwrite=overwrite,
-        quiet=quiet,
+        start=start,
         module=module,
+        classifier=None if starts_processes(config.devices, config.num_nodes) else classifier,
     )
-    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, start)
+    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, worker)
+
+
+def build(config: FinetuneConfig, classes: int, module: nn.Module | None) -> Start:
+    """The classifier that ``config`` asks for, with new weights drawn from the seed."""
+    torch.manual_seed(config.seed)
+    return build_classifier(config, classes, module)
+
+
+def run_on(
+    fabric: Fabric,
+    training: Labelled,
+    validation: Labelled,
+    config: FinetuneConfig,
+    start: StartMode,
+    module: nn.Module | None,
+    classifier: Start | None,
+) -> FinetuneResult:
+    """A run on the devices of ``fabric``; every process of a run calls this."""
+    if classifier is None:
+        classifier = build(config, len(training.classes), module)
+    task = ClassificationTask(fabric, training, validation, config, classifier)
+    return task.result(train(task, fabric, run_settings("finetune", config, start, config.kernels)))
 
 
 def with_factory(config: FinetuneConfig, trust: Trust) -> FinetuneConfig:

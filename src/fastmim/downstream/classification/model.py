@@ -54,15 +54,11 @@ class Learner(nn.Module):
         """What is measured and exported."""
         return self.model if self.mean is None else self.mean.module
 
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the running mean take in the weights after each step; early on it forgets faster."""
+    def after_step(self) -> None:
+        """Let the running mean take in the weights; early on it forgets faster."""
         if self.mean is not None:
-            optimizer.register_step_post_hook(lambda *_: self._take_in())
-
-    def _take_in(self) -> None:
-        assert self.mean is not None
-        self.steps += 1
-        self.mean.update(self.model, step=self.steps)
+            self.steps += 1
+            self.mean.update(self.model, step=self.steps)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.steps)

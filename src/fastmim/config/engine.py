@@ -1,0 +1,39 @@
+"""A run's configuration as the engine takes it: every owner gets its own group."""
+
+from pathlib import Path
+
+from fastmim.config.finetune import FinetuneConfig
+from fastmim.config.pretrain import PretrainConfig
+from fastmim.config.resume import config_text, resume_flags
+from fastmim.train.kernels import KernelConfig
+from fastmim.train.run_dir import StartMode
+from fastmim.train.session import LoopConfig, RunSettings
+
+
+def run_settings(
+    verb: str, config: PretrainConfig | FinetuneConfig, start: StartMode, kernels: KernelConfig
+) -> RunSettings:
+    """The engine's part of a resolved configuration.
+
+    Args:
+        verb: of the command line, for the head of config.yaml.
+        kernels: the configuration's, as far as the task can use them.
+    """
+    return RunSettings(
+        out=Path(config.out),
+        config_text=config_text(verb, config),
+        resume_flags=resume_flags(config),
+        start=start,
+        loop=LoopConfig(
+            seed=config.seed,
+            log_every_steps=config.log_every_steps,
+            checkpoint_every_steps=config.checkpoint_every_steps,
+            checkpoint_every_minutes=config.checkpoint_every_minutes,
+            keep_checkpoints=config.keep_checkpoints,
+            evaluations=config.evaluations,
+        ),
+        optim=config.optim,
+        schedule=config.schedule,
+        kernels=kernels,
+        deterministic=config.deterministic,
+    )

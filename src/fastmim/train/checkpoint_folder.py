@@ -1,0 +1,180 @@
+"""The checkpoints of a run's folder: the last one, older ones, and which of them a run is resumed from.
+
+A new checkpoint is written whole or not at all. A run never starts over where the files of a run lie.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+
+from fastmim.errors import RunError, UsageError
+from fastmim.system.files import _unwritten, link_atomically, write_atomically
+from fastmim.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fastmim.train.seal import Damaged, sealed_step
+from fastmim.train.stages import Leg, Plan
+
+LAST = "last.ckpt"
+OLDER = "checkpoints"
+STARTING = ".starting"  # lies in a run's folder until its first checkpoint is written
+EARLIER = (
+    "this run was begun by an earlier version: from here on its crops and masks are drawn in another way"
+)
+_OLDER_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Write ``run``/last.ckpt; keep the ``keep`` - 1 before it as checkpoints/step-N.ckpt.
+
+    Raises:
+        RunError: it could not be written; the checkpoints before it are intact.
+    """
+    replace_last(run, lambda file: write_checkpoint(checkpoint, file), keep)
+
+
+def replace_last(run: Path, write: Callable[[IO[bytes]], object], keep: int) -> None:
+    """Put another file in the place of last.ckpt, as `save_checkpoint` does.
+
+    The last one becomes an older one before another takes its place. So no two of them are one file, and
+    whatever fails on the way, all that were kept still are.
+    """
+    last = run / LAST
+    if keep > 1:
+        _keep_last(run)
+    write_atomically(last, write)
+    (run / STARTING).unlink(missing_ok=True)
+    if keep > 1:
+        for surplus in older_checkpoints(run)[keep - 1 :]:
+            surplus.unlink()
+
+
+def older_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints before the last one, newest first."""
+    found = {file: _OLDER_NAME.fullmatch(file.name) for file in (run / OLDER).glob("step-*.ckpt")}
+    steps = {file: int(match[1]) for file, match in found.items() if match}
+    return sorted(steps, key=lambda file: steps[file], reverse=True)
+
+
+def _keep_last(run: Path) -> None:
+    """Make last.ckpt one of the older ones, too, until another takes its place."""
+    last = run / LAST
+    step = step_of(last)
+    if step is None:
+        return
+    kept = run / OLDER / f"step-{step:09d}.ckpt"
+    if kept.exists() and kept.samefile(last):  # a crash between the two moves
+        return
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        link_atomically(last, kept)
+    except OSError as error:
+        raise _unwritten(kept, error) from error
+
+
+def step_of(file: Path) -> int | None:
+    """The step at which a checkpoint was written, if it can be read."""
+    step = sealed_step(file)
+    if step is None and file.is_file():  # of an earlier version
+        with contextlib.suppress(Exception):
+            step = int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"])
+    return step
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint to the CPU; only tensors and plain values are ever unpickled.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        RunError: the file is damaged, or not of a run.
+    """
+    path.stat()
+    try:
+        return read_checkpoint(path)
+    except Damaged as error:
+        others = older_checkpoints(path.parent)
+        hint = f"; --resume tries {others[0]} next" if others and path.name == LAST else ""
+        raise RunError(f"{path} {error}{hint}") from error
+
+
+class ResumePoint(NamedTuple):
+    """A sound checkpoint, and the file that it was read from."""
+
+    checkpoint: Checkpoint
+    file: Path
+    note: str
+    """For a person: that it is not the last one that the run wrote, or of an earlier version."""
+
+    def stage_of(self, plan: Plan) -> Leg:
+        """The stage of a run's plan at which it stands. Raises RunError where the plan has no such place."""
+        stage, step = self.checkpoint.stage, self.checkpoint.progress.step
+        where = f"stands at step {step} in stage {stage + 1}"
+        reason = ""
+        if stage >= len(plan.legs):
+            reason = f"stands in stage {stage + 1}, but the run has {len(plan.legs)}"
+        elif not plan.legs[stage].first_step <= step <= plan.legs[stage].last_step:
+            leg = plan.legs[stage]
+            reason = f"{where}, which has steps {leg.first_step} to {leg.last_step}"
+        if reason:
+            raise RunError(
+                f"{self.file} {reason}: it is not of this run; put a sound one there, or delete it to go on "
+                "from an older one"
+            )
+        return plan.legs[stage]
+
+
+def newest_checkpoint(run: Path) -> ResumePoint | None:
+    """The newest sound checkpoint of the run in ``run``; None for a run that had not written one yet.
+
+    Raises:
+        RunError: none is sound.
+        UsageError: there is none, though the run had begun.
+    """
+    reasons: list[str] = []
+    for file in (run / LAST, *older_checkpoints(run)):
+        try:
+            checkpoint = read_checkpoint(file)
+        except Damaged as error:
+            reasons.append(f"{file.relative_to(run)} {error}")
+            continue
+        notes = [f"going on from {file.relative_to(run)}, since {'; '.join(reasons)}"] if reasons else []
+        if sealed_step(file) is None:
+            notes.append(EARLIER)
+        return ResumePoint(checkpoint, file, "; ".join(notes))
+    last = run / LAST
+    if last.is_symlink() or last.exists() or len(reasons) > 1:
+        raise RunError(
+            f"{run} holds no sound checkpoint to go on from: {'; '.join(reasons)}; "
+            "put a sound copy in place, or start over with --overwrite"
+        )
+    if (run / STARTING).exists():
+        return None
+    raise UsageError(
+        f"out: the run in {run} cannot go on: {LAST} is missing, and there is no older checkpoint; "
+        "put it back, or start over with --overwrite"
+    )
+
+
+def adopt(run: Path, point: ResumePoint) -> None:
+    """Make the checkpoint that a run is resumed from its last one, in the place of damaged ones."""
+    last = run / LAST
+    if point.file == last:
+        return
+    if last.is_dir() and not last.is_symlink():
+        raise RunError(f"{last} is a folder: remove it to go on from {point.file}")
+    for newer in older_checkpoints(run):
+        if newer == point.file:
+            break
+        newer.unlink()
+    try:
+        link_atomically(point.file, last)
+    except OSError as error:
+        raise RunError(f"cannot write {last}: {error.strerror}") from error
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete half-written files that a killed process left behind."""
+    for part in (*run.glob(".*.part"), *(run / OLDER).glob(".*.part")):
+        part.unlink(missing_ok=True)
