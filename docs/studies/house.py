@@ -140,7 +140,9 @@ def count(root: Path) -> dict[str, str]:
         "lines of the longest function": max(lengths),
         f"functions over {MANY} parameters": sum(parameters(function) > MANY for function in every),
         "most parameters": max(map(parameters, every)),
-        "lines with Any": sum("Any" in names_in(line) for text in texts.values() for line in text.splitlines()),
+        "lines with Any": sum(
+            "Any" in names_in(line) for text in texts.values() for line in text.splitlines()
+        ),
         "type: ignore": sum(text.count("# type: ignore") for text in texts.values()),
         f"copied passages of {COPIED} lines": copies(list(texts.values())),
         "import circles": circles(graph),

@@ -159,4 +159,4 @@ def test_both_take_the_kernels_that_the_first_has_found(photos, tmp_path, two, m
     assert first[1:] == second
     assert len(second) == 5
     kernels = load_checkpoint(tmp_path / "run" / LAST).choices.kernels
-    assert kernels["attention"] in ("fused", "plain")
+    assert kernels.attention in ("fused", "plain")
