@@ -59,7 +59,7 @@ def test_the_teacher_is_told_and_lands_nowhere(finished, photos, tmp_path):
     state = torch.load(finished / "last.ckpt", weights_only=True)
     outside = [name for name in state["module"] if not name.startswith("method.")]
     assert sorted(outside) == [f"project.{i}.{part}" for i in (0, 1) for part in ("bias", "weight")]
-    assert state["teacher_digest"] == origin["teacher"]["digest"]
+    assert state["identity"]["teacher_digest"] == origin["teacher"]["digest"]
     before = torch.load(tmp_path / "alone" / "last.ckpt", weights_only=True)
     inside = {name.removeprefix("method.") for name in state["module"]} - set(outside)
     assert inside == set(before["module"])

@@ -30,9 +30,9 @@ ALWAYS_FREE = frozenset(
 )
 
 FAULTS = {
-    "data_digest": ("data", "no longer holds the images"),
-    "encoder_digest": ("encoder", "no longer holds the weights"),
-    "teacher_digest": ("distill.teacher", "no longer holds the weights"),
+    "data_digest": ("data", "{} no longer holds the images"),
+    "encoder_digest": ("encoder", "{} no longer holds the weights"),
+    "teacher_digest": ("distill.teacher", "these are not the weights"),
 }
 """Of each digest of a run's identity: the setting that leads to it, and how it may fail."""
 
@@ -60,8 +60,8 @@ def check_resumed(
     for name in before.keys() | now.keys():
         if before.get(name) != now.get(name):
             setting, fault = FAULTS[name]
-            given = flat(asdict(config))[setting]
-            raise UsageError(f"{setting}: {given} {fault} that the run in {run} began with")
+            fault = fault.format(flat(asdict(config))[setting])
+            raise UsageError(f"{setting}: {fault} that the run in {run} began with")
 
 
 def resume_flags(config: RunConfig) -> str:
