@@ -13,8 +13,9 @@ from conftest import same
 from fastmim.data.decode.image import crop_and_resize
 from fastmim.data.decode.resize import Box
 from fastmim.data.sources.open import open_images
-from fastmim.encoders.build import EncoderConfig, build_encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.encoders.registry import create
+from fastmim.encoders.settings import EncoderConfig
 from fastmim.errors import RunError, UsageError
 from fastmim.export import export
 from fastmim.export.export import export_encoder, load_torchvision

@@ -14,8 +14,9 @@ import torch
 import fastmim
 from conftest import TINY, lines, same, weights
 from fastmim.errors import RunError, UsageError
-from fastmim.train.checkpoint import LAST, older_checkpoints, read_checkpoint, save_checkpoint
+from fastmim.train.checkpoint import read_checkpoint, save_checkpoint
 from fastmim.train.resuming import adopt, newest_checkpoint
+from fastmim.train.run_files import LAST, older_checkpoints
 from fastmim.train.seal import Damaged, check_sealed, sealed_step
 
 

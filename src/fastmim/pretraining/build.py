@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from fastmim.config import ALWAYS_FREE, PretrainConfig
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.batch_size import check_batch
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
@@ -19,14 +19,16 @@ from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
 from fastmim.methods.frozen_teacher import Teacher
 from fastmim.methods.registry import METHODS
+from fastmim.methods.settings import TRAITS
 from fastmim.mim.decoders import checkpoint_blocks
-from fastmim.mim.grids import Size
 from fastmim.mim.targets import compiled_target
 from fastmim.pretraining.teacher import load_teaching
 from fastmim.pretraining.teacher_features import make_folder
+from fastmim.system.size import Size
 from fastmim.train.device import fit_micro_batch
-from fastmim.train.kernels import KernelConfig, Kernels, apply, checkpoint_activations
+from fastmim.train.kernels import Kernels, apply, checkpoint_activations
 from fastmim.train.optim import use_kernel
+from fastmim.train.settings import KernelConfig
 from fastmim.train.stages import Leg, Stage
 
 # Of a teacher, the weights decide, not where they lie or who says what they are of.
@@ -94,7 +96,8 @@ def kernel_config(config: PretrainConfig) -> KernelConfig:
 
 def kernel_facts(config: PretrainConfig, method: Method, image_size: Size) -> dict[str, Any]:
     """What decides how fast which kernels are: the network, and what the method does with it."""
-    own = asdict(getattr(config, method.own)) if method.own else {}
+    group = TRAITS[config.method].own
+    own = asdict(getattr(config, group)) if group else {}
     return {
         "model": config.model,
         "arguments": repr(method.encoder.model_kwargs),

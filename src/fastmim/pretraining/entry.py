@@ -9,17 +9,17 @@ from typing import Any
 from torch import nn
 
 from fastmim.config import PretrainConfig, merge
+from fastmim.config.usage import check_pretraining
 from fastmim.data.loading.channel_stats import channel_statistics
 from fastmim.data.sources.open import open_images
 from fastmim.encoders.build import name_of
-from fastmim.errors import UsageError
 from fastmim.pretraining.build import check_stages
 from fastmim.pretraining.task import RunResult, run_on
 from fastmim.pretraining.teacher import with_factory
 from fastmim.recipes import base_config
 from fastmim.train.distributed import run_everywhere, teller
 from fastmim.train.resuming import newest_checkpoint
-from fastmim.train.run_dir import Resume, goes_on
+from fastmim.train.settings import Resume
 
 
 def pretrain(
@@ -89,12 +89,8 @@ def run_pretraining(
         module: what ``config.model`` names, where that is no name that a model can be built from.
         trust_code: the factory that the teacher's file names may be imported, too.
     """
+    resumes = check_pretraining(config, resume, overwrite)
     run = Path(config.out).expanduser()
-    resumes = bool(config.out) and goes_on(run, resume)
-    if not config.data:
-        raise UsageError("data is missing: give a folder of images, or demo:photos to try it")
-    if not config.out:
-        raise UsageError("out is missing: give a folder that the run is written to")
     config = replace(config, out=str(run))
     if trust_code:
         config = replace(config, distill=with_factory(config.distill))

@@ -25,16 +25,16 @@ from fastmim.pretraining.report import Outcome
 from fastmim.pretraining.stage_data import Given, Network, prepare
 from fastmim.pretraining.teacher import load_teaching
 from fastmim.pretraining.teacher_features import lessons_of, measure_both, taught
-from fastmim.train.checkpoint import LAST
 from fastmim.train.distributed import precision_of, quiet_warnings
 from fastmim.train.kernels import check_kernels, own_threads
-from fastmim.train.logs import METRICS
 from fastmim.train.loop import Feed, Loop, Progress
 from fastmim.train.optim import build_adamw
 from fastmim.train.resuming import Checkpoint, leg_of
-from fastmim.train.run_dir import CONFIG, REPORT, SAMPLES, Resume, written
+from fastmim.train.run_dir import written
+from fastmim.train.run_files import CONFIG, LAST, METRICS, REPORT, SAMPLES
 from fastmim.train.schedules import build_schedule
 from fastmim.train.session import opened
+from fastmim.train.settings import Resume
 from fastmim.train.stages import build_plan
 from fastmim.weights.encoder_file import ORIGIN, WEIGHTS
 

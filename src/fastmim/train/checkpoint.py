@@ -1,7 +1,6 @@
 """Checkpoints that are either whole or not there: written beside, flushed, then moved into place."""
 
 import contextlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,8 @@ import torch
 
 from fastmim.errors import RunError
 from fastmim.system.files import _unwritten, link_atomically, write_atomically
+from fastmim.train.run_files import LAST, OLDER, STARTING, older_checkpoints
 from fastmim.train.seal import Damaged, check_sealed, sealed_step, write_sealed
-
-LAST = "last.ckpt"
-OLDER = "checkpoints"
-STARTING = ".starting"  # lies in a run's folder until its first checkpoint is written
-_OLDER_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], step: int, keep: int) -> None:
@@ -34,13 +29,6 @@ def save_checkpoint(run: Path, state: dict[str, Any], step: int, keep: int) -> N
     if keep > 1:
         for surplus in older_checkpoints(run)[keep - 1 :]:
             surplus.unlink()
-
-
-def older_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints before the last one, newest first."""
-    found = {file: _OLDER_NAME.fullmatch(file.name) for file in (run / OLDER).glob("step-*.ckpt")}
-    steps = {file: int(match[1]) for file, match in found.items() if match}
-    return sorted(steps, key=lambda file: steps[file], reverse=True)
 
 
 def _keep_last(run: Path) -> None:

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from fastmim.encoders.batch_size import explain
 from fastmim.errors import RunError
 from fastmim.system.hardware import peak_bytes
-from fastmim.train.checkpoint import LAST, load_checkpoint, save_checkpoint
+from fastmim.train.checkpoint import load_checkpoint, save_checkpoint
 from fastmim.train.logs import RunLog
-from fastmim.train.optim import OptimConfig, guarded_step
+from fastmim.train.optim import guarded_step
+from fastmim.train.run_files import LAST
 from fastmim.train.schedules import Schedule
 from fastmim.train.seal import Damaged
+from fastmim.train.settings import LoopConfig, OptimConfig
 from fastmim.train.signals import StopRequest
 from fastmim.train.stages import Leg, Plan
 from fastmim.train.state import check_fits
@@ -46,17 +48,6 @@ class Progress:
 
 # Places in the counters, which live on the device: sums since the last log step, then totals.
 LOSS, TAKEN, NORM, SKIPPED, IN_A_ROW = range(5)
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """What the loop does when."""
-
-    seed: int
-    log_every_steps: int
-    checkpoint_every_steps: int | None
-    checkpoint_every_minutes: float
-    keep_checkpoints: int
 
 
 class Loop:

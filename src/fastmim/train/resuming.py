@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from fastmim.errors import RunError, UsageError
 from fastmim.system.files import link_atomically
-from fastmim.train.checkpoint import LAST, STARTING, older_checkpoints, read_checkpoint
+from fastmim.train.checkpoint import read_checkpoint
+from fastmim.train.run_files import LAST, STARTING, older_checkpoints
 from fastmim.train.seal import Damaged, sealed_step
 from fastmim.train.stages import Leg, Plan
 from fastmim.train.state import check_place, check_state

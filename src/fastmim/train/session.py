@@ -10,7 +10,7 @@ from fastmim.train.checkpoint import remove_leftovers
 from fastmim.train.distributed import deterministic_kernels, started_by_launcher
 from fastmim.train.logs import Display, RunLog
 from fastmim.train.resuming import Checkpoint, adopt
-from fastmim.train.run_dir import CONFIG
+from fastmim.train.run_files import CONFIG
 from fastmim.train.signals import StopRequest
 from fastmim.train.stages import Plan
 

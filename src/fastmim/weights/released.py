@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.registry import check_model_name, create, fit_kwargs, without_memory
 from fastmim.errors import UsageError

@@ -10,15 +10,15 @@ from torch import nn
 
 from fastmim.config import FinetuneConfig, merge
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
+from fastmim.config.usage import check_finetuning
 from fastmim.data.labelled import few_labels, open_labelled
 from fastmim.downstream.classification.task import FinetuneResult, run_on
 from fastmim.encoders.build import name_of
 from fastmim.encoders.trust import Trust
-from fastmim.errors import UsageError
 from fastmim.recipes import base_config
 from fastmim.train.distributed import run_everywhere, teller
 from fastmim.train.resuming import newest_checkpoint
-from fastmim.train.run_dir import Resume, goes_on
+from fastmim.train.settings import Resume
 from fastmim.weights.load import factory_of
 
 
@@ -79,20 +79,10 @@ def run_finetuning(
         config: its ``model`` may be imported: whoever read it from a file has asked.
         trust_code: so may the factory that the encoder's file names.
     """
+    resumes = check_finetuning(config, resume, overwrite)
     run = Path(config.out).expanduser()
-    resumes = bool(config.out) and goes_on(run, resume)
-    hints = {
-        "encoder": "give a run's folder, an encoder.safetensors, timm:NAME or none",
-        "data": "give a folder with train/ and val/, or demo:digits to try it",
-        "out": "give a folder that the run is written to",
-    }
-    for setting, hint in hints.items():
-        if not getattr(config, setting):
-            raise UsageError(f"{setting} is missing: {hint}")
     if trust_code and module is None:
         config = with_factory(config, Trust(everything=True))
-    if run.resolve() == Path(config.data).expanduser().resolve():
-        raise UsageError(f"out: {run} is where the data lies; give another folder")
     config = replace(config, out=str(run))
     teller(quiet)(f"{config.data}: looking for images")
     training, validation = open_labelled(

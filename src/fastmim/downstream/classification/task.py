@@ -31,18 +31,18 @@ from fastmim.downstream.classification.trial import Trial
 from fastmim.encoders.batch_size import check_batch, has_batch_norm
 from fastmim.errors import UsageError
 from fastmim.system.hardware import loader_workers
-from fastmim.train.checkpoint import LAST
 from fastmim.train.distributed import hardware, precision_of, quiet_warnings, teller
 from fastmim.train.kernels import COMPILES, apply, check_kernels, checkpoint_activations, own_threads
 from fastmim.train.layer_decay import build_layered_adamw, levels_line
-from fastmim.train.logs import METRICS
 from fastmim.train.loop import Loop, Progress
 from fastmim.train.optim import scaled_lr, use_kernel
 from fastmim.train.resuming import leg_of
-from fastmim.train.run_dir import CONFIG, Resume, written
+from fastmim.train.run_dir import written
+from fastmim.train.run_files import CONFIG, LAST, METRICS
 from fastmim.train.sampler import Stream
 from fastmim.train.schedules import build_schedule
 from fastmim.train.session import opened
+from fastmim.train.settings import Resume
 from fastmim.train.stages import build_plan
 from fastmim.weights.encoder_file import ORIGIN, WEIGHTS, encoder_digest
 
