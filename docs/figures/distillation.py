@@ -6,8 +6,8 @@ from dataclasses import replace
 from drawing import HEADING, LINE, TEXT, Box, Panel, Place, Sheet, shrink
 from shown import BLUE, decoded_panel, decoder_box, show, target_panel
 
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.methods.distillation import NEW, DistillConfig
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.methods.settings import NEW, DistillConfig
 from fastmim.pretraining.teacher import load_teaching
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.recipes.methods import VIT_L, defaults_of

@@ -27,11 +27,12 @@ import torch.nn.functional as F
 
 import fastmim
 from fastmim.config import PretrainConfig, build, read_yaml
-from fastmim.data.decode.image import Box, crop_and_resize
+from fastmim.data.decode.image import crop_and_resize
+from fastmim.data.decode.resize import Box
 from fastmim.data.loading.dataset import Crops, to_images
 from fastmim.data.loading.train_loader import held_out_crops, split_images
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.pretraining import build_method
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.train.checkpoint_folder import load_checkpoint

@@ -11,8 +11,8 @@ from PIL import Image
 from conftest import photo
 from fastmim.cli.entry import main
 from fastmim.data.loading.dataset import Crops, Draw
+from fastmim.data.settings import CropConfig
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import CropConfig
 
 LIMIT = 48 * 64  # pixels of the fixture's photos
 RUN = (

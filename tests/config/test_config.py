@@ -4,7 +4,7 @@ import yaml
 from fastmim.cli.entry import main
 from fastmim.config import PretrainConfig, build, differences, merge, read_yaml, to_yaml
 from fastmim.errors import UsageError
-from fastmim.mim.masking import Masking
+from fastmim.mim.settings import Masking
 
 
 def test_yaml_round_trip(tmp_path):

@@ -20,9 +20,10 @@ from fastmim.data.loading.dataset import (
 )
 from fastmim.data.loading.train_loader import split_images
 from fastmim.data.loading.unreadable import SkipList
+from fastmim.data.settings import CropConfig
 from fastmim.data.sources.base import ArrayImages
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import CropConfig, draw_crops
+from fastmim.data.transforms.crops import draw_crops
 from fastmim.errors import RunError, UsageError
 from fastmim.train.sampler import Stream
 from fastmim.train.stages import Leg

@@ -20,7 +20,7 @@ from fastmim.downstream.classification.start import build_classifier
 from fastmim.errors import RunError, UsageError
 from fastmim.train import loop as loop_module
 from fastmim.train.layer_decay import layer_decay_groups
-from fastmim.weights.load import save_encoder
+from fastmim.weights.encoder_file import save_encoder
 
 FILES = {
     "config.yaml",

@@ -15,9 +15,10 @@ from fastmim.cli.entry import main
 from fastmim.data.sources.demo import digit_labels
 from fastmim.data.sources.open import open_images
 from fastmim.downstream.frozen import probe as probe_module
-from fastmim.downstream.frozen.embed import EmbedConfig, embed
+from fastmim.downstream.frozen.embed import embed
 from fastmim.downstream.frozen.features import Features, build_extractor
-from fastmim.downstream.frozen.probe import ProbeConfig, run_probe
+from fastmim.downstream.frozen.probe import run_probe
+from fastmim.downstream.frozen.settings import EmbedConfig, ProbeConfig
 from fastmim.errors import RunError, UsageError
 from fastmim.train.distributed import build_fabric
 

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 
 import fastmim
 from conftest import TINY, same, weights
-from fastmim.encoders.build import EncoderConfig, build_encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.encoders.kept_tables import KEPT, with_own_tables
+from fastmim.encoders.settings import EncoderConfig
 from fastmim.errors import UsageError
-from fastmim.train.checkpoint_folder import LAST, load_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint
+from fastmim.train.run_files import LAST
 
 SWIN = {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 4)}
 NAME = "swin_tiny_patch4_window7_224"

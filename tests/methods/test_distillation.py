@@ -11,13 +11,13 @@ from fastmim.config import PretrainConfig, merge
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
-from fastmim.methods.distillation import DistillConfig, Distilled, pairs_of
+from fastmim.methods.distillation import Distilled, pairs_of
 from fastmim.methods.frozen_teacher import Statistics, Teacher
 from fastmim.methods.masked.input_masking import InputMasking
-from fastmim.mim.decoders import DecoderConfig
+from fastmim.methods.settings import DistillConfig
 from fastmim.mim.grids import shrink_map
-from fastmim.mim.masking import Masking
-from fastmim.mim.targets import TargetConfig, build_target
+from fastmim.mim.settings import DecoderConfig, Masking, TargetConfig
+from fastmim.mim.targets import build_target
 from fastmim.recipes.methods import defaults_of
 
 SIZE = (64, 64)

@@ -16,7 +16,8 @@ from fastmim.errors import UsageError
 from fastmim.system import hardware
 from fastmim.train import autotune, trial_process, trials
 from fastmim.train.autotune import StepToTune, settle_kernels
-from fastmim.train.kernels import KernelConfig, Kernels, own_threads
+from fastmim.train.kernels import Kernels, own_threads
+from fastmim.train.settings import KernelConfig
 from fastmim.train.trial_process import Parcel, Trial
 
 LAST = {"memory_format": torch.channels_last}

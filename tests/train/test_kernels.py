@@ -9,7 +9,8 @@ from fastmim.system.cache import remembered
 from fastmim.train import device
 from fastmim.train import distributed as launch
 from fastmim.train.kernels import Kernels, apply, checkpoint_activations, own_threads
-from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, use_kernel
+from fastmim.train.optim import build_adamw, guarded_step, use_kernel
+from fastmim.train.settings import OptimConfig
 
 
 @pytest.fixture(autouse=True)

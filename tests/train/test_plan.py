@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastmim.train.optim import OptimConfig, build_adamw, carry_state, guarded_step
+from fastmim.train.optim import build_adamw, carry_state, guarded_step
 from fastmim.train.sampler import Stream
-from fastmim.train.schedules import ScheduleConfig, build_schedule
+from fastmim.train.schedules import build_schedule
+from fastmim.train.settings import OptimConfig, ScheduleConfig
 from fastmim.train.stages import Stage, build_plan, parse_stages
 
 THREE = parse_stages("128x2e,160x3s@8/2,192x1e")

@@ -10,13 +10,15 @@ from fastmim.data.loading.train_loader import Share
 from fastmim.errors import RunError, why
 from fastmim.system.files import write_atomically
 from fastmim.train.checkpoint import Checkpoint, Choices, OptimizerState, Progress
-from fastmim.train.checkpoint_folder import LAST, load_checkpoint, save_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint, save_checkpoint
 from fastmim.train.device import choose_micro_batch, saved_bytes
 from fastmim.train.kernels import Kernels
 from fastmim.train.logs import MetricsFile
-from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, scaled_lr
+from fastmim.train.optim import build_adamw, guarded_step, scaled_lr
+from fastmim.train.run_files import LAST
 from fastmim.train.sampler import Stream
-from fastmim.train.schedules import ScheduleConfig, build_schedule
+from fastmim.train.schedules import build_schedule
+from fastmim.train.settings import OptimConfig, ScheduleConfig
 from fastmim.train.stages import Stage, build_plan
 
 

@@ -15,9 +15,10 @@ from fastmim.data.decode.image import decode
 from fastmim.data.decode.resize import Box
 from fastmim.data.loading.dataset import Batch, Crops, Draw, to_images
 from fastmim.data.packing.pack import pack
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD, CropConfig
 from fastmim.data.sources.base import ImageSource
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig, draw_crops
+from fastmim.data.transforms.crops import draw_crops
 from fastmim.mim.hog_features import hog
 from fastmim.system.hardware import available_cpus
 

@@ -28,12 +28,11 @@ from fastmim.bench.crops import (
 from fastmim.bench.measure import Figure, medians, side_by_side
 from fastmim.data.decode import jpeg
 from fastmim.data.decode.image import decode
-from fastmim.data.decode.pixels import MAX_PIXELS
 from fastmim.data.loading.dataset import Crops, Draw
 from fastmim.data.packing.pack import pack
+from fastmim.data.settings import MAX_PIXELS, CropConfig
 from fastmim.data.sources.base import FileImages, ImageSource, Subset
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import CropConfig
 from fastmim.system.hardware import available_cpus
 
 MOST_IMAGES = 5 * BATCH

@@ -1,7 +1,6 @@
 """The command `fastmim VERB`: each verb is a module of `verbs`; errors become one line."""
 
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,8 +24,6 @@ VERBS = {
     "stats": "measure the mean and standard deviation of each channel of a data set",
     "recipes": "list the recipes, or print one as YAML",
 }
-
-TRAINING = ("pretrain", "finetune", "payoff", "sweep")  # verbs that tell what they do, from the start
 
 USAGE = """usage: fastmim VERB [options]
 
@@ -86,10 +83,6 @@ def _dispatch(arguments: list[str]) -> int:
     verb = arguments[0]
     if verb not in VERBS:
         raise UsageError(f"there is no verb {verb!r}; there are: {', '.join(VERBS)}")
-    one_of_many = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
-    helped = not {"-h", "--help"}.isdisjoint(arguments)
-    if verb in TRAINING and not one_of_many and not helped and "torch" not in sys.modules:
-        print(f"fastmim {verb}: loading PyTorch", flush=True)
     run: Callable[[list[str]], int] = importlib.import_module(f"fastmim.cli.commands.{verb}").run
     return run(arguments[1:])
 

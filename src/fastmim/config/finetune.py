@@ -5,14 +5,11 @@ from typing import Literal
 
 from fastmim.config.run import RunConfig, check_size
 from fastmim.config.settings import check_least
-from fastmim.data.labelled import parse_labels
-from fastmim.data.transforms.augment import AugmentConfig
-from fastmim.data.transforms.crops import CropConfig
-from fastmim.encoders.registry import is_custom
+from fastmim.data.settings import AugmentConfig, CropConfig, parse_labels
+from fastmim.encoders.names import is_custom
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
-from fastmim.train.optim import OptimConfig
-from fastmim.train.schedules import ScheduleConfig
+from fastmim.system.size import Size
+from fastmim.train.settings import OptimConfig, ScheduleConfig
 from fastmim.train.stages import Stage
 
 SCRATCH = "none"

@@ -9,19 +9,20 @@ from pydantic import BeforeValidator
 
 from fastmim.config.run import RunConfig, check_size
 from fastmim.config.settings import check_least, differences
-from fastmim.data.transforms.crops import CropConfig
-from fastmim.encoders.build import EncoderConfig
+from fastmim.data.settings import CropConfig
+from fastmim.encoders.settings import EncoderConfig
 from fastmim.errors import UsageError
-from fastmim.methods.distillation import DistillConfig
-from fastmim.methods.masked.lomar import LoMaRConfig
-from fastmim.methods.masked.ummae import UMMAEConfig
-from fastmim.methods.registry import METHODS, MethodName, unused_settings
-from fastmim.mim.decoders import DecoderConfig
-from fastmim.mim.grids import Size
-from fastmim.mim.masking import Masking
-from fastmim.mim.targets import TargetConfig
-from fastmim.train.optim import OptimConfig
-from fastmim.train.schedules import ScheduleConfig
+from fastmim.methods.settings import (
+    TRAITS,
+    DistillConfig,
+    LoMaRConfig,
+    MethodName,
+    UMMAEConfig,
+    unused_settings,
+)
+from fastmim.mim.settings import DecoderConfig, Masking, TargetConfig
+from fastmim.system.size import Size
+from fastmim.train.settings import OptimConfig, ScheduleConfig
 from fastmim.train.stages import Stage, parse_stages
 
 DEFAULT_SIZE = 128  # pixels; the paper's
@@ -81,8 +82,8 @@ class PretrainConfig(RunConfig):
         self._check_heeded()
         if not self.distill.teacher and self.distill != DistillConfig():
             raise UsageError("distill.teacher is missing: the other settings of distill need it")
-        if self.distill.teacher and not METHODS[self.method].sees_all:
-            able = ", ".join(name for name, method in METHODS.items() if method.sees_all)
+        if self.distill.teacher and not TRAITS[self.method].sees_all:
+            able = ", ".join(name for name, traits in TRAITS.items() if traits.sees_all)
             raise UsageError(
                 f"distill.teacher = {self.distill.teacher}: method = {self.method} does not encode every "
                 f"place of an image, so a teacher's features have nothing to stand beside; these do: {able}"

@@ -8,10 +8,10 @@ from pathlib import Path
 from fastmim._version import __version__
 from fastmim.config.run import RunConfig
 from fastmim.config.settings import build, differences, flat, to_yaml
-from fastmim.encoders.registry import is_custom
+from fastmim.encoders.names import is_custom
 from fastmim.errors import UsageError
 from fastmim.system.documents import read_yaml
-from fastmim.train.run_dir import CONFIG
+from fastmim.train.run_files import CONFIG
 
 # Neither the weights nor anything that is drawn depends on these.
 ALWAYS_FREE = frozenset(

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastmim.config.settings import check_least, check_most, check_numbers
-from fastmim.data.decode.pixels import MAX_PIXELS
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.columns import Columns
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
-from fastmim.train.device import Precision
-from fastmim.train.kernels import KernelConfig
+from fastmim.system.size import Size
+from fastmim.train.settings import KernelConfig, Precision
 
 MOST_SIDE = 1 << 12  # pixels of a model's input
 

@@ -28,7 +28,8 @@ from fastmim.encoders.probe import Features, last_features, probe
 from fastmim.encoders.resize import Carry, carry_all_but, carry_tensors, resize
 from fastmim.encoders.visible.blocks import check_strips, strip_features
 from fastmim.encoders.visible.tokens import Choose, Dropping, dropped, find_dropping
-from fastmim.mim.grids import Size, tokens_to_map
+from fastmim.mim.grids import tokens_to_map
+from fastmim.system.size import Size
 
 DEPTH_ARGUMENTS = ("depths", "depth", "layers")  # by which constructors are told their number of blocks
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastmim.encoders.probe import MOST_PREFIX_TOKENS
 from fastmim.encoders.registry import MODEL_ERRORS, create, kwargs_at
 from fastmim.errors import UsageError, first_line
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 # Tensors under the names of a model's parameters, in its old shapes -> the same in its new shapes.
 Carry = Callable[[dict[str, Tensor]], dict[str, Tensor]]

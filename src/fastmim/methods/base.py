@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.resize import Carry, carry_inside
 from fastmim.errors import UsageError
-from fastmim.mim.decoders import DecoderConfig
-from fastmim.mim.grids import Size, channels_per_token, mask_to_cells, mask_to_pixels, tokens_to_cells
-from fastmim.mim.losses import LossName, masked_loss, trivial_prediction
-from fastmim.mim.masking import Masking, draw_blocks
-from fastmim.mim.targets import Target, TargetConfig, build_target
+from fastmim.methods.settings import TRAITS, MethodName
+from fastmim.mim.grids import channels_per_token, mask_to_cells, mask_to_pixels, tokens_to_cells
+from fastmim.mim.losses import masked_loss, trivial_prediction
+from fastmim.mim.masking import draw_blocks
+from fastmim.mim.settings import DecoderConfig, LossName, Masking, TargetConfig
+from fastmim.mim.targets import Target, build_target
+from fastmim.system.size import Size
 
 ENCODER = "encoder.model."  # what the names of the backbone's parameters begin with
 
@@ -36,6 +38,8 @@ class Settings(Protocol):
     """What a method is told; `config.PretrainConfig` has all of it."""
 
     @property
+    def method(self) -> MethodName: ...
+    @property
     def mask(self) -> Masking: ...
     @property
     def target(self) -> TargetConfig: ...
@@ -52,18 +56,12 @@ class Method(nn.Module, ABC):
         masking: share and side of the masked blocks (by default of the encoder's stride), and their token.
         loss_name: how prediction and target are compared.
 
-    What a method is made of is (encoder, target, masking, decoder, loss_name), and its ``own`` settings where
-    it has some.
+    What a method is made of is (encoder, target, masking, decoder, loss_name), and its own settings where it
+    has some (`methods.settings.TRAITS`).
     """
 
-    unused: ClassVar[tuple[str, ...]] = ()
-    """Settings that all methods share and this one does not heed, by their dotted names."""
     recomputes: ClassVar[bool] = True
     """Whether activations may be computed anew in the backward pass, when `forward` is over."""
-    own: ClassVar[str | None] = None
-    """The group of settings that belongs to this method alone."""
-    sees_all: ClassVar[bool] = False
-    """Whether its encoder sees every place of the image where it is, masked or not."""
 
     def __init__(
         self,
@@ -90,7 +88,8 @@ class Method(nn.Module, ABC):
             UsageError: encoder or settings do not suit it.
         """
         target = build_target(settings.target, cls.prediction_stride(encoder, settings.mask))
-        own = (getattr(settings, cls.own),) if cls.own else ()
+        group = TRAITS[settings.method].own
+        own = (getattr(settings, group),) if group else ()
         make: Callable[..., Self] = cls
         return make(encoder, target, settings.mask, settings.decoder, settings.target.loss, *own)
 

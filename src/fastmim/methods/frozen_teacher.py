@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmim.encoders.adapter import Encoder
-from fastmim.mim.grids import Size, coarser, shrink_map
+from fastmim.mim.grids import coarser, shrink_map
+from fastmim.system.size import Size
 
 HALF_MAX = torch.finfo(torch.float16).max
 

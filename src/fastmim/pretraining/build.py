@@ -17,13 +17,15 @@ from fastmim.errors import UsageError
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
 from fastmim.methods.registry import METHODS
+from fastmim.methods.settings import TRAITS
 from fastmim.mim.decoders import checkpoint_blocks
-from fastmim.mim.grids import Size
 from fastmim.mim.targets import compiled_target
 from fastmim.pretraining.teacher import Teaching, load_teaching
 from fastmim.pretraining.teacher_features import make_folder
-from fastmim.train.kernels import KernelConfig, Kernels, apply, checkpoint_activations
+from fastmim.system.size import Size
+from fastmim.train.kernels import Kernels, apply, checkpoint_activations
 from fastmim.train.optim import use_kernel
+from fastmim.train.settings import KernelConfig
 from fastmim.train.stages import Stage
 
 # Of a teacher, the weights decide, not where they lie or who says what they are of.
@@ -147,7 +149,8 @@ def kernel_config(config: PretrainConfig) -> KernelConfig:
 
 def kernel_facts(config: PretrainConfig, method: Method, image_size: Size) -> dict[str, Any]:
     """What decides how fast which kernels are: the network, and what the method does with it."""
-    own = asdict(getattr(config, method.own)) if method.own else {}
+    group = TRAITS[config.method].own
+    own = asdict(getattr(config, group)) if group else {}
     return {
         "model": config.model,
         "arguments": repr(method.encoder.model_kwargs),

@@ -14,14 +14,14 @@ from fastmim.data.loading.unreadable import SKIPPED
 from fastmim.encoders.kept_tables import with_own_tables
 from fastmim.encoders.registry import weights_tag
 from fastmim.methods.base import Method
-from fastmim.mim.grids import Size
 from fastmim.pretraining.build import Network
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.pretraining.report import Outcome, write_report
+from fastmim.system.size import Size
 from fastmim.train.checkpoint import Choices
 from fastmim.train.distributed import hardware
 from fastmim.train.optim import scaled_lr
-from fastmim.train.run_dir import REPORT
+from fastmim.train.run_files import REPORT
 from fastmim.train.stages import Leg, Plan
 from fastmim.weights.batchnorm import batch_norms, recalibrated
 from fastmim.weights.encoder_file import WEIGHTS, describe_encoder, save_encoder

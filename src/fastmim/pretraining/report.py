@@ -10,7 +10,7 @@ from fastmim.report.samples import Samples, draw_losses, draw_samples
 from fastmim.system.files import write_atomically
 from fastmim.train.logs import read_metrics
 from fastmim.train.optim import scaled_lr
-from fastmim.train.run_dir import REPORT, SAMPLES
+from fastmim.train.run_files import REPORT, SAMPLES
 
 SAMPLE_ROWS = 6
 

@@ -30,7 +30,7 @@ from fastmim.train.autotune import StepToTune
 from fastmim.train.checkpoint import Checkpoint, Choices
 from fastmim.train.optim import build_adamw, carry_state
 from fastmim.train.run import FILES
-from fastmim.train.run_dir import REPORT, SAMPLES
+from fastmim.train.run_files import REPORT, SAMPLES
 from fastmim.train.sampler import Stream
 from fastmim.train.stages import Leg, build_plan
 from fastmim.train.task import Ended, StageData, StageSetup

@@ -9,14 +9,16 @@ import torch
 
 from fastmim.config import PretrainConfig
 from fastmim.encoders.adapter import Encoder
-from fastmim.encoders.registry import create, fit_kwargs, is_custom
+from fastmim.encoders.names import is_custom
+from fastmim.encoders.registry import create, fit_kwargs
 from fastmim.encoders.resize import resize
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method
-from fastmim.methods.distillation import NEW, WITH_TIMM_WEIGHTS, DistillConfig, Distilled, Pair, pairs_of
+from fastmim.methods.distillation import Distilled, Pair, pairs_of
 from fastmim.methods.frozen_teacher import Statistics, Teacher
-from fastmim.mim.grids import Size
+from fastmim.methods.settings import NEW, WITH_TIMM_WEIGHTS, DistillConfig
+from fastmim.system.size import Size
 from fastmim.weights.load import Loaded, factory_of, load_with, replace_classifier, timm_weights
 from fastmim.weights.timm_file import timm_file
 

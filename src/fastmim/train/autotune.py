@@ -19,7 +19,8 @@ from fastmim.system.documents import Finite
 from fastmim.system.hardware import about, others_compute
 from fastmim.system.threads import THREADS
 from fastmim.train.distributed import precision_of
-from fastmim.train.kernels import KernelConfig, Kernels, OptimizerKernel, check_kernels
+from fastmim.train.kernels import Kernels, OptimizerKernel, check_kernels
+from fastmim.train.settings import KernelConfig
 from fastmim.train.trial_process import Trial
 from fastmim.train.trials import NotTried, Trials
 

@@ -4,7 +4,6 @@ A new checkpoint is written whole or not at all. A run never starts over where t
 """
 
 import contextlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -14,16 +13,13 @@ import torch
 from fastmim.errors import RunError, UsageError
 from fastmim.system.files import _unwritten, link_atomically, write_atomically
 from fastmim.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fastmim.train.run_files import LAST, OLDER, STARTING, older_checkpoints
 from fastmim.train.seal import Damaged, sealed_step
 from fastmim.train.stages import Leg, Plan
 
-LAST = "last.ckpt"
-OLDER = "checkpoints"
-STARTING = ".starting"  # lies in a run's folder until its first checkpoint is written
 EARLIER = (
     "this run was begun by an earlier version: from here on its crops and masks are drawn in another way"
 )
-_OLDER_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> None:
@@ -49,13 +45,6 @@ def replace_last(run: Path, write: Callable[[IO[bytes]], object], keep: int) -> 
     if keep > 1:
         for surplus in older_checkpoints(run)[keep - 1 :]:
             surplus.unlink()
-
-
-def older_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints before the last one, newest first."""
-    found = {file: _OLDER_NAME.fullmatch(file.name) for file in (run / OLDER).glob("step-*.ckpt")}
-    steps = {file: int(match[1]) for file, match in found.items() if match}
-    return sorted(steps, key=lambda file: steps[file], reverse=True)
 
 
 def _keep_last(run: Path) -> None:

@@ -14,8 +14,6 @@ from fastmim.system.cache import remembered
 from fastmim.system.documents import Finite
 from fastmim.system.hardware import about, free_bytes
 
-Precision = Literal["auto", "bf16-mixed", "32-true"]
-
 CPU_MICRO_BATCH = 64  # larger ones are no faster on a CPU and cost memory
 MEMORY_SHARE = 0.6  # of what is free, for activations; the rest is for gradients, buffers and surprises
 WORTH_IT = 1.2  # bfloat16 must be at least this much faster

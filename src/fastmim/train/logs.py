@@ -14,9 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from fastmim.errors import RunError
+from fastmim.train.run_files import METRICS
 from fastmim.train.stages import Plan
 
-METRICS = "metrics.jsonl"
 ALWAYS_LOGGED = {"step", "epoch", "loss", "seconds"}
 
 

@@ -17,8 +17,9 @@ from fastmim.encoders.batch_size import explain
 from fastmim.errors import RunError
 from fastmim.system.hardware import peak_bytes
 from fastmim.train.checkpoint import Checkpoint, Choices, OptimizerState, Progress, check_fits
-from fastmim.train.checkpoint_folder import LAST, load_checkpoint, save_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint, save_checkpoint
 from fastmim.train.optim import guarded_step
+from fastmim.train.run_files import LAST
 from fastmim.train.schedules import build_schedule
 from fastmim.train.seal import Damaged
 from fastmim.train.session import Session

@@ -5,14 +5,12 @@ from lightning_fabric import Fabric
 
 from fastmim.train.autotune import settle_kernels
 from fastmim.train.checkpoint import Choices, Progress
-from fastmim.train.checkpoint_folder import LAST
 from fastmim.train.device import fit_micro_batch
 from fastmim.train.distributed import precision_of, quiet_warnings
 from fastmim.train.kernels import COMPILES, check_kernels, own_threads
-from fastmim.train.logs import METRICS
 from fastmim.train.loop import Loop
-from fastmim.train.run_dir import CONFIG, open_run_dir
-from fastmim.train.session import RunSettings, Session, open_session
+from fastmim.train.run_files import CONFIG, LAST, METRICS
+from fastmim.train.session import RunSettings, Session, open_run_dir, open_session
 from fastmim.train.stages import Leg
 from fastmim.train.task import Ended, StageSetup, Task
 

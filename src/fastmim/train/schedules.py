@@ -2,35 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-from fastmim.errors import UsageError
 from fastmim.train.optim import scaled_lr
+from fastmim.train.settings import ScheduleConfig
 from fastmim.train.stages import Leg, Plan
 
 WARMUP_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """How the learning rate changes during a run (paper: table 11)."""
-
-    name: Literal["cosine", "step"] = "cosine"
-    """Cosine to --schedule.min-lr, or a tenth every --schedule.decay-epochs (the paper's for Swin-L)."""
-    warmup_epochs: float | None = None
-    """Epochs of linear warm-up. Default: the paper's 10 (fine-tuning: 5), but at most a tenth of the run."""
-    decay_epochs: float = 30.0
-    """Epochs after which the step schedule divides the learning rate by ten."""
-    min_lr: float = 0.0
-    """Learning rate at the end of the cosine."""
-
-    def __post_init__(self) -> None:
-        if self.warmup_epochs is not None and self.warmup_epochs < 0:
-            raise UsageError(f"schedule.warmup_epochs = {self.warmup_epochs} must be 0 or more epochs")
-        if self.decay_epochs <= 0:
-            raise UsageError(f"schedule.decay_epochs = {self.decay_epochs} must be above 0 epochs")
-        if self.min_lr < 0:
-            raise UsageError(f"schedule.min_lr = {self.min_lr} must be 0 or more")
 
 
 @dataclass(frozen=True)

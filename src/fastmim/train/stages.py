@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 GRAMMAR = "SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change: 128x200e,160x100e@1024"
 _STAGE = re.compile(

@@ -4,15 +4,16 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastmim.cli.flags import parse
-from fastmim.data.decode.pixels import MAX_PIXELS
-from fastmim.data.packing.pack import SKIPPED, pack, verify
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.columns import Columns
-from fastmim.data.sources.packed import Manifest
+from fastmim.data.sources.files import check_data
 from fastmim.errors import RunError, UsageError
-from fastmim.system.hardware import available_cpus
+
+if TYPE_CHECKING:
+    from fastmim.data.sources.packed import Manifest
 
 SHOWN = 20  # damaged rows
 
@@ -69,6 +70,11 @@ def run(arguments: list[str]) -> int:
         raise UsageError(f"max_pixels = {command.max_pixels} must be at least 1")
     if command.workers is not None and command.workers < 0:
         raise UsageError(f"workers = {command.workers} must be at least 0")
+    if command.data:
+        check_data(command.data)
+    from fastmim.data.packing.pack import pack
+    from fastmim.system.hardware import available_cpus
+
     workers = command.workers if command.workers is not None else available_cpus()
     if command.data:
         started = time.monotonic()
@@ -91,7 +97,9 @@ def run(arguments: list[str]) -> int:
     return _verify(command.out, workers) if command.verify else 0
 
 
-def _summary(manifest: Manifest, out: str, seconds: float) -> str:
+def _summary(manifest: "Manifest", out: str, seconds: float) -> str:
+    from fastmim.data.packing.pack import SKIPPED
+
     rows = sum(shard.rows for shard in manifest.shards)
     size = sum(shard.bytes for shard in manifest.shards)
     before = sum(shard.source_bytes for shard in manifest.shards)
@@ -104,6 +112,8 @@ def _summary(manifest: Manifest, out: str, seconds: float) -> str:
 
 
 def _verify(out: str, workers: int) -> int:
+    from fastmim.data.packing.pack import verify
+
     damages = verify(out, workers, _Line("verified"))
     if not damages:
         print(f"{out}: every row is as it was written")

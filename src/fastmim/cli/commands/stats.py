@@ -5,11 +5,9 @@ import sys
 from dataclasses import dataclass, field
 
 from fastmim.cli.flags import parse
-from fastmim.data.decode.pixels import MAX_PIXELS
-from fastmim.data.loading.channel_stats import fill_note, measure_stats
-from fastmim.data.sources.base import notes_of
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.columns import Columns
-from fastmim.data.sources.open import open_images
+from fastmim.data.sources.files import check_data
 from fastmim.errors import UsageError
 
 
@@ -41,6 +39,11 @@ def run(arguments: list[str]) -> int:
     for name, least in limits.items():
         if getattr(command, name) < least:
             raise UsageError(f"{name} = {getattr(command, name)} must be at least {least}")
+    check_data(command.data)
+    from fastmim.data.loading.channel_stats import fill_note, measure_stats
+    from fastmim.data.sources.base import notes_of
+    from fastmim.data.sources.open import open_images
+
     size = (command.image_size, command.image_size)
     source = open_images(command.data, command.columns)
     for note in notes_of(source):  # not among what may be written to a file and given as --config

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from fastmim.data.decode.image import BoxChooser, Quality, crop_and_resize
-from fastmim.data.decode.pixels import MAX_PIXELS, Pixels, UnreadableImage, to_float
+from fastmim.data.decode.pixels import Pixels, UnreadableImage, to_float
 from fastmim.data.loading.workers import answers, check_shared_memory
+from fastmim.data.settings import MAX_PIXELS, CropConfig
 from fastmim.data.sources.base import ImageSource
-from fastmim.data.transforms.crops import CropConfig, draw_crops
+from fastmim.data.transforms.crops import draw_crops
 from fastmim.errors import RunError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 REPLACEMENTS = 100
 

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastmim.data.decode.pixels import MAX_PIXELS, Pixels, UnreadableImage
+from fastmim.data.decode.pixels import Pixels, UnreadableImage
 from fastmim.data.decode.resize import Box
 from fastmim.data.loading.dataset import Batch, Canvas, Unreadable, load_batches, read_crop, to_images
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.base import FileImages, ImageSource
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 SHARE_UP_TO_224 = 0.875  # of the shorter side, at up to 224 pixels; larger inputs see all of it
 

@@ -10,7 +10,7 @@ from fastmim.downstream.accuracy import Accuracy
 from fastmim.downstream.classification.model import Learner, PooledClassifier
 from fastmim.downstream.classification.start import Start
 from fastmim.system.files import write_atomically
-from fastmim.weights.load import save_encoder
+from fastmim.weights.encoder_file import save_encoder
 
 RESULTS = "results.json"
 

@@ -14,15 +14,8 @@ from fastmim.encoders.build import build_encoder, name_of
 from fastmim.encoders.registry import arguments_of, check_model_name, create, weights_tag, without_memory
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
-from fastmim.weights.load import (
-    Loaded,
-    as_size,
-    check_encoder,
-    load_with,
-    read_encoder,
-    replace_classifier,
-    timm_weights,
-)
+from fastmim.weights.encoder_file import read_encoder
+from fastmim.weights.load import Loaded, as_size, check_encoder, load_with, replace_classifier, timm_weights
 
 
 @dataclass(frozen=True)

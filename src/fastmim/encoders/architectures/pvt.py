@@ -30,7 +30,8 @@ from fastmim.encoders.architectures.tables import (
     resample,
     same_lengths,
 )
-from fastmim.mim.grids import Size, map_to_tokens, tokens_to_map
+from fastmim.mim.grids import map_to_tokens, tokens_to_map
+from fastmim.system.size import Size
 
 
 class Block(nn.Module):

@@ -16,7 +16,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastmim.mim.grids import Size, map_to_tokens, tokens_to_map
+from fastmim.mim.grids import map_to_tokens, tokens_to_map
+from fastmim.system.size import Size
 
 FIRST_STRIDE = 4  # pixels between the places of the first stage's map; each further stage doubles it
 UNDECAYED = ("table", "cls_token")

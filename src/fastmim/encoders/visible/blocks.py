@@ -22,7 +22,8 @@ from fastmim.encoders.probe import Features, last_features
 from fastmim.encoders.registry import MODEL_ERRORS
 from fastmim.encoders.visible.windows import Windows, find_windows, grouped
 from fastmim.errors import UsageError, first_line
-from fastmim.mim.grids import Size, put_blocks, take_blocks
+from fastmim.mim.grids import put_blocks, take_blocks
+from fastmim.system.size import Size
 
 MOST_DIFFERENT = 1e-3  # of the features' spread: rounding stays well below, a wrong neighbour above
 

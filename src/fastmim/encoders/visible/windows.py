@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 ATTENTION = ("qkv", "proj", "num_heads", "scale", "attn_drop", "proj_drop")
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastmim.methods.masked.visible_blocks import VisibleBlocks
 from fastmim.mim.decoders import FillingDecoder
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 
 class GreenMIM(VisibleBlocks):

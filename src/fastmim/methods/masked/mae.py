@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction
-from fastmim.mim.decoders import DecoderConfig, FillingDecoder
+from fastmim.mim.decoders import FillingDecoder
 from fastmim.mim.grids import take_tokens, visible_places
-from fastmim.mim.losses import LossName
-from fastmim.mim.masking import Masking, masked_count
+from fastmim.mim.masking import masked_count
+from fastmim.mim.settings import DecoderConfig, LossName, Masking
 from fastmim.mim.targets import Target
 
 
@@ -28,8 +28,6 @@ class MAE(Method):
         decoder: transformer blocks over all places.
         loss_name: how prediction and target are compared.
     """
-
-    unused = ("mask.place",)
 
     def __init__(
         self,

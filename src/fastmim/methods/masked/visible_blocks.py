@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction
-from fastmim.mim.decoders import ConvFillingDecoder, DecoderConfig, FillingDecoder
+from fastmim.mim.decoders import ConvFillingDecoder, FillingDecoder
 from fastmim.mim.grids import spread_mask, visible_places
-from fastmim.mim.losses import LossName
-from fastmim.mim.masking import Masking, masked_count
+from fastmim.mim.masking import masked_count
+from fastmim.mim.settings import DecoderConfig, LossName, Masking
 from fastmim.mim.targets import Target
 
 
@@ -25,7 +25,6 @@ class VisibleBlocks(Method):
         loss_name: how prediction and target are compared.
     """
 
-    unused = ("mask.place",)
     recomputes = False  # stand-ins tell the encoder where its blocks are, for the time of a forward pass
     filling: ClassVar[type[FillingDecoder | ConvFillingDecoder]]
 

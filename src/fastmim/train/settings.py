@@ -1,0 +1,116 @@
+"""Settings of training. This module needs no torch."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from fastmim.errors import UsageError
+
+Precision = Literal["auto", "bf16-mixed", "32-true"]
+Resume = bool | Literal["or-begin"]
+"""Whether to go on with a run: no; yes, so that there must be one; or where there is one."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (paper: table 11)."""
+
+    base_lr: float = 1.5e-4
+    """Learning rate for a batch of 256 images; the real one is base_lr * batch_size / 256."""
+    weight_decay: float = 0.05
+    """Decay of weight matrices and kernels; 1-D parameters (biases, norms) have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's two running means."""
+    clip_norm: float | None = None
+    """Largest L2 norm of the whole gradient; longer ones are scaled down. Default: no clipping."""
+    bad_steps: int = 10
+    """Steps in a row with a non-finite loss or gradient (each is skipped) after which the run goes back."""
+    rollbacks: int = 3
+    """How often a run goes back to its last checkpoint, at half the learning rate, before it fails."""
+
+    def __post_init__(self) -> None:
+        if self.base_lr <= 0:
+            raise UsageError(f"optim.base_lr = {self.base_lr} must be above 0")
+        if self.weight_decay < 0:
+            raise UsageError(f"optim.weight_decay = {self.weight_decay} must be 0 or more")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UsageError(f"optim.clip_norm = {self.clip_norm} must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"optim.betas = {self.betas} must be at least 0 and below 1")
+        if self.bad_steps < 1 or self.rollbacks < 0:
+            raise UsageError("optim.bad_steps must be at least 1 and optim.rollbacks at least 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes during a run (paper: table 11)."""
+
+    name: Literal["cosine", "step"] = "cosine"
+    """Cosine to --schedule.min-lr, or a tenth every --schedule.decay-epochs (the paper's for Swin-L)."""
+    warmup_epochs: float | None = None
+    """Epochs of linear warm-up. Default: the paper's 10 (fine-tuning: 5), but at most a tenth of the run."""
+    decay_epochs: float = 30.0
+    """Epochs after which the step schedule divides the learning rate by ten."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs is not None and self.warmup_epochs < 0:
+            raise UsageError(f"schedule.warmup_epochs = {self.warmup_epochs} must be 0 or more epochs")
+        if self.decay_epochs <= 0:
+            raise UsageError(f"schedule.decay_epochs = {self.decay_epochs} must be above 0 epochs")
+        if self.min_lr < 0:
+            raise UsageError(f"schedule.min_lr = {self.min_lr} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How a step is computed. auto: the fastest way on this device, measured once and remembered."""
+
+    attention: Literal["auto", "fused", "plain"] = "auto"
+    """timm's attention: PyTorch's fused kernel, or matrix products and a softmax."""
+    memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
+    """Layout of images and convolutions in memory."""
+    compile: Literal["auto", "none", "target", "model", "cudagraphs"] = "auto"
+    """torch.compile: of nothing, of the target (HOG) alone, of the whole model, or that with CUDA graphs.
+    auto tries the model where the run takes half an hour or more."""
+    optimizer: Literal["auto", "fused", "foreach"] = "auto"
+    """AdamW in one kernel, or tensor by tensor; foreach waits for the device once a step."""
+    threads: int = 0
+    """Of a CPU's computations. 0: the fewest that are as fast as all, which is for small models often one;
+    where OMP_NUM_THREADS is set, that many."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise UsageError(f"kernels.threads = {self.threads} must be at least 0")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is not left open."""
+        return {name: value for name, value in asdict(self).items() if value not in ("auto", 0)}
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """When the loop logs, saves and measures."""
+
+    seed: int
+    log_every_steps: int
+    checkpoint_every_steps: int | None
+    checkpoint_every_minutes: float
+    keep_checkpoints: int
+    evaluations: int
+    """How often at most, evenly over the run, the task is measured."""
+
+
+@dataclass(frozen=True)
+class StartMode:
+    """How a run is started, besides its configuration."""
+
+    resume: Resume = False
+    overwrite: bool = False
+    """Delete the run that lies in the folder."""
+    quiet: bool = False
+    """Print nothing."""
+
+
+NEW_RUN = StartMode()
