@@ -65,7 +65,7 @@ def bench_loader(data: str | None, rounds: int, say: Callable[[str], None]) -> l
         size = _copy(source, folder / "files") / len(source)
         say(
             f"loader: {len(source)} JPEGs of {size / 1000:.0f} kB ({what}); crops of {SIZE}x{SIZE}, batches "
-            f"of {BATCH}, one process; share: of the speed of decoding each file to an eighth, no more"
+            f"of {BATCH}, one process; the share is that of the speed of only decoding each file to an eighth"
         )
         for title, short_side, encoding, _ in PACKS:
             place = folder / f"{encoding}{short_side}"

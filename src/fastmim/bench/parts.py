@@ -116,7 +116,7 @@ def _run_part(part: str, command: BenchConfig, results: Results, say: Callable[[
         results.figures[part] = bench_shared([small, large], command.rounds, say)
     elif part == "methods":
         batch = command.methods_batch
-        say(f"batch {batch}, the recipes' own sizes; each in a process of its own")
+        say(f"batch {batch}, the recipes' own sizes; each in a separate process")
 
         def told(stored: PretrainConfig) -> PretrainConfig:
             return replace(
