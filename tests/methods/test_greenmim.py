@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -10,6 +11,7 @@ import fastmim
 from conftest import TINY, batch, lively, weights
 from fastmim.config import merge
 from fastmim.encoders.build import build_encoder
+from fastmim.encoders.visible.windows import Groups, Windows, best_groups
 from fastmim.errors import UsageError
 from fastmim.mim.grids import spread_mask, visible_places
 from fastmim.pretraining import build_method
@@ -79,6 +81,44 @@ def test_gradients_are_those_of_full_windows():
     encoder.visible(images, everything).square().mean().backward()
     for name, gradient in expected.items():
         assert torch.allclose(model.get_parameter(name).grad, gradient, atol=1e-5, rtol=1e-3), name
+
+
+def groups_one_by_one(windows, side, window, shift):
+    """The groups of one layout, token by token."""
+    rows, columns = (side * blocks for blocks in windows.grid)
+    members, within = {}, []
+    for i, place, j in itertools.product(range(side), windows.places.tolist(), range(side)):
+        y, x = side * (place // windows.grid[1]) + i, side * (place % windows.grid[1]) + j
+        down, right = (y - shift[0]) % rows, (x - shift[1]) % columns
+        owner = (down // window[0], y < shift[0], right // window[1], x < shift[1])
+        members.setdefault(owner, []).append(len(within))
+        within.append(down % window[0] * window[1] + right % window[1])
+    tokens = [members[owner] for owner in sorted(members)]
+    size, groups = best_groups(tuple(map(len, tokens)))
+    table = torch.zeros(len(groups), size, dtype=torch.long)
+    owners, place = torch.full_like(table, -1), torch.zeros(len(within), dtype=torch.long)
+    for row, group in enumerate(groups):
+        for column, (number, token) in enumerate((n, token) for n in group for token in tokens[n]):
+            table[row, column], owners[row, column] = token, number
+            place[token] = row * size + column
+    together = owners[:, :, None] == owners[:, None, :]
+    return Groups(table, place, torch.tensor(within)[table], together)
+
+
+@pytest.mark.parametrize(("name", "kwargs", "size"), [*MODELS[1:], ("twins_svt_small", TWINS, (224, 224))])
+def test_groups_planned_at_once_give_the_same_bits_as_one_by_one(name, kwargs, size, monkeypatch):
+    network = small(name, kwargs, size)
+    lively(network.encoder.model)
+    images, mask = batch(network)
+    results = []
+    for planned in (Windows.groups, groups_one_by_one):
+        monkeypatch.setattr(Windows, "groups", planned)
+        network.zero_grad()
+        loss = network(images, mask).loss
+        loss.backward()
+        results.append([loss, *(p.grad for p in network.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) > 10
+    assert all(map(torch.equal, *results))
 
 
 def local_attention(module, hidden_hw):

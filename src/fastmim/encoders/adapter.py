@@ -26,8 +26,9 @@ from fastmim.encoders.kept_tables import kept_names, put_tables, take_tables
 from fastmim.encoders.patch_embedding import Embedding, edited, find_embedding
 from fastmim.encoders.probe import Features, last_features, probe
 from fastmim.encoders.resize import Carry, carry_all_but, carry_tensors, resize
-from fastmim.encoders.visible.blocks import check_strips, strip_features
+from fastmim.encoders.visible.blocks import Strip, check_strips, strip_features
 from fastmim.encoders.visible.tokens import Choose, Dropping, dropped, find_dropping
+from fastmim.encoders.visible.windows import Layout
 from fastmim.mim.grids import tokens_to_map
 from fastmim.system.size import Size
 
@@ -65,6 +66,7 @@ class Encoder(nn.Module):
     def _take(self, features: Features) -> None:
         for known in ("embedding", "dropping", "layers"):
             self.__dict__.pop(known, None)
+        self._layouts: set[Layout] = set()  # of window attention, as far as `visible` has met them
         self.features = features
         self.way, self.layout, self.prefix_tokens, self.stride, self.width, self.grid = features
 
@@ -163,19 +165,23 @@ class Encoder(nn.Module):
             output = last_features(self.model, images_BCHW, self.way)
         return output[:, : self.prefix_tokens], output[:, self.prefix_tokens :]
 
-    def visible(self, images_BCHW: Tensor, places_BV: Tensor) -> Tensor:
+    def visible(self, images_BCHW: Tensor, places_BV: Tensor, places_V: Tensor | None = None) -> Tensor:
         """Only some blocks, as large as the stride, are computed: their features (B, V, D).
 
         Args:
             images_BCHW: normalised images.
             places_BV: where on the grid, row by row, those blocks stand. With window attention they must be
                 the same in all images.
+            places_V: the same on the CPU. Without it, window attention has to read ``places_BV`` back.
         """
-        return strip_features(self.model, images_BCHW, places_BV, self.grid, self.features)
+        strip = Strip(places_BV, self.grid, places_V, self._layouts)
+        return strip_features(self.model, images_BCHW, strip, self.features)
 
     def check_visible(self) -> None:
         """Raise UsageError unless `visible` works at the present size."""
-        check_strips(self.model, self.model_name, self.image_size, self.in_chans, self.features)
+        check_strips(
+            self.model, self.model_name, self.image_size, self.in_chans, self.features, self._layouts
+        )
 
     @cached_property
     def dropping(self) -> Dropping:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction
+from fastmim.methods.masked.shared_mask import on_host
 from fastmim.mim.decoders import ConvFillingDecoder, FillingDecoder
 from fastmim.mim.grids import spread_mask, visible_places
 from fastmim.mim.masking import masked_count
@@ -52,7 +53,10 @@ class VisibleBlocks(Method):
         grid = (h * finer, w * finer)
         visible = (h * w - masked_count(h * w, self.masking.ratio)) * finer**2
         places_BV = visible_places(spread_mask(mask_Bhw, finer, grid), visible)
-        features_BVD = self.encoder.visible(images_BCHW, places_BV)
+        places_V = None
+        if (mask_hw := on_host(mask_Bhw)) is not None:
+            places_V = visible_places(spread_mask(mask_hw.unsqueeze(0), finer, grid), visible)[0]
+        features_BVD = self.encoder.visible(images_BCHW, places_BV, places_V)
         predictions = self.decoder(self.embed(features_BVD), places_BV, grid)
         return self.compare(images_BCHW, predictions, mask_Bhw)
 
