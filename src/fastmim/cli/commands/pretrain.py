@@ -31,6 +31,8 @@ def run(arguments: list[str]) -> int:
         """Go on with the run in --out if there is one, else begin it."""
         overwrite: bool = False
         """Replace the run in --out."""
+        quiet: bool = False
+        """Print nothing but errors."""
         trust_code: bool = False
         """Import and call whatever factory (package.module:function) a file names: --config, a resumed run,
         the teacher. Without it: only one that is given as --model, or as --distill.model."""
@@ -50,8 +52,10 @@ def run(arguments: list[str]) -> int:
     command = parse(Command, arguments, "fastmim pretrain", Command(base))
     resume: Resume = "or-begin" if command.resume_or_begin else command.resume
     check_pretraining(command.settings, resume, command.overwrite)
-    announce_torch("pretrain")
+    announce_torch("pretrain", command.quiet)
     from fastmim.pretraining import run_pretraining
 
-    result = run_pretraining(command.settings, resume, command.overwrite, trust_code=command.trust_code)
+    result = run_pretraining(
+        command.settings, resume, command.overwrite, command.quiet, trust_code=command.trust_code
+    )
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0
