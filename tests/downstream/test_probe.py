@@ -57,6 +57,8 @@ def test_each_kind_finds_what_features_hold(kind, monkeypatch):
     result = run_probe(config)
     assert result.accuracy.top1 > 95
     assert result.accuracy.images.sum() == 359
+    assert repr(result).startswith(f"ProbeResult(top1={result.accuracy.top1:.2f}, ")
+    assert len(repr(result)) < 200
     again = run_probe(config)
     assert np.array_equal(again.accuracy.right, result.accuracy.right)
     monkeypatch.setattr(probe_module, "build_extractor", lambda *_, **__: StandIn([0] * len(labels)))

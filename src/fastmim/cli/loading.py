@@ -4,8 +4,8 @@ import os
 import sys
 
 
-def announce_torch(verb: str) -> None:
+def announce_torch(verb: str, quiet: bool) -> None:
     """Print a line on the first process of a run, unless PyTorch is loaded already."""
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-    if rank == "0" and "torch" not in sys.modules:
+    if not quiet and rank == "0" and "torch" not in sys.modules:
         print(f"fastmim {verb}: loading PyTorch", flush=True)

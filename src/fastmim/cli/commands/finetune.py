@@ -30,6 +30,8 @@ def run(arguments: list[str]) -> int:
         """Go on with the run in --out if there is one, else begin it."""
         overwrite: bool = False
         """Replace the run in --out."""
+        quiet: bool = False
+        """Print nothing but errors."""
         trust_code: bool = False
         """Import and call whatever factory (package.module:function) a file names: the encoder's, --config, a
         resumed run. Without it: only one that is given as --model."""
@@ -46,9 +48,9 @@ def run(arguments: list[str]) -> int:
         base = smoke_finetuning(base, recipe(given["recipe"]).backbone)
     command = parse(Command, arguments, "fastmim finetune", Command(base))
     resume: Resume = "or-begin" if command.resume_or_begin else command.resume
-    start = StartMode(resume, command.overwrite)
+    start = StartMode(resume, command.overwrite, command.quiet)
     check_finetuning(command.settings, start)
-    announce_torch("finetune")
+    announce_torch("finetune", command.quiet)
     from fastmim.downstream.classification.entry import run_finetuning
 
     result = run_finetuning(command.settings, start, trust_code=command.trust_code)

@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
     )
     command = parse(Command, arguments, "fastmim payoff", Command(base, PayoffConfig()))
     check_payoff(command.settings)
-    announce_torch("payoff")
+    announce_torch("payoff", command.quiet)
     from fastmim.studies.comparison import INTERVALS, as_table
     from fastmim.studies.payoff import PAYOFF, payoff
     from fastmim.studies.plots import write_payoff_plot

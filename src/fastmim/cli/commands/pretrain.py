@@ -31,6 +31,8 @@ def run(arguments: list[str]) -> int:
         """Go on with the run in --out if there is one, else begin it."""
         overwrite: bool = False
         """Replace the run in --out."""
+        quiet: bool = False
+        """Print nothing but errors."""
         trust_code: bool = False
         """Import and call whatever factory (package.module:function) a file names: --config, a resumed run,
         the teacher. Without it: only one that is given as --model, or as --distill.model."""
@@ -49,9 +51,9 @@ def run(arguments: list[str]) -> int:
         base = merge(base, {"stages": given["stages"]})  # in place of the base's one size and length
     command = parse(Command, arguments, "fastmim pretrain", Command(base))
     resume: Resume = "or-begin" if command.resume_or_begin else command.resume
-    start = StartMode(resume, command.overwrite)
+    start = StartMode(resume, command.overwrite, command.quiet)
     check_pretraining(command.settings, start)
-    announce_torch("pretrain")
+    announce_torch("pretrain", command.quiet)
     from fastmim.pretraining import run_pretraining
 
     result = run_pretraining(command.settings, start, trust_code=command.trust_code)

@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
     )
     command = parse(Command, arguments, "fastmim sweep", Command(base, SweepConfig()))
     check_sweep(command.settings)
-    announce_torch("sweep")
+    announce_torch("sweep", command.quiet)
     from fastmim.studies.plots import write_heat_map
     from fastmim.studies.sweep import SWEEP, sweep
 

@@ -47,6 +47,13 @@ class ProbeResult(NamedTuple):
     unreadable: tuple[Unreadable, ...] = ()
     """Images that were left out, of both parts."""
 
+    def __repr__(self) -> str:
+        return (
+            f"ProbeResult(top1={self.accuracy.top1:.2f}, top5={self.accuracy.top5:.2f}, "
+            f"images={int(self.accuracy.images.sum())}, training_images={self.training_images}, "
+            f"classes={len(self.classes)}, unreadable={len(self.unreadable)}, note={self.note!r})"
+        )
+
 
 Scorer = Callable[[Tensor], Tensor]  # features -> scores (B, classes)
 
