@@ -10,7 +10,8 @@ from fastmim.train.distributed import precision_of, quiet_warnings
 from fastmim.train.kernels import COMPILES, check_kernels, own_threads
 from fastmim.train.loop import Loop
 from fastmim.train.run_files import CONFIG, LAST, METRICS
-from fastmim.train.session import RunSettings, Session, open_run_dir, open_session
+from fastmim.train.session import Session, open_run_dir, open_session
+from fastmim.train.settings import RunSettings
 from fastmim.train.stages import Leg
 from fastmim.train.task import Ended, StageSetup, Task
 

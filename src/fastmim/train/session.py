@@ -15,27 +15,9 @@ from fastmim.train.distributed import deterministic_kernels, precision_of, start
 from fastmim.train.logs import Display, RunLog
 from fastmim.train.run_dir import goes_on, held, prepare_run_directory
 from fastmim.train.run_files import CONFIG
-from fastmim.train.settings import KernelConfig, LoopConfig, OptimConfig, ScheduleConfig, StartMode
+from fastmim.train.settings import RunSettings, StartMode
 from fastmim.train.signals import StopRequest
 from fastmim.train.stages import Plan
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What the engine heeds of a run's configuration."""
-
-    out: Path
-    """The run's folder."""
-    config_text: str
-    """What a new run writes to config.yaml."""
-    resume_flags: str
-    """The flags that resume the run, for the message of a stopped one."""
-    start: StartMode
-    loop: LoopConfig
-    optim: OptimConfig
-    schedule: ScheduleConfig
-    kernels: KernelConfig
-    deterministic: bool
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Settings of training. This module needs no torch."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from fastmim.errors import UsageError
@@ -114,3 +115,21 @@ class StartMode:
 
 
 NEW_RUN = StartMode()
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the engine heeds of a run's configuration."""
+
+    out: Path
+    """The run's folder."""
+    config_text: str
+    """What a new run writes to config.yaml."""
+    resume_flags: str
+    """The flags that resume the run, for the message of a stopped one."""
+    start: StartMode
+    loop: LoopConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    kernels: KernelConfig
+    deterministic: bool
