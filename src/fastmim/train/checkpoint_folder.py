@@ -98,20 +98,19 @@ class ResumePoint(NamedTuple):
 
     def stage_of(self, plan: Plan) -> Leg:
         """The stage of a run's plan at which it stands. Raises RunError where the plan has no such place."""
-        stage, step = self.checkpoint.stage, self.checkpoint.progress.step
-        where = f"stands at step {step} in stage {stage + 1}"
+        number, step = self.checkpoint.stage, self.checkpoint.progress.step
         reason = ""
-        if stage >= len(plan.legs):
-            reason = f"stands in stage {stage + 1}, but the run has {len(plan.legs)}"
-        elif not plan.legs[stage].first_step <= step <= plan.legs[stage].last_step:
-            leg = plan.legs[stage]
-            reason = f"{where}, which has steps {leg.first_step} to {leg.last_step}"
+        if number >= len(plan.legs):
+            reason = f"stands in stage {number + 1}, but the run has {len(plan.legs)}"
+        elif not plan.legs[number].first_step <= step <= plan.legs[number].last_step:
+            first, last = plan.legs[number].first_step, plan.legs[number].last_step
+            reason = f"stands at step {step} in stage {number + 1}, which has steps {first} to {last}"
         if reason:
             raise RunError(
                 f"{self.file} {reason}: it is not of this run; put a sound one there, or delete it to go on "
                 "from an older one"
             )
-        return plan.legs[stage]
+        return plan.legs[number]
 
 
 def newest_checkpoint(run: Path) -> ResumePoint | None:

@@ -127,12 +127,12 @@ def build_plan(stages: Sequence[Stage], images: int, batch_size: int, micro_batc
         images: how many there are to train on.
         batch_size, micro_batch: of stages that have none of their own.
     """
-    legs: list[Leg] = []
+    planned: list[Leg] = []
     step = sample = 0
     for number, stage in enumerate(stages):
         batch = stage.batch_size or batch_size
         steps = stage.steps or max(1, math.ceil((stage.epochs or 0) * (images / batch)))
         micro = stage.micro_batch or micro_batch
-        legs.append(Leg(number, stage.size, batch, micro, step, step + steps, sample))
+        planned.append(Leg(number, stage.size, batch, micro, step, step + steps, sample))
         step, sample = step + steps, sample + steps * batch
-    return Plan(tuple(legs), images)
+    return Plan(tuple(planned), images)
