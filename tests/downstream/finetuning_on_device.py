@@ -6,7 +6,7 @@ import torch
 
 from fastmim.data.settings import AugmentConfig
 from fastmim.data.transforms.augment import Mixing
-from fastmim.downstream.classification.model import Learner
+from fastmim.downstream.classification.model import ClassificationModel
 from fastmim.train.layer_decay import build_layered_adamw
 from fastmim.train.optim import guarded_step
 from fastmim.train.settings import OptimConfig
@@ -29,7 +29,11 @@ AUGMENTATIONS = [
 def learn(device, model, kwargs, augment, steps=2):
     """Some steps: the losses, what crossed in them, and the weights and their mean."""
     torch.manual_seed(0)
-    learner = Learner(timm.create_model(model, num_classes=CLASSES, **kwargs), ema=0.9).to(device).train()
+    learner = (
+        ClassificationModel(timm.create_model(model, num_classes=CLASSES, **kwargs), ema=0.9)
+        .to(device)
+        .train()
+    )
     optimizer = build_layered_adamw(learner.model, 0.75, OptimConfig())
     mix = Mixing(AugmentConfig(**augment), CLASSES)
     images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
@@ -72,7 +76,9 @@ def test_the_mean_of_the_weights_is_measured_on_the_device(device):
     assert seen == []
     assert not torch.equal(scores.cpu(), learner.model.eval()(images).cpu())
     state = learner.state_dict()
-    again = Learner(timm.create_model(MODELS[0][0], num_classes=CLASSES, **MODELS[0][1]), ema=0.9).to(device)
+    again = ClassificationModel(
+        timm.create_model(MODELS[0][0], num_classes=CLASSES, **MODELS[0][1]), ema=0.9
+    ).to(device)
     again.load_state_dict(state)
     assert again.steps == 2
     assert torch.equal(again.best.eval()(images).cpu(), scores.cpu())

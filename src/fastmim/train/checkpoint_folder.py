@@ -15,7 +15,7 @@ from fastmim.system.files import _unwritten, link_atomically, write_atomically
 from fastmim.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fastmim.train.run_files import LAST, OLDER, STARTING, older_checkpoints
 from fastmim.train.seal import Damaged, sealed_step
-from fastmim.train.stages import Leg, Plan
+from fastmim.train.stages import Stage, TrainingPlan
 
 EARLIER = (
     "this run was begun by an earlier version: from here on its crops and masks are drawn in another way"
@@ -96,21 +96,21 @@ class ResumePoint(NamedTuple):
     note: str
     """For a person: that it is not the last one that the run wrote, or of an earlier version."""
 
-    def stage_of(self, plan: Plan) -> Leg:
+    def stage_of(self, plan: TrainingPlan) -> Stage:
         """The stage of a run's plan at which it stands. Raises RunError where the plan has no such place."""
         number, step = self.checkpoint.stage, self.checkpoint.progress.step
         reason = ""
-        if number >= len(plan.legs):
-            reason = f"stands in stage {number + 1}, but the run has {len(plan.legs)}"
-        elif not plan.legs[number].first_step <= step <= plan.legs[number].last_step:
-            first, last = plan.legs[number].first_step, plan.legs[number].last_step
+        if number >= len(plan.stages):
+            reason = f"stands in stage {number + 1}, but the run has {len(plan.stages)}"
+        elif not plan.stages[number].first_step <= step <= plan.stages[number].last_step:
+            first, last = plan.stages[number].first_step, plan.stages[number].last_step
             reason = f"stands at step {step} in stage {number + 1}, which has steps {first} to {last}"
         if reason:
             raise RunError(
                 f"{self.file} {reason}: it is not of this run; put a sound one there, or delete it to go on "
                 "from an older one"
             )
-        return plan.legs[number]
+        return plan.stages[number]
 
 
 def newest_checkpoint(run: Path) -> ResumePoint | None:

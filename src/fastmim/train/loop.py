@@ -23,7 +23,7 @@ from fastmim.train.run_files import LAST
 from fastmim.train.schedules import build_schedule
 from fastmim.train.seal import Damaged
 from fastmim.train.session import Session
-from fastmim.train.stages import Leg
+from fastmim.train.stages import Stage
 from fastmim.train.task import MicroBatch, StageData
 
 # Places in the counters, which live on the device: sums since the last log step, then totals.
@@ -42,7 +42,7 @@ class Loop:
     def __init__(
         self,
         session: Session,
-        stage: Leg,
+        stage: Stage,
         module: nn.Module,
         optimizer: torch.optim.AdamW,
         data: StageData,

@@ -31,7 +31,7 @@ def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
     if resume == "or-begin":
         return False
     if run.is_dir() and not is_held:
-        with held(run):  # unless another process is just about to begin one
+        with lock_run_dir(run):  # unless another process is just about to begin one
             pass
     raise UsageError(
         f"out: there is no run in {run} to go on with{near_runs(run)}; leave out --resume to begin one, or "
@@ -40,7 +40,7 @@ def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def held(run: Path) -> Iterator[None]:
+def lock_run_dir(run: Path) -> Iterator[None]:
     """Let no second process write to ``run`` within the block; it is made where it is missing.
 
     The system lets go when the process ends, however it ends; a while is waited for that, since processes may
@@ -116,7 +116,7 @@ def check_start(run: Path, resume: Resume, overwrite: bool, is_held: bool = Fals
     return False
 
 
-def prepare_run_directory(run: Path, files: tuple[str, ...], resume: Resume, overwrite: bool) -> None:
+def prepare_run_dir(run: Path, files: tuple[str, ...], resume: Resume, overwrite: bool) -> None:
     """Make ``run`` ready.
 
     Args:

@@ -13,11 +13,11 @@ from fastmim.train.checkpoint import read_checkpoint
 from fastmim.train.checkpoint_folder import ResumePoint, adopt, newest_checkpoint, remove_leftovers
 from fastmim.train.distributed import deterministic_kernels, precision_of, started_by_launcher
 from fastmim.train.logs import Display, RunLog
-from fastmim.train.run_dir import goes_on, held, prepare_run_directory
+from fastmim.train.run_dir import goes_on, lock_run_dir, prepare_run_dir
 from fastmim.train.run_files import CONFIG
 from fastmim.train.settings import RunSettings, StartMode
 from fastmim.train.signals import StopRequest
-from fastmim.train.stages import Plan
+from fastmim.train.stages import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Session:
 
     fabric: Fabric
     settings: RunSettings
-    plan: Plan
+    plan: TrainingPlan
     identity: dict[str, str]
     """Digests that go into each checkpoint."""
     display: Display
@@ -56,10 +56,10 @@ def open_run_dir(
         UsageError: what `lock_run_dir` and `prepare_run_dir` raise.
         RunError: no checkpoint of the run is sound.
     """
-    with held(run) if fabric.is_global_zero else contextlib.nullcontext():
+    with lock_run_dir(run) if fabric.is_global_zero else contextlib.nullcontext():
         point = None
         if fabric.is_global_zero:
-            prepare_run_directory(run, files, start.resume, start.overwrite)
+            prepare_run_dir(run, files, start.resume, start.overwrite)
             point = newest_checkpoint(run) if goes_on(run, start.resume) else None
         file = fabric.broadcast(point.file if point else None)
         if point is None and file is not None:
@@ -71,7 +71,11 @@ def open_run_dir(
 
 @contextlib.contextmanager
 def open_session(
-    fabric: Fabric, settings: RunSettings, plan: Plan, identity: dict[str, str], point: ResumePoint | None
+    fabric: Fabric,
+    settings: RunSettings,
+    plan: TrainingPlan,
+    identity: dict[str, str],
+    point: ResumePoint | None,
 ) -> Iterator[Session]:
     """Open a run in its folder, new or from a checkpoint on.
 

@@ -14,7 +14,7 @@ from fastmim.config import FinetuneConfig, merge, run_settings
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.config.usage import check_finetuning
 from fastmim.data.labelled import Labelled, few_labels, open_labelled
-from fastmim.downstream.classification.start import Start, build_classifier
+from fastmim.downstream.classification.start import InitialModel, build_classifier
 from fastmim.downstream.classification.task import ClassificationTask, FinetuneResult, resolve
 from fastmim.encoders.build import name_of
 from fastmim.encoders.trust import Trust
@@ -112,7 +112,7 @@ def run_finetuning(
     return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, worker)
 
 
-def build(config: FinetuneConfig, classes: int, module: nn.Module | None) -> Start:
+def build(config: FinetuneConfig, classes: int, module: nn.Module | None) -> InitialModel:
     """The classifier that ``config`` asks for, with new weights drawn from the seed."""
     torch.manual_seed(config.seed)
     return build_classifier(config, classes, module)
@@ -125,7 +125,7 @@ def run_on(
     config: FinetuneConfig,
     start: StartMode,
     module: nn.Module | None,
-    classifier: Start | None,
+    classifier: InitialModel | None,
 ) -> FinetuneResult:
     """A run on the devices of ``fabric``; every process of a run calls this."""
     if classifier is None:

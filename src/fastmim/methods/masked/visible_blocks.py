@@ -26,7 +26,9 @@ class VisibleBlocks(Method):
         loss_name: how prediction and target are compared.
     """
 
-    recomputes = False  # stand-ins tell the encoder where its blocks are, for the time of a forward pass
+    supports_activation_checkpointing = (
+        False  # stand-ins tell the encoder where its blocks are, for the time of a forward pass
+    )
     filling: ClassVar[type[FillingDecoder | ConvFillingDecoder]]
 
     def __init__(
@@ -56,7 +58,7 @@ class VisibleBlocks(Method):
         places_V = None
         if (mask_hw := on_host(mask_Bhw)) is not None:
             places_V = visible_places(spread_mask(mask_hw.unsqueeze(0), finer, grid), visible)[0]
-        features_BVD = self.encoder.visible(images_BCHW, places_BV, places_V)
+        features_BVD = self.encoder.forward_blocks(images_BCHW, places_BV, places_V)
         predictions = self.decoder(self.embed(features_BVD), places_BV, grid)
         return self.compare(images_BCHW, predictions, mask_Bhw)
 
