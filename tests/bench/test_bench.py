@@ -211,7 +211,7 @@ def test_methods_are_set_beside_fastmim_on_the_same_backbone(monkeypatch):
     said = []
     found = methods.bench_methods(lambda config: replace(config, batch_size=2), CPU, said.append)
     assert [cost.recipe for cost in found] == [row.name for row in methods.ROWS]
-    assert all(config.batch_size == 2 and config.course[0].steps == 1 for config in told)
+    assert all(config.batch_size == 2 and config.planned_stages[0].steps == 1 for config in told)
     by_name = {cost.recipe: cost for cost in found}
     simmim, fastmim = by_name["simmim/vit-b"], by_name["table3/fastmim-vit-b-800"]
     assert (simmim.times_fastmim, simmim.multiply_adds) == (4.0, 4.0)

@@ -12,7 +12,7 @@ import fastmim
 from conftest import QUICK, TINY, lines
 from fastmim.config import merge
 from fastmim.data.loading.dataset import Batch
-from fastmim.data.loading.train_loader import Feeder, Share, micro_batches
+from fastmim.data.loading.train_loader import Share, TrainLoader, micro_batches
 from fastmim.errors import UsageError
 from fastmim.methods.registry import METHODS
 from fastmim.pretraining.build import build_method
@@ -35,11 +35,11 @@ def test_parts_are_few_even_and_not_single(avoid_single):
 
 
 def feeder_of(micro_batch, avoid_single, mean):
-    return Feeder(
+    return TrainLoader(
         crops=None,
         batches=None,
-        beside=None,
-        skips=None,
+        extra_inputs=None,
+        unreadable_log=None,
         micro_batch=micro_batch,
         workers=0,
         seed=0,
@@ -85,7 +85,7 @@ class Squares(nn.Module):
 @pytest.mark.parametrize(("count", "micro_batch"), [(5, 2), (7, 3), (8, 5), (9, 4), (6, 1), (3, 2), (1, 4)])
 @pytest.mark.parametrize("avoid_single", [False, True])
 def test_the_gradient_in_parts_is_that_of_the_whole_batch(count, micro_batch, avoid_single):
-    batch, beside = noise(count, 4), torch.arange(count, dtype=torch.float32)
+    batch, extra_inputs = noise(count, 4), torch.arange(count, dtype=torch.float32)
     parts = cut(batch, beside, micro_batch, avoid_single)
     assert sum(share for _, share, _ in parts) == pytest.approx(1, abs=1e-15)
     assert [last for _, _, last in parts] == [False] * (len(parts) - 1) + [True]

@@ -50,11 +50,11 @@ def test_each_forward_pass_interpolates_the_one_table(encoder):
     tables = {name: p for name, p in encoder.model.named_parameters() if name.endswith(KEPT)}
     assert {len(table) for table in tables.values()} == {27 * 27}
     for size in ((128, 128), (192, 192), (160, 160), (224, 224)):  # from the same table, in any order
-        carry = encoder.set_image_size(size)
+        resample = encoder.set_image_size(size)
         images, expected = by_hand(encoder, size, tables)
         torch.testing.assert_close(encoder.model(images), expected)
         means = {name: torch.ones_like(p) for name, p in encoder.model.named_parameters()}
-        assert all(torch.equal(carry(means)[name], mean) for name, mean in means.items())
+        assert all(torch.equal(resample(means)[name], mean) for name, mean in means.items())
         now = dict(encoder.model.named_parameters())
         assert all(now[name] is table for name, table in tables.items())
 

@@ -33,13 +33,13 @@ def small(model="swin_tiny_patch4_window7_224", model_kwargs=SWIN, image_size=(1
 
 def blind(block, hidden_hw):
     """A Swin block in whose windows, dense and all, nobody looks at hidden tokens."""
-    own = block.attn.forward
+    config_group = block.attn.forward
 
     def forward(x, mask=None):
         rolled = torch.roll(hidden_hw, (-block.shift_size[0], -block.shift_size[1]), (0, 1))
         keys = window_partition(rolled.float()[None, :, :, None], block.window_size).flatten(1)
         nobody = -1e4 * keys[:, None, :].expand(-1, keys.shape[1], -1)
-        return own(x, mask=nobody if mask is None else mask + nobody)
+        return config_group(x, mask=nobody if mask is None else mask + nobody)
 
     return forward
 
@@ -55,7 +55,7 @@ def test_grouped_windows_equal_full_windows_in_which_masked_tokens_are_not_seen(
     h, w = encoder.grid
     hidden = torch.randperm(h * w, generator=torch.Generator().manual_seed(0)).view(1, h, w) >= h * w // 4
     places = visible_places(hidden, h * w // 4).expand(2, -1)
-    sparse = encoder.visible(images, places)
+    sparse = encoder.forward_blocks(images, places)
     dense = encoder(images)
     assert {any(block.shift_size) for stage in model.layers for block in stage.blocks} == {False, True}
     for stage in model.layers:
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_full_windows():
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     everything = torch.arange(16).expand(2, -1)
-    encoder.visible(images, everything).square().mean().backward()
+    encoder.forward_blocks(images, everything).square().mean().backward()
     for name, gradient in expected.items():
         assert torch.allclose(model.get_parameter(name).grad, gradient, atol=1e-5, rtol=1e-3), name
 
@@ -117,9 +117,9 @@ def global_attention(module, hidden_hw):
     return forward
 
 
-def position_convolution(own, hidden_hw):
+def position_convolution(config_group, hidden_hw):
     def forward(x, size):
-        return own(x * ~hidden_hw.flatten()[:, None], size)
+        return config_group(x * ~hidden_hw.flatten()[:, None], size)
 
     return forward
 
@@ -131,7 +131,7 @@ def test_twins_windows_are_grouped_and_its_convolutions_see_what_is_visible(monk
     images = torch.randn(1, 3, 224, 224)
     hidden = torch.randperm(49, generator=torch.Generator().manual_seed(0)).view(1, 7, 7) >= 12
     places = visible_places(hidden, 12)
-    sparse = encoder.visible(images, places)
+    sparse = encoder.forward_blocks(images, places)
     for stage, (blocks, position) in enumerate(zip(model.blocks, model.pos_block, strict=True)):
         there = spread_mask(hidden, 8 >> stage, (56 >> stage, 56 >> stage))[0]
         for block in blocks:
@@ -172,7 +172,7 @@ def test_only_what_is_visible_is_computed():
         with FlopCounterMode(display=False) as dense:
             encoder(images)
         with FlopCounterMode(display=False) as sparse:
-            encoder.visible(images, places)
+            encoder.forward_blocks(images, places)
     share = sparse.get_total_flops() / dense.get_total_flops()
     assert 0.8 * 12 / 49 < share < 1.1 * 12 / 49
 
@@ -260,6 +260,6 @@ def test_plain_attention_gives_what_fused_attention_gives(name, kwargs, size):
         for module in encoder.model.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused
-        outputs.append(encoder.visible(images, places).detach())
+        outputs.append(encoder.forward_blocks(images, places).detach())
     assert torch.allclose(*outputs, atol=1e-4 * float(outputs[0].abs().max()))
     assert not torch.equal(*outputs)  # they are two ways

@@ -68,7 +68,7 @@ def test_a_run_stopped_at_the_very_end_of_a_stage_goes_on_in_the_next(grown, pho
     settings, finished = grown
     run = tmp_path / "run"
 
-    def dies(self, config, leg):
+    def dies(self, config, stage):
         raise Killed
 
     with monkeypatch.context() as patch:

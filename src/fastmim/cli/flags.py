@@ -100,7 +100,7 @@ def _registry() -> Any:
     import tyro
 
     from fastmim.system.documents import parse_json, shown
-    from fastmim.train.stages import Stage, parse_stages
+    from fastmim.train.stages import StageConfig, parse_stages
 
     def from_json(words: list[str]) -> dict[str, Any]:
         value = parse_json(words[0], shown(words[0]))
@@ -124,7 +124,7 @@ def _registry() -> Any:
 
     @registry.primitive_rule
     def stages(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        if get_args(info.type) != (Stage, ...):
+        if get_args(info.type) != (StageConfig, ...):
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,

@@ -12,7 +12,7 @@ from fastmim.errors import UsageError
 from fastmim.system.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from fastmim.system.size import Size
 from fastmim.train.settings import OptimConfig, ScheduleConfig
-from fastmim.train.stages import Stage
+from fastmim.train.stages import StageConfig
 
 SCRATCH = "none"
 WITH_TIMM_WEIGHTS = "timm:"
@@ -104,6 +104,6 @@ class FinetuneConfig(RunConfig):
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
-    def course(self) -> tuple[Stage, ...]:
+    def planned_stages(self) -> tuple[StageConfig, ...]:
         """The run as one stage."""
-        return (Stage(self.image_size, None if self.steps else self.epochs, self.steps),)
+        return (StageConfig(self.image_size, None if self.steps else self.epochs, self.steps),)

@@ -24,7 +24,7 @@ from fastmim.mim.settings import DecoderConfig, Masking, TargetConfig
 from fastmim.system.bounds import PositiveFloat, PositiveInt
 from fastmim.system.size import Size
 from fastmim.train.settings import OptimConfig, ScheduleConfig
-from fastmim.train.stages import Stage, parse_stages
+from fastmim.train.stages import StageConfig, parse_stages
 
 DEFAULT_SIZE = 128  # pixels; the paper's
 DEFAULT_EPOCHS = 200.0
@@ -55,7 +55,7 @@ class PretrainConfig(RunConfig):
     """Side, or height and width, of the crops that the model sees, in pixels. Default: 128."""
     epochs: PositiveFloat | None = None
     """Passes over the data (paper: 400 or 800 on ImageNet-1K). Default: 200, or --steps."""
-    stages: Annotated[tuple[Stage, ...], BeforeValidator(_stages)] = ()
+    stages: Annotated[tuple[StageConfig, ...], BeforeValidator(_stages)] = ()
     """FastMIM-P, images that grow: 128x200e,160x100e, in place of --image-size, --epochs and --steps.
     SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change."""
     held_out: PositiveInt = 64
@@ -82,8 +82,8 @@ class PretrainConfig(RunConfig):
         self._check_heeded()
         if not self.distill.teacher and self.distill != DistillConfig():
             raise UsageError("distill.teacher is missing: the other settings of distill need it")
-        if self.distill.teacher and not TRAITS[self.method].sees_all:
-            able = ", ".join(name for name, traits in TRAITS.items() if traits.sees_all)
+        if self.distill.teacher and not TRAITS[self.method].encodes_all_tokens:
+            able = ", ".join(name for name, traits in TRAITS.items() if traits.encodes_all_tokens)
             raise UsageError(
                 f"distill.teacher = {self.distill.teacher}: method = {self.method} does not encode every "
                 f"place of an image, so a teacher's features have nothing to stand beside; these do: {able}"
@@ -93,7 +93,7 @@ class PretrainConfig(RunConfig):
                 raise UsageError(
                     f"{name} = {getattr(self, name)}: stages have their own; give {name} None, or stages ''"
                 )
-        for stage in self.course:
+        for stage in self.planned_stages:
             check_size(stage.size)
         for stage in self.stages:
             self._check_batch(stage.batch_size or self.batch_size)
@@ -115,17 +115,17 @@ class PretrainConfig(RunConfig):
                     )
 
     @property
-    def course(self) -> tuple[Stage, ...]:
+    def planned_stages(self) -> tuple[StageConfig, ...]:
         """The stages of the run: one, where none are given."""
         if self.stages:
             return self.stages
         epochs = None if self.steps else self.epochs or DEFAULT_EPOCHS
-        return (Stage(self.image_size or DEFAULT_SIZE, epochs, self.steps),)
+        return (StageConfig(self.image_size or DEFAULT_SIZE, epochs, self.steps),)
 
     @property
     def size(self) -> Size:
         """(H, W) in pixels, of the first stage."""
-        return self.course[0].size
+        return self.planned_stages[0].size
 
 
 def resolved(
@@ -137,7 +137,7 @@ def resolved(
     std: tuple[float, ...],
 ) -> PretrainConfig:
     """``config`` with what follows from encoder and data written out: the file alone repeats the run."""
-    (stage, *more) = config.course
+    (stage, *more) = config.planned_stages
     return replace(
         config,
         model_kwargs={name: value for name, value in model_kwargs.items() if name != "in_chans"},

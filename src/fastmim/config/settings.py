@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fastmim.errors import UsageError
 from fastmim.system.documents import complaint, shown
-from fastmim.train.stages import Stage
+from fastmim.train.stages import StageConfig
 
 T = TypeVar("T")
 MOST_NUMBER = 1 << 53
@@ -125,7 +125,7 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str, prefix: str = "
         elif name == "stages" and isinstance(value, list | tuple):
             for number, stage in enumerate(value):
                 if isinstance(stage, Mapping):
-                    _check_keys(Stage, stage, where, f"{prefix}{name}.{number}.")
+                    _check_keys(StageConfig, stage, where, f"{prefix}{name}.{number}.")
 
 
 def _plain(value: Any) -> Any:

@@ -25,7 +25,7 @@ from fastmim.encoders.intermediates import (
 from fastmim.encoders.kept_tables import kept_names, put_tables, take_tables
 from fastmim.encoders.patch_embedding import Embedding, edited, find_embedding
 from fastmim.encoders.probe import Features, last_features, probe
-from fastmim.encoders.resize import Carry, carry_all_but, carry_tensors, resize
+from fastmim.encoders.resize import Resampler, carry_all_but, carry_tensors, resize
 from fastmim.encoders.visible.blocks import check_strips, strip_features
 from fastmim.encoders.visible.tokens import Choose, Dropping, dropped, find_dropping
 from fastmim.mim.grids import tokens_to_map
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         return features
 
     @contextlib.contextmanager
-    def keeping(self, wanted: Sequence[int]) -> Iterator[Keep]:
+    def capture(self, wanted: Sequence[int]) -> Iterator[Keep]:
         """Within the block, `forward` leaves the maps of the layers ``wanted`` in what this gives.
 
         Args:
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         finally:
             self._keep = None
 
-    def maps(self, images_BCHW: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+    def forward_layers(self, images_BCHW: Tensor, wanted: Sequence[int]) -> list[Tensor]:
         """The maps (B, D, h, w) of the layers ``wanted``, without the features."""
         if has_layers(self.model):
             return layers_alone(self.model, images_BCHW, wanted)
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
         if has_layers(self.model):
             check_same_features(self.model, self.model_name, self.image_size, self.in_chans, self.way)
 
-    def some(
+    def forward_tokens(
         self,
         images_BCHW: Tensor,
         places_BK: Tensor,
@@ -163,7 +163,7 @@ class Encoder(nn.Module):
             output = last_features(self.model, images_BCHW, self.way)
         return output[:, : self.prefix_tokens], output[:, self.prefix_tokens :]
 
-    def visible(self, images_BCHW: Tensor, places_BV: Tensor) -> Tensor:
+    def forward_blocks(self, images_BCHW: Tensor, places_BV: Tensor) -> Tensor:
         """Only some blocks, as large as the stride, are computed: their features (B, V, D).
 
         Args:
@@ -187,7 +187,7 @@ class Encoder(nn.Module):
         """The model's first part that makes tokens of pixels. Raises UsageError where there is none."""
         return find_embedding(self.model, self.model_name, self.image_size, self.in_chans, self.way)
 
-    def set_image_size(self, image_size: Size) -> Carry:
+    def set_image_size(self, image_size: Size) -> Resampler:
         """Go on at another size: position embeddings and bias tables are resampled (bicubic).
 
         Returns:

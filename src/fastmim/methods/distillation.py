@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmim.encoders.resize import Carry, carry_inside
+from fastmim.encoders.resize import Resampler, carry_inside
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction
 from fastmim.methods.settings import DistillConfig
@@ -51,7 +51,7 @@ def pairs_of(config: DistillConfig, student: int, teacher: int) -> tuple[Pair, .
     return pairs
 
 
-class Taught(NamedTuple):
+class DistillationOutput(NamedTuple):
     """What a method with a teacher made of a batch."""
 
     loss: Tensor
@@ -93,21 +93,23 @@ class Distilled(nn.Module):
             nn.Conv2d(width, wanted, 1) for width, wanted in zip(widths, teacher_widths, strict=True)
         )
 
-    def forward(self, images_BCHW: Tensor, mask: Tensor, *lessons: Tensor) -> Taught:
+    def forward(self, images_BCHW: Tensor, mask: Tensor, *teacher_features: Tensor) -> DistillationOutput:
         """
         Args:
             images_BCHW, mask: as the method takes them.
             lessons: the teacher's maps (B, D, h, w) of the unmasked images, one a layer, at most as fine as
                 the student's.
         """
-        with self.method.encoder.keeping(self.student_layers) as kept:
+        with self.method.encoder.capture(self.student_layers) as kept:
             reconstruction = self.method(images_BCHW, mask)
         distances = [
             self._distance(project, map_, lesson)
-            for project, map_, lesson in zip(self.project, kept.maps, lessons, strict=True)
+            for project, map_, lesson in zip(self.project, kept.maps, teacher_features, strict=True)
         ]
         distillation = torch.stack(distances).sum()
-        return Taught(reconstruction.loss + self.weight * distillation, reconstruction, distillation)
+        return DistillationOutput(
+            reconstruction.loss + self.weight * distillation, reconstruction, distillation
+        )
 
     def _distance(self, project: nn.Module, map_BDhw: Tensor, lesson_BDhw: Tensor) -> Tensor:
         """Mean absolute difference over images, places and the teacher's channels."""
@@ -120,7 +122,7 @@ class Distilled(nn.Module):
                 student, teacher = _standardised(student), _standardised(teacher)
             return F.l1_loss(student, teacher)
 
-    def set_image_size(self, image_size: Size) -> Carry:
+    def set_image_size(self, image_size: Size) -> Resampler:
         """As `Method.set_image_size`; the projections know no size."""
         return carry_inside(INSIDE, self.method.set_image_size(image_size))
 

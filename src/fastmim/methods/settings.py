@@ -100,23 +100,25 @@ class UMMAEConfig:
 class Traits:
     """How a method uses the settings."""
 
-    unused: tuple[str, ...] = ()
+    ignored_settings: tuple[str, ...] = ()
     """Settings that all methods share and this one does not use, by their dotted names."""
-    own: str | None = None
+    config_group: str | None = None
     """The group of settings that belongs to this method alone."""
-    sees_all: bool = False
+    encodes_all_tokens: bool = False
     """Whether its encoder sees every place of the image where it is, masked or not."""
 
 
-INPUT_MASKING = Traits(sees_all=True)
-DROPPING = Traits(unused=("mask.place",))
+INPUT_MASKING = Traits(encodes_all_tokens=True)
+DROPPING = Traits(ignored_settings=("mask.place",))
 TRAITS: dict[MethodName, Traits] = {
     "fastmim": INPUT_MASKING,
     "simmim": INPUT_MASKING,
     "maskfeat": INPUT_MASKING,
     "mae": DROPPING,
-    "lomar": Traits(unused=("mask.place", "mask.pattern"), own="lomar"),
-    "ummae": Traits(unused=("mask.place", "mask.pattern", "mask.ratio"), own="ummae"),  # it samples a quarter
+    "lomar": Traits(ignored_settings=("mask.place", "mask.pattern"), config_group="lomar"),
+    "ummae": Traits(
+        ignored_settings=("mask.place", "mask.pattern", "mask.ratio"), config_group="ummae"
+    ),  # it samples a quarter
     "greenmim": DROPPING,
     "fcmae": DROPPING,
 }
@@ -124,5 +126,7 @@ TRAITS: dict[MethodName, Traits] = {
 
 def unused_settings(name: MethodName) -> tuple[str, ...]:
     """Settings, and groups of them, that the method does not use."""
-    groups = {other.own for other in TRAITS.values() if other.own} - {TRAITS[name].own}
-    return (*TRAITS[name].unused, *sorted(groups))
+    groups = {other.config_group for other in TRAITS.values() if other.config_group} - {
+        TRAITS[name].config_group
+    }
+    return (*TRAITS[name].ignored_settings, *sorted(groups))

@@ -22,14 +22,14 @@ from fastmim.methods.registry import METHODS
 from fastmim.methods.settings import TRAITS
 from fastmim.mim.decoders import checkpoint_blocks
 from fastmim.mim.targets import compiled_target
-from fastmim.pretraining.teacher import load_teaching
+from fastmim.pretraining.teacher import load_teacher
 from fastmim.pretraining.teacher_features import make_folder
 from fastmim.system.size import Size
 from fastmim.train.device import fit_micro_batch
-from fastmim.train.kernels import Kernels, apply, checkpoint_activations
+from fastmim.train.kernels import KernelChoices, apply, checkpoint_activations
 from fastmim.train.optim import use_kernel
 from fastmim.train.settings import KernelConfig
-from fastmim.train.stages import Leg, Stage
+from fastmim.train.stages import Stage, StageConfig
 
 # Of a teacher, the weights decide, not where they lie or who says what they are of.
 FREE_ON_RESUME = ALWAYS_FREE | {
@@ -61,7 +61,7 @@ def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Met
 def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
     """Raise UsageError unless the model works, at the size of every stage, and so does its teacher."""
     method = build_method(config, module if module is None or not config.stages else copy.deepcopy(module))
-    if config.activation_checkpointing and not method.recomputes:
+    if config.activation_checkpointing and not method.supports_activation_checkpointing:
         raise UsageError(f"activation_checkpointing: method = {config.method} cannot; leave it out")
     if config.activation_checkpointing:
         checkpoint_activations(copy.deepcopy(method.encoder.model), config.model)
@@ -69,8 +69,8 @@ def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
         _check_teacher(config, method)
         if config.distill.cache is not None:
             make_folder(Path(config.distill.cache).expanduser())
-    _check_batch(config, method, config.course[0])
-    for stage in config.course[1:]:
+    _check_batch(config, method, config.planned_stages[0])
+    for stage in config.planned_stages[1:]:
         try:
             method.set_image_size(stage.size)
             _check_batch(config, method, stage)
@@ -80,7 +80,7 @@ def check_stages(config: PretrainConfig, module: nn.Module | None) -> None:
             raise UsageError(f"stages: {stage}: {error}") from error
 
 
-def _check_batch(config: PretrainConfig, method: Method, stage: Stage) -> None:
+def _check_batch(config: PretrainConfig, method: Method, stage: StageConfig) -> None:
     encoder = method.encoder
     share = (stage.batch_size or config.batch_size) // (config.devices * config.num_nodes)
     micro_batch = stage.micro_batch or config.micro_batch
@@ -96,7 +96,7 @@ def kernel_config(config: PretrainConfig) -> KernelConfig:
 
 def kernel_facts(config: PretrainConfig, method: Method, image_size: Size) -> dict[str, Any]:
     """What decides how fast which kernels are: the network, and what the method does with it."""
-    group = TRAITS[config.method].own
+    group = TRAITS[config.method].config_group
     own = asdict(getattr(config, group)) if group else {}
     return {
         "model": config.model,
@@ -109,7 +109,7 @@ def kernel_facts(config: PretrainConfig, method: Method, image_size: Size) -> di
 
 
 def use_kernels(
-    config: PretrainConfig, method: Method, optimizer: torch.optim.AdamW, kernels: Kernels
+    config: PretrainConfig, method: Method, optimizer: torch.optim.AdamW, kernels: KernelChoices
 ) -> None:
     """Have the steps computed so."""
     apply(method, kernels)
@@ -126,22 +126,22 @@ def _check_teacher(config: PretrainConfig, method: Method) -> None:
         chans = config.in_chans
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if chans == 3 else ((0.0,) * chans, (1.0,) * chans)
         config = replace(config, crop=replace(config.crop, mean=mean, std=std))
-    teaching = load_teaching(config, method, method.image_size)
-    assert teaching is not None
+    teacher_setup = load_teacher(config, method, method.image_size)
+    assert teacher_setup is not None
     with torch.random.fork_rng(devices=[]):
-        teaching.learner(method, config.distill)
+        teacher_setup.learner(method, config.distill)
 
 
 def fitting_micro_batch(
     fabric: Fabric,
     learner: Method | Distilled,
     teacher: Teacher | None,
-    leg: Leg,
+    stage: Stage,
     images: torch.Tensor,
     mask: torch.Tensor,
 ) -> int:
     """As many images as fit, judged by what two of them make autograd keep."""
     count = min(2, len(images))
-    lessons = teacher.blank(count) if teacher is not None else []
-    forward = partial(learner, images[:count], mask[:count], *lessons)
-    return fit_micro_batch(fabric, learner, forward, count, leg.batch_size)
+    teacher_features = teacher.blank(count) if teacher is not None else []
+    forward = partial(learner, images[:count], mask[:count], *teacher_features)
+    return fit_micro_batch(fabric, learner, forward, count, stage.batch_size)

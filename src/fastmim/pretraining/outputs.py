@@ -17,21 +17,23 @@ from fastmim.pretraining.report import Outcome, write_report
 from fastmim.pretraining.stage_data import Material, Network
 from fastmim.system.size import Size
 from fastmim.train.distributed import hardware
-from fastmim.train.kernels import COMPILES, Kernels
+from fastmim.train.kernels import COMPILES, KernelChoices
 from fastmim.train.logs import Display
 from fastmim.train.optim import scaled_lr
 from fastmim.train.run_files import REPORT
-from fastmim.train.stages import Leg, Plan
+from fastmim.train.stages import Stage, TrainingPlan
 from fastmim.weights.batchnorm import batch_norms, recalibrated
 from fastmim.weights.encoder_file import WEIGHTS, describe_encoder, save_encoder
 
 
-def summary(config: PretrainConfig, network: Network, plan: Plan, leg: Leg, held_out: int) -> Iterator[str]:
+def summary(
+    config: PretrainConfig, network: Network, plan: TrainingPlan, stage: Stage, held_out: int
+) -> Iterator[str]:
     """What learns and from what, in a few lines, at the start of a run."""
-    if leg.number:
+    if stage.number:
         return
-    method, teaching = network.method, network.teaching
-    height, width = leg.image_size
+    method, teacher_setup = network.method, network.teacher_setup
+    height, width = stage.image_size
     h, w = _grid(method)
     parameters = sum(p.numel() for p in method.encoder.parameters()) / 1e6
     yield (
@@ -43,35 +45,40 @@ def summary(config: PretrainConfig, network: Network, plan: Plan, leg: Leg, held
             f"it begins with random weights, not with timm's {tag}; "
             f"`fastmim finetune --encoder timm:{config.model}` takes those"
         )
-    if teaching is not None:
-        teacher = teaching.teacher.encoder
+    if teacher_setup is not None:
+        teacher = teacher_setup.teacher.encoder
         parameters = sum(p.numel() for p in teacher.parameters()) / 1e6
         height, width = teacher.image_size
         yield (
             f"teacher {config.distill.teacher}: {teacher.model_name}, {parameters:.1f} M parameters, at "
-            f"{height}x{width} pixels; layers {' '.join(map(str, teaching.pairs))}"
+            f"{height}x{width} pixels; layers {' '.join(map(str, teacher_setup.pairs))}"
         )
     yield f"{config.data}: {plan.images} images to train on, {held_out} held out"
 
 
 def way(
-    fabric: Fabric, config: PretrainConfig, network: Network, plan: Plan, leg: Leg, choices: dict[str, Any]
+    fabric: Fabric,
+    config: PretrainConfig,
+    network: Network,
+    plan: TrainingPlan,
+    stage: Stage,
+    choices: dict[str, Any],
 ) -> Iterator[str]:
     """How a leg's steps are computed, in a line or two."""
-    height, width = leg.image_size
+    height, width = stage.image_size
     h, w = _grid(network.method)
-    kernels = Kernels(**choices["kernels"])
+    kernels = KernelChoices(**choices["kernels"])
     batch = (
-        f"batch {leg.batch_size} as {fabric.world_size} x {choices['micro_batch']} "
+        f"batch {stage.batch_size} as {fabric.world_size} x {choices['micro_batch']} "
         f"on {fabric.device.type} in {choices['precision']}, {kernels}"
     )
-    lr = scaled_lr(config.optim.base_lr, leg.batch_size)
-    if leg.number:
-        yield f"{_stage(plan, leg)}: {h}x{w} tokens at {height}x{width} pixels; {batch}; peak lr {lr:.3g}"
+    lr = scaled_lr(config.optim.base_lr, stage.batch_size)
+    if stage.number:
+        yield f"{_stage(plan, stage)}: {h}x{w} tokens at {height}x{width} pixels; {batch}; peak lr {lr:.3g}"
     else:
         yield f"{batch}; peak lr {lr:.3g}, {plan.total_steps} steps"
-    if len(plan.legs) > 1 and not leg.number:
-        yield f"{_stage(plan, leg)}: {leg.last_step} steps at {height}x{width} pixels"
+    if len(plan.stages) > 1 and not stage.number:
+        yield f"{_stage(plan, stage)}: {stage.last_step} steps at {height}x{width} pixels"
     if kernels.compile != "none":
         yield COMPILES
 
@@ -81,8 +88,8 @@ def _grid(method: Method) -> Size:
     return h, w
 
 
-def _stage(plan: Plan, leg: Leg) -> str:
-    return f"stage {leg.number + 1} of {len(plan.legs)}"
+def _stage(plan: TrainingPlan, stage: Stage) -> str:
+    return f"stage {stage.number + 1} of {len(plan.stages)}"
 
 
 def leave(
@@ -96,11 +103,11 @@ def leave(
     display: Display,
 ) -> None:
     """Write the encoder, the sheet and the page, and say how it went."""
-    encoder, teaching = network.method.encoder, network.teaching
+    encoder, teacher_setup = network.method.encoder, network.teacher_setup
     origin = describe_encoder(encoder, *config.crop.statistics, config.method, config.target.name)
     origin["trained_on"] = hardware(fabric)
-    if teaching is not None:
-        teacher = teaching.teacher
+    if teacher_setup is not None:
+        teacher = teacher_setup.teacher
         origin["teacher"] = {"model": teacher.encoder.model_name, "digest": teacher.digest}
     model = encoder.model
     if complete and config.bn_recalibrate and batch_norms(model):
@@ -127,7 +134,7 @@ def leave(
 def _unmasked(material: Material, size: Size) -> Iterator[Tensor]:
     """Training crops at the encoder's size, from the beginning of the leg again and again."""
     while True:
-        for micro_batches in material.feeder(material.leg.first_step):
+        for micro_batches in material.feeder(material.stage.first_step):
             for (images, _), _, _ in micro_batches:
                 same = images.shape[2:] == size  # UM-MAE's encoder sees half of an image's sides
                 yield images if same else F.interpolate(images, size, mode="bilinear", antialias=True)

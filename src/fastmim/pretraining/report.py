@@ -63,7 +63,10 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
         outcome.verdict,
         [
             ("data", f"{config.data} ({outcome.images} images, {outcome.skipped_images} unreadable)"),
-            ("image size", ", then ".join(f"{h} x {w} pixels" for h, w in (s.size for s in config.course))),
+            (
+                "image size",
+                ", then ".join(f"{h} x {w} pixels" for h, w in (s.size for s in config.planned_stages)),
+            ),
             ("steps", f"{outcome.steps} of {outcome.total_steps}"),
             ("batch", f"{config.batch_size} images"),
             ("peak learning rate", f"{scaled_lr(config.optim.base_lr, config.batch_size):.3g}"),

@@ -14,7 +14,7 @@ from torch import nn
 from fastmim._version import __version__
 from fastmim.config import PretrainConfig, check_resumed, config_text, resolved
 from fastmim.data.loading.train_loader import split_images
-from fastmim.data.loading.unreadable import SKIPPED, SkipList
+from fastmim.data.loading.unreadable import SKIPPED, UnreadableLog
 from fastmim.data.parts import splits_note
 from fastmim.data.sources.base import ImageSource, fingerprint, notes_of
 from fastmim.methods.base import Method
@@ -23,8 +23,8 @@ from fastmim.pretraining.build import FREE_ON_RESUME, build_method
 from fastmim.pretraining.outputs import leave, summary, way
 from fastmim.pretraining.report import Outcome
 from fastmim.pretraining.stage_data import Given, Network, prepare
-from fastmim.pretraining.teacher import load_teaching
-from fastmim.pretraining.teacher_features import lessons_of, measure_both, taught
+from fastmim.pretraining.teacher import load_teacher
+from fastmim.pretraining.teacher_features import build_teacher_features, measure_both, with_teacher_features
 from fastmim.train.distributed import precision_of, quiet_warnings
 from fastmim.train.kernels import check_kernels, own_threads
 from fastmim.train.loop import Feed, Loop, Progress
@@ -86,46 +86,46 @@ def learn(
 
     # What learns, and for how long.
     split = split_images(len(source), config.held_out, config.seed)
-    plan = build_plan(config.course, len(split.training), config.batch_size, config.micro_batch)
-    leg = plan.legs[0]
+    plan = build_plan(config.planned_stages, len(split.training), config.batch_size, config.micro_batch)
+    stage = plan.stages[0]
     if checkpoint is not None:
-        leg = leg_of(checkpoint, plan)
+        stage = leg_of(checkpoint, plan)
     method = build_method(config, module)
     encoder = method.encoder
     config = resolved(
         config, encoder.stride, method.target.cell, encoder.full_kwargs, *config.crop.statistics
     )
-    for earlier in plan.legs[1 : leg.number + 1]:
+    for earlier in plan.stages[1 : stage.number + 1]:
         method.set_image_size(earlier.image_size)
-    teaching = load_teaching(config, method, leg.image_size)
+    teacher_setup = load_teacher(config, method, stage.image_size)
     learner: Method | Distilled = method
-    if teaching is not None:
-        learner = teaching.learner(method, config.distill)
-        config = replace(config, distill=replace(config.distill, layers=tuple(map(str, teaching.pairs))))
-    network = Network(method, teaching, learner, build_adamw(learner, config.optim))
+    if teacher_setup is not None:
+        learner = teacher_setup.learner(method, config.distill)
+        config = replace(config, distill=replace(config.distill, layers=tuple(map(str, teacher_setup.pairs))))
+    network = Network(method, teacher_setup, learner, build_adamw(learner, config.optim))
 
     # What is known already.
     facts: dict[str, Any] = {"data_digest": fingerprint(source), "world_size": fabric.world_size}
-    if teaching is not None:
-        facts["teacher_digest"] = teaching.teacher.digest
+    if teacher_setup is not None:
+        facts["teacher_digest"] = teacher_setup.teacher.digest
     if state is not None:
         check_resumed(run, config, FREE_ON_RESUME, state, facts)
-    skips = SkipList(run / SKIPPED, len(source), config.max_unreadable)
+    unreadable_log = UnreadableLog(run / SKIPPED, len(source), config.max_unreadable)
     evaluate_at = plan.evaluation_steps(config.evaluations, config.log_every_steps)
 
     text = config_text("pretrain", config)
     with opened(run, plan, text, checkpoint, first, quiet, config.deterministic) as (display, log, stop):
-        given = Given(fabric, source, config, split, skips, display.say, torch.get_num_threads())
+        given = Given(fabric, source, config, split, unreadable_log, display.say, torch.get_num_threads())
         progress = Progress()
         for note in (*notes_of(source), splits_note(config.data, source)):
             if note:
                 display.say(f"data: {note}")
 
         while True:
-            for line in summary(config, network, plan, leg, len(split.held_out)):
+            for line in summary(config, network, plan, stage, len(split.held_out)):
                 display.say(line)
-            choices = state["choices"] if state else {"micro_batch": leg.micro_batch}
-            material = prepare(given, network, leg, choices)
+            choices = state["choices"] if state else {"micro_batch": stage.micro_batch}
+            material = prepare(given, network, stage, choices)
             held_out = material.held_out
             feed: Feed = material.feeder
             evaluate: Evaluate = partial(held_out.measure, display.say)
@@ -134,37 +134,39 @@ def learn(
                 "micro_batch": material.micro_batch,
                 "kernels": asdict(material.kernels),
             }
-            if network.teaching is not None and isinstance(learner, Distilled):
+            if network.teacher_setup is not None and isinstance(learner, Distilled):
                 drawn = {
                     **facts,
                     "precision": choices["precision"],
                     "micro_batch": material.micro_batch,
                     "split": len(split.held_out),
                 }
-                lessons = lessons_of(fabric, config, network.teaching, leg, drawn, display.say)
-                feed = taught(feed, lessons, material.feeder.share.first)
-                evaluate = partial(measure_both, held_out, learner, lessons, display.say)
+                teacher_features = build_teacher_features(
+                    fabric, config, network.teacher_setup, stage, drawn, display.say
+                )
+                feed = with_teacher_features(feed, teacher_features, material.feeder.share.first)
+                evaluate = partial(measure_both, held_out, learner, teacher_features, display.say)
             with quiet_warnings():
                 wrapped = fabric.setup_module(learner)
             loop = Loop(
                 fabric,
                 wrapped,
                 network.optimizer,
-                build_schedule(config.schedule, config.optim.base_lr, plan, leg),
+                build_schedule(config.schedule, config.optim.base_lr, plan, stage),
                 feed,
                 run,
                 log,
                 config.loop,
                 config.optim,
                 plan,
-                leg,
+                stage,
                 progress,
                 extra={"choices": choices, "fastmim_version": __version__, "method": config.method, **facts},
                 evaluate=evaluate if first else dict,
                 evaluate_at=evaluate_at,
                 say=display.say,
             )
-            for line in way(fabric, config, network, plan, leg, choices):
+            for line in way(fabric, config, network, plan, stage, choices):
                 display.say(line)
             if state is not None:
                 loop.restore(state)
@@ -174,10 +176,10 @@ def learn(
             state = None
             complete = loop.train(stop)
             progress = loop.handed_over()
-            if not complete or leg is plan.legs[-1]:
+            if not complete or stage is plan.stages[-1]:
                 break
-            leg = plan.legs[leg.number + 1]
-            network = network.grown(config, leg)
+            stage = plan.stages[stage.number + 1]
+            network = network.grown(config, stage)
 
         outcome = Outcome(
             loop.progress.step,
@@ -185,7 +187,7 @@ def learn(
             held_out.loss() if first else math.nan,
             held_out.trivial if first else math.nan,
             len(source),
-            len(skips.skipped),
+            len(unreadable_log.skipped),
             split.shared,
         )
         if first:

@@ -23,7 +23,7 @@ from fastmim.weights.load import Loaded, factory_of, load_with, replace_classifi
 from fastmim.weights.timm_file import timm_file
 
 
-class Teaching(NamedTuple):
+class TeacherSetup(NamedTuple):
     """A teacher at the size of one leg of a run."""
 
     teacher: Teacher
@@ -40,7 +40,7 @@ class Teaching(NamedTuple):
         )
 
 
-def load_teaching(config: PretrainConfig, method: Method, image_size: Size) -> Teaching | None:
+def load_teacher(config: PretrainConfig, method: Method, image_size: Size) -> TeacherSetup | None:
     """The teacher at ``image_size``, the run's, read from its source anew; None where there is none.
 
     Args:
@@ -82,7 +82,7 @@ def load_teaching(config: PretrainConfig, method: Method, image_size: Size) -> T
         [method.encoder.layers[pair.student].grid for pair in pairs],
         digest,
     )
-    return Teaching(teacher, pairs)
+    return TeacherSetup(teacher, pairs)
 
 
 def _load(told: DistillConfig, in_chans: int, seed: int) -> Loaded:

@@ -23,7 +23,7 @@ COMPILES = "the first step compiles, which can take minutes"
 
 
 @dataclass(frozen=True)
-class Kernels:
+class KernelChoices:
     """What was chosen. As a mapping it goes into checkpoints."""
 
     attention: Attention = "fused"
@@ -46,7 +46,7 @@ def use_attention(module: nn.Module, attention: Attention) -> None:
             part.fused_attn = attention == "fused"  # type: ignore[assignment]
 
 
-def apply(module: nn.Module, kernels: Kernels) -> None:
+def apply(module: nn.Module, kernels: KernelChoices) -> None:
     """Have ``module`` computed so. The compiler itself starts at the first call.
 
     The number of threads is this process's; `own_threads` brings back the one before.

@@ -26,7 +26,7 @@ from fastmim.train.schedules import Schedule
 from fastmim.train.seal import Damaged
 from fastmim.train.settings import LoopConfig, OptimConfig
 from fastmim.train.signals import StopRequest
-from fastmim.train.stages import Leg, Plan
+from fastmim.train.stages import Stage, TrainingPlan
 from fastmim.train.state import check_fits
 
 # A part of a step's batch that fits on the device: what the module is called with, the part of the
@@ -51,7 +51,7 @@ LOSS, TAKEN, NORM, SKIPPED, IN_A_ROW = range(5)
 
 
 class Loop:
-    """Runs ``module`` from where ``progress`` stands to the end of ``leg``, or until asked to stop.
+    """Runs ``module`` from where ``progress`` stands to the end of ``stage``, or until asked to stop.
 
     Args:
         extra: goes into each checkpoint as it is (plain values).
@@ -69,8 +69,8 @@ class Loop:
         log: RunLog | None,
         config: LoopConfig,
         optim: OptimConfig,
-        plan: Plan,
-        leg: Leg,
+        plan: TrainingPlan,
+        stage: Stage,
         progress: Progress,
         extra: dict[str, Any],
         evaluate: Callable[[], dict[str, float]],
@@ -87,7 +87,7 @@ class Loop:
         self.config = config
         self.optim = optim
         self.plan = plan
-        self.leg = leg
+        self.stage = stage
         self.extra = extra
         self.evaluate = evaluate
         self.evaluate_at = evaluate_at
@@ -108,7 +108,7 @@ class Loop:
         window, waited = time.monotonic(), 0.0
         logged_at = self.progress.step
         self.module.train()
-        while self.progress.step < self.leg.last_step:
+        while self.progress.step < self.stage.last_step:
             if self._should_stop(stop):
                 self._save_unless_saved()
                 return False
@@ -154,7 +154,7 @@ class Loop:
 
         Its place is that of its first image in the whole batch, over all processes.
         """
-        place = self.fabric.global_rank * (self.leg.batch_size // self.fabric.world_size)
+        place = self.fabric.global_rank * (self.stage.batch_size // self.fabric.world_size)
         iterator = iter(micro_batches)
         while True:
             seeds = np.random.SeedSequence([self.config.seed, self.progress.step, place])
@@ -177,7 +177,9 @@ class Loop:
     def _is_log_step(self) -> bool:
         step = self.progress.step
         return (
-            step % self.config.log_every_steps == 0 or step == self.leg.last_step or step in self.evaluate_at
+            step % self.config.log_every_steps == 0
+            or step == self.stage.last_step
+            or step in self.evaluate_at
         )
 
     def _log(self, lr: float, steps_per_second: float, waiting: float) -> None:
@@ -186,12 +188,12 @@ class Loop:
         step = self.progress.step
         values: dict[str, Any] = {
             "step": step,
-            "epoch": self.leg.samples_before(step) / self.plan.images,
-            "stage": self.leg.number + 1,
-            "image_size": list(self.leg.image_size),
+            "epoch": self.stage.samples_before(step) / self.plan.images,
+            "stage": self.stage.number + 1,
+            "image_size": list(self.stage.image_size),
             "loss": counters[LOSS] / taken if taken else float("nan"),
             "lr": lr,
-            "images_per_second": steps_per_second * self.leg.batch_size,
+            "images_per_second": steps_per_second * self.stage.batch_size,
             "data_wait": waiting,
             "peak_memory_mb": peak_bytes(self.fabric.device) / 2**20,
             "gradient_norm": counters[NORM] / taken if taken else float("nan"),
@@ -276,7 +278,7 @@ class Loop:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
-            "leg": self.leg.number,
+            "leg": self.stage.number,
             "metrics_bytes": self.log.size() if self.log is not None else 0,
             **self.extra,
         }

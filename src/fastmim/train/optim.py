@@ -32,8 +32,8 @@ def use_kernel(optimizer: torch.optim.AdamW, kernel: Literal["fused", "foreach"]
         group["fused"], group["foreach"] = kernel == "fused", kernel == "foreach"
 
 
-def carry_state(
-    old: torch.optim.AdamW, new: torch.optim.AdamW, carry: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+def resample_state(
+    old: torch.optim.AdamW, new: torch.optim.AdamW, resample: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> None:
     """Let ``new`` go on where ``old`` stands, though parameters have changed their shapes.
 
@@ -42,7 +42,8 @@ def carry_state(
     """
     states = dict(_named_states(old))
     means = {
-        key: carry({name: state[key] for name, state in states.items()}) for key in ("exp_avg", "exp_avg_sq")
+        key: resample({name: state[key] for name, state in states.items()})
+        for key in ("exp_avg", "exp_avg_sq")
     }
     for group in new.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):

@@ -8,7 +8,7 @@ from fastmim.system.files import link_atomically
 from fastmim.train.checkpoint import read_checkpoint
 from fastmim.train.run_files import LAST, STARTING, older_checkpoints
 from fastmim.train.seal import Damaged, sealed_step
-from fastmim.train.stages import Leg, Plan
+from fastmim.train.stages import Stage, TrainingPlan
 from fastmim.train.state import check_place, check_state
 
 EARLIER = (
@@ -64,7 +64,7 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
     )
 
 
-def leg_of(checkpoint: Checkpoint, plan: Plan) -> Leg:
+def leg_of(checkpoint: Checkpoint, plan: TrainingPlan) -> Stage:
     """The leg of the run's plan at which a checkpoint stands. Raises RunError where it has no such place."""
     try:
         check_place(checkpoint.state, plan)
@@ -73,7 +73,7 @@ def leg_of(checkpoint: Checkpoint, plan: Plan) -> Leg:
             f"{checkpoint.file} {error}: it is not of this run; put a sound one there, or delete it to go "
             "on from an older one"
         ) from error
-    return plan.legs[int(checkpoint.state["leg"])]
+    return plan.stages[int(checkpoint.state["leg"])]
 
 
 def adopt(run: Path, checkpoint: Checkpoint) -> None:

@@ -37,7 +37,7 @@ def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
     if resume == "or-begin":
         return False
     if run.is_dir() and not is_held:
-        with held(run):  # unless another process is just about to begin one
+        with lock_run_dir(run):  # unless another process is just about to begin one
             pass
     raise UsageError(
         f"out: there is no run in {run} to go on with{near_runs(run)}; leave out --resume to begin one, or "
@@ -52,19 +52,19 @@ def written(
     """Have ``run`` for this run alone, and ready; gives the checkpoint to go on from, or None for a new run.
 
     Every process of a run calls this; the one that writes holds the folder. The arguments are those of
-    `prepare_run_directory`.
+    `prepare_run_dir`.
 
     Raises:
-        UsageError: what `held` and `prepare_run_directory` raise.
+        UsageError: what `held` and `prepare_run_dir` raise.
         RunError: no checkpoint of the run is sound.
     """
     from fastmim.train.distributed import precision_of
     from fastmim.train.resuming import newest_checkpoint, sound_checkpoint
 
-    with held(run) if fabric.is_global_zero else contextlib.nullcontext():
+    with lock_run_dir(run) if fabric.is_global_zero else contextlib.nullcontext():
         found = None
         if fabric.is_global_zero:
-            prepare_run_directory(run, files, resume, overwrite)
+            prepare_run_dir(run, files, resume, overwrite)
             found = newest_checkpoint(run) if goes_on(run, resume) else None
         file = fabric.broadcast(found.file if found else None)
         if found is None and file is not None:
@@ -75,7 +75,7 @@ def written(
 
 
 @contextlib.contextmanager
-def held(run: Path) -> Iterator[None]:
+def lock_run_dir(run: Path) -> Iterator[None]:
     """Let no second process write to ``run`` within the block; it is made where it is missing.
 
     The system lets go when the process ends, however it ends; a while is waited for that, since processes may
@@ -151,7 +151,7 @@ def check_start(run: Path, resume: Resume, overwrite: bool, is_held: bool = Fals
     return False
 
 
-def prepare_run_directory(run: Path, files: tuple[str, ...], resume: Resume, overwrite: bool) -> None:
+def prepare_run_dir(run: Path, files: tuple[str, ...], resume: Resume, overwrite: bool) -> None:
     """Make ``run`` ready.
 
     Args:

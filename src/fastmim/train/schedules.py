@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fastmim.train.optim import scaled_lr
 from fastmim.train.settings import ScheduleConfig
-from fastmim.train.stages import Leg, Plan
+from fastmim.train.stages import Stage, TrainingPlan
 
 WARMUP_SHARE = 0.1
 
@@ -40,27 +40,27 @@ class Schedule:
         return low + (self.peak_lr - low) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
-def build_schedule(config: ScheduleConfig, base_lr: float, plan: Plan, leg: Leg) -> Schedule:
+def build_schedule(config: ScheduleConfig, base_lr: float, plan: TrainingPlan, stage: Stage) -> Schedule:
     """Convert epochs to steps (here and nowhere else for the learning rate).
 
     Args:
         base_lr: for a batch of 256 images.
         leg: the part of ``plan`` that the schedule is asked about.
     """
-    batch = plan.legs[0].batch_size
+    batch = plan.stages[0].batch_size
     steps_per_epoch = plan.images / batch
-    total_steps = plan.legs[-1].samples_before(plan.total_steps) / batch
+    total_steps = plan.stages[-1].samples_before(plan.total_steps) / batch
     if config.warmup_epochs is None:
         warmup = min(10 * steps_per_epoch, WARMUP_SHARE * total_steps)
     else:
         warmup = config.warmup_epochs * steps_per_epoch
     return Schedule(
-        scaled_lr(base_lr, leg.batch_size),
+        scaled_lr(base_lr, stage.batch_size),
         total_steps,
         round(warmup),
         config.decay_epochs * steps_per_epoch,
         config,
-        first_step=leg.first_step,
-        done=leg.first_sample / batch,
-        pace=leg.batch_size / batch,
+        first_step=stage.first_step,
+        done=stage.first_sample / batch,
+        pace=stage.batch_size / batch,
     )

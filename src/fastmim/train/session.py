@@ -12,7 +12,7 @@ from fastmim.train.logs import Display, RunLog
 from fastmim.train.resuming import Checkpoint, adopt
 from fastmim.train.run_files import CONFIG
 from fastmim.train.signals import StopRequest
-from fastmim.train.stages import Plan
+from fastmim.train.stages import TrainingPlan
 
 
 class Session(NamedTuple):
@@ -25,7 +25,7 @@ class Session(NamedTuple):
 @contextlib.contextmanager
 def opened(
     run: Path,
-    plan: Plan,
+    plan: TrainingPlan,
     config_text: str,
     checkpoint: Checkpoint | None,
     first: bool,

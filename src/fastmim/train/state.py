@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmim.train.kernels import Attention, Compile, MemoryFormat, OptimizerKernel
 from fastmim.train.seal import Damaged
-from fastmim.train.stages import Plan
+from fastmim.train.stages import TrainingPlan
 
 Count = Annotated[int, Field(ge=0, strict=True)]
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -61,7 +61,7 @@ class _State(BaseModel):
     module: dict[str, Any]
     optimizer: _Optimizer
     progress: _Progress
-    leg: Count
+    stage: Count
     metrics_bytes: Count
     choices: _Choices
     data_digest: str
@@ -81,15 +81,15 @@ def check_state(state: Any) -> None:
             raise Damaged(f"holds values that are not numbers ({name})")
 
 
-def check_place(state: Mapping[str, Any], plan: Plan) -> None:
+def check_place(state: Mapping[str, Any], plan: TrainingPlan) -> None:
     """Raise Damaged unless the run's plan has the place at which ``state`` stands."""
     stage, step = state["leg"], state["progress"]["step"]
-    if stage >= len(plan.legs):
-        raise Damaged(f"stands in stage {stage + 1}, but the run has {len(plan.legs)}")
-    leg = plan.legs[stage]
-    if not leg.first_step <= step <= leg.last_step:
+    if stage >= len(plan.stages):
+        raise Damaged(f"stands in stage {stage + 1}, but the run has {len(plan.stages)}")
+    stage = plan.stages[stage]
+    if not stage.first_step <= step <= stage.last_step:
         raise Damaged(
-            f"stands at step {step} in stage {stage + 1}, which has steps {leg.first_step} to {leg.last_step}"
+            f"stands at step {step} in stage {stage + 1}, which has steps {stage.first_step} to {stage.last_step}"
         )
 
 

@@ -96,7 +96,7 @@ def _images(command: ExportCommand) -> "Tensor":
     import numpy as np
     import torch
 
-    from fastmim.data.loading.eval_loader import Views
+    from fastmim.data.loading.eval_loader import EvalLoader
     from fastmim.data.sources.open import open_images
     from fastmim.weights.load import as_size, read_encoder
 
@@ -105,7 +105,7 @@ def _images(command: ExportCommand) -> "Tensor":
     source = open_images(command.data)
     mean, std = (torch.tensor(origin[name]) for name in ("mean", "std"))
     indices = np.arange(min(COMPARED, len(source)))
-    views = Views(source, indices, size, origin["in_chans"], COMPARED, 0, mean, std)
+    views = EvalLoader(source, indices, size, origin["in_chans"], COMPARED, 0, mean, std)
     images, shown, broken = next(iter(views))
     if not len(shown):
         raise UsageError(f"data: {command.data}: {broken[0].name} cannot be read: {broken[0].reason}")

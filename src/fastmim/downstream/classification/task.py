@@ -17,16 +17,16 @@ from fastmim.config import ALWAYS_FREE, FinetuneConfig, check_resumed, config_te
 from fastmim.config.finetune import SCRATCH
 from fastmim.data.labelled import Labelled, imbalance
 from fastmim.data.loading.channel_stats import channel_statistics
-from fastmim.data.loading.dataset import Crops, as_it_is
-from fastmim.data.loading.eval_loader import Views
-from fastmim.data.loading.train_loader import Feeder, Share
-from fastmim.data.loading.unreadable import SKIPPED, SkipList
+from fastmim.data.loading.dataset import CropDataset, identity
+from fastmim.data.loading.eval_loader import EvalLoader
+from fastmim.data.loading.train_loader import Share, TrainLoader
+from fastmim.data.loading.unreadable import SKIPPED, UnreadableLog
 from fastmim.data.sources.base import fingerprint
 from fastmim.data.transforms.augment import Mixing, RandAugment
 from fastmim.downstream.accuracy import Accuracy, check_readable, measure_accuracy
-from fastmim.downstream.classification.model import Learner
+from fastmim.downstream.classification.model import ClassificationModel
 from fastmim.downstream.classification.outputs import RESULTS, write_classifier, write_results
-from fastmim.downstream.classification.start import Start, build_classifier
+from fastmim.downstream.classification.start import InitialModel, build_classifier
 from fastmim.downstream.classification.trial import Trial
 from fastmim.encoders.batch_size import check_batch, has_batch_norm
 from fastmim.errors import UsageError
@@ -39,7 +39,7 @@ from fastmim.train.optim import scaled_lr, use_kernel
 from fastmim.train.resuming import leg_of
 from fastmim.train.run_dir import written
 from fastmim.train.run_files import CONFIG, LAST, METRICS
-from fastmim.train.sampler import Stream
+from fastmim.train.sampler import InfiniteSampler
 from fastmim.train.schedules import build_schedule
 from fastmim.train.session import opened
 from fastmim.train.settings import Resume
@@ -101,14 +101,19 @@ def _run_on(
     # What learns, and for how long.
     torch.manual_seed(config.seed)
     start = build_classifier(config, len(classes), module)
-    plan = build_plan(config.course, len(training), config.batch_size, config.micro_batch)
-    (leg,) = plan.legs
+    plan = build_plan(config.planned_stages, len(training), config.batch_size, config.micro_batch)
+    (stage,) = plan.stages
     check_batch(
-        start.model, start.name, leg.image_size, start.in_chans, leg.batch_size // world, leg.micro_batch
+        start.model,
+        start.name,
+        stage.image_size,
+        start.in_chans,
+        stage.batch_size // world,
+        stage.micro_batch,
     )
     told: list[str] = []
     config = _resolved(config, start, training, plan.total_epochs, told.append)
-    learner = Learner(start.model, config.ema).to(fabric.device)
+    learner = ClassificationModel(start.model, config.ema).to(fabric.device)
     optimizer = build_layered_adamw(
         learner.model, config.known_layer_decay, config.optim, config.layer_decay_blocks
     )
@@ -135,33 +140,33 @@ def _run_on(
             raise UsageError(f"encoder: {config.encoder} no longer holds the weights that {run} began with")
 
     # What it learns from, and what it is measured on.
-    chans, size = config.in_chans, leg.image_size
+    chans, size = config.in_chans, stage.image_size
     mean, std = (torch.tensor(values, device=fabric.device) for values in config.crop.statistics)
     workers = loader_workers(config.workers, world // config.num_nodes)
-    choices: dict[str, Any] = state["choices"] if state else {"micro_batch": leg.micro_batch}
+    choices: dict[str, Any] = state["choices"] if state else {"micro_batch": stage.micro_batch}
     trial = Trial(fabric, learner, config, len(classes), teller(quiet or not first))
     kernels = trial.kernels(start, plan, choices)
     apply(learner, kernels)
     use_kernel(optimizer, kernels.optimizer)
     micro_batch = choices["micro_batch"] or trial.fitting_micro_batch()
     labels = torch.from_numpy(training.by_index())
-    skips = SkipList(run / SKIPPED, len(training.source), config.max_unreadable)
-    stream = Stream(training.indices, config.seed)
-    share = Share.of(leg.batch_size, rank, world)
+    unreadable_log = UnreadableLog(run / SKIPPED, len(training.source), config.max_unreadable)
+    stream = InfiniteSampler(training.indices, config.seed)
+    share = Share.of(stage.batch_size, rank, world)
     varies = config.augment.rand_magnitude > 0
-    feeder = Feeder(
-        Crops(
+    feeder = TrainLoader(
+        CropDataset(
             training.source,
             training.indices,
             config.crop,
             size,
             chans,
-            RandAugment(config.augment, size, config.crop.statistics[0]) if varies else as_it_is,
+            RandAugment(config.augment, size, config.crop.statistics[0]) if varies else identity,
             config.max_pixels,
         ),
-        batches=lambda step: stream.batches(leg, step, share.part),
-        beside=lambda batch, _: labels[batch.indices],
-        skips=skips,
+        batches=lambda step: stream.batches(stage, step, share.part),
+        extra_inputs=lambda batch, _: labels[batch.indices],
+        unreadable_log=unreadable_log,
         micro_batch=min(micro_batch, share.count),
         workers=workers,
         seed=config.seed,
@@ -171,7 +176,7 @@ def _run_on(
         mix=Mixing(config.augment, len(classes)),
         avoid_single=has_batch_norm(start.model),
     )
-    views = Views(
+    views = EvalLoader(
         validation.source,
         validation.indices[rank::world],
         size,
@@ -206,14 +211,14 @@ def _run_on(
             fabric,
             wrapped,
             optimizer,
-            build_schedule(config.schedule, config.optim.base_lr, plan, leg),
+            build_schedule(config.schedule, config.optim.base_lr, plan, stage),
             feeder,
             run,
             log,
             config.loop,
             config.optim,
             plan,
-            leg,
+            stage,
             Progress(),
             extra={"choices": choices, "fastmim_version": __version__, **facts},
             evaluate=evaluate,
@@ -229,11 +234,11 @@ def _run_on(
             f"{len(validation)} to measure on"
         )
         display.say(
-            f"batch {leg.batch_size} as {world} x {feeder.micro_batch} on {fabric.device.type} in "
+            f"batch {stage.batch_size} as {world} x {feeder.micro_batch} on {fabric.device.type} in "
             f"{choices['precision']}, {kernels}"
         )
         display.say(
-            f"peak lr {scaled_lr(config.optim.base_lr, leg.batch_size):.3g}, {plan.total_steps} steps; "
+            f"peak lr {scaled_lr(config.optim.base_lr, stage.batch_size):.3g}, {plan.total_steps} steps; "
             + levels_line(optimizer.param_groups, config.known_layer_decay)
         )
         if plan.total_steps < FEW_STEPS:
@@ -260,13 +265,13 @@ def _run_on(
             facts_of_run = {
                 "training_images": len(training),
                 "data_notes": training.notes,
-                "unreadable_training": len(skips.skipped),
+                "unreadable_training": len(unreadable_log.skipped),
                 "training_images_per_class": dict(zip(classes, training.per_class.tolist(), strict=True)),
                 "micro_batch": feeder.micro_batch,
                 "epochs": plan.total_epochs,
                 "steps": steps,
                 "seconds": seconds,
-                "images_per_second": steps * leg.batch_size / seconds if seconds else None,
+                "images_per_second": steps * stage.batch_size / seconds if seconds else None,
                 **hardware(fabric),
                 "precision": choices["precision"],
             }
@@ -275,7 +280,7 @@ def _run_on(
             f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, mean over classes "
             f"{accuracy.mean_class_top1:.2f} %, on {int(accuracy.images.sum())} images, after {seconds:.0f} s"
         )
-        broken = len(skips.skipped) + accuracy.unreadable
+        broken = len(unreadable_log.skipped) + accuracy.unreadable
         if broken:
             display.say(
                 f"{broken} unreadable images were left out, {accuracy.unreadable} of them in validation: "
@@ -286,7 +291,7 @@ def _run_on(
 
 
 def _resolved(
-    config: FinetuneConfig, start: Start, training: Labelled, epochs: float, say: Callable[[str], None]
+    config: FinetuneConfig, start: InitialModel, training: Labelled, epochs: float, say: Callable[[str], None]
 ) -> FinetuneConfig:
     """``config`` with what follows from encoder and data written out."""
     crop, schedule, chans = config.crop, config.schedule, start.in_chans

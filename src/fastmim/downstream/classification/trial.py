@@ -10,13 +10,13 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from fastmim.config import FinetuneConfig
-from fastmim.downstream.classification.model import Learner, Step
-from fastmim.downstream.classification.start import Start
+from fastmim.downstream.classification.model import ClassificationModel, Step
+from fastmim.downstream.classification.start import InitialModel
 from fastmim.errors import UsageError
-from fastmim.train.autotune import StepToTune, settle_kernels
+from fastmim.train.autotune import StepToTune, autotune
 from fastmim.train.device import fit_micro_batch
-from fastmim.train.kernels import Kernels
-from fastmim.train.stages import Plan
+from fastmim.train.kernels import KernelChoices
+from fastmim.train.stages import TrainingPlan
 
 MOST_IMAGES = 64
 FITTED_BY = 2  # images
@@ -27,7 +27,7 @@ class Trial:
     """Runs a learner on images of noise whose class is anybody's guess."""
 
     fabric: Fabric
-    learner: Learner
+    learner: ClassificationModel
     config: FinetuneConfig
     classes: int
     say: Callable[[str], None]
@@ -43,13 +43,13 @@ class Trial:
         step: Step = self.learner(*self.inputs(count))
         return step
 
-    def kernels(self, start: Start, plan: Plan, choices: dict[str, Any]) -> Kernels:
+    def kernels(self, start: InitialModel, plan: TrainingPlan, choices: dict[str, Any]) -> KernelChoices:
         """How the run's steps are computed: as a checkpoint's choices say, as told, or the fastest here."""
         if "kernels" in choices:
-            return Kernels(**choices["kernels"])
+            return KernelChoices(**choices["kernels"])
         if self.config.kernels.compile == "target":
             raise UsageError("kernels.compile = target: fine-tuning has no target; give model or none")
-        return settle_kernels(
+        return autotune(
             self.fabric,
             self.config.kernels,
             StepToTune(

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmim.config.finetune import WITH_TIMM_WEIGHTS
-from fastmim.data.loading.dataset import Unreadable
-from fastmim.data.loading.eval_loader import Views
+from fastmim.data.loading.dataset import UnreadableRecord
+from fastmim.data.loading.eval_loader import EvalLoader
 from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.base import ImageSource
 from fastmim.downstream.frozen.settings import check_encoder
@@ -31,7 +31,7 @@ class Features(NamedTuple):
     values: Tensor
     """(B, D) or (B, D, h, w), float32, on the CPU."""
     indices: NDArray[np.int64]
-    unreadable: list[Unreadable]
+    unreadable: list[UnreadableRecord]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Extractor:
         self, source: ImageSource, indices: NDArray[np.int64], pooled: bool = True
     ) -> Iterator[Features]:
         """Features of each image once, in order; pooled, the mean over the map."""
-        views = Views(
+        views = EvalLoader(
             source,
             indices,
             self.size,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fastmim.config import build
 from fastmim.data.labelled import Labelled, few_labels, open_labelled, split_classes
-from fastmim.data.loading.dataset import Unreadable
+from fastmim.data.loading.dataset import UnreadableRecord
 from fastmim.data.seeds import PROBE_SEED, seeded_generator
 from fastmim.downstream.accuracy import Accuracy, count_hits
 from fastmim.downstream.frozen.features import Extractor, build_extractor
@@ -44,7 +44,7 @@ class ProbeResult(NamedTuple):
     """What was chosen on the way."""
     data_notes: tuple[str, ...] = ()
     """What a person should be told of the images."""
-    unreadable: tuple[Unreadable, ...] = ()
+    unreadable: tuple[UnreadableRecord, ...] = ()
     """Images that were left out, of both parts."""
 
     def __repr__(self) -> str:
@@ -131,7 +131,7 @@ class _Known(NamedTuple):
     values: NDArray[np.float32] | NDArray[np.float16]
     """(N, D) or (N, D, h, w); maps lie on disk."""
     labels: NDArray[np.int64]
-    unreadable: list[Unreadable]
+    unreadable: list[UnreadableRecord]
 
 
 def _all_features(
@@ -141,7 +141,7 @@ def _all_features(
     labels: list[NDArray[np.int64]] = []
     store: NDArray[np.float32] | NDArray[np.float16] | None = None
     filled = 0
-    broken: list[Unreadable] = []
+    broken: list[UnreadableRecord] = []
     for values, indices, unreadable in extractor.features(data.source, data.indices, pooled):
         broken += unreadable
         if store is None and len(values):

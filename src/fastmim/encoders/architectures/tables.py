@@ -80,7 +80,7 @@ class ReducedAttention(nn.Module):
         return tokens_BND.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
 
 
-class Stage(nn.Module):
+class StageConfig(nn.Module):
     """Downsampling, a table, blocks. A map (B, C, H, W) goes in; what comes out, the subclass says."""
 
     downsample: nn.Module
@@ -109,7 +109,7 @@ class TablePyramid(nn.Module):
     def __init__(
         self,
         stem: nn.Module,
-        stages: Sequence[Stage],
+        stages: Sequence[StageConfig],
         in_chans: int,
         embed_dims: Sequence[int],
         drop_rate: float,
@@ -201,7 +201,7 @@ class TablePyramid(nn.Module):
         """Resample every table, as new parameters, for a side or (H, W). Raises as `checked_size`."""
         size = checked_size(img_size, self.stride)
         for index, stage in enumerate(self.stages):
-            assert isinstance(stage, Stage)
+            assert isinstance(stage, StageConfig)
             stage.set_grid(grid_at(size, index))
         self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # where timm looks the size up
 
@@ -236,7 +236,7 @@ class TablePyramid(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether backward passes compute the insides of blocks anew instead of keeping them."""
         for stage in self.stages:
-            assert isinstance(stage, Stage)
+            assert isinstance(stage, StageConfig)
             stage.checkpointing = enable
 
 

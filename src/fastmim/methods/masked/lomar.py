@@ -86,7 +86,7 @@ class LoMaR(Method):
             seen, blank = (_in_windows(tokens, places_BK) for tokens in tokens_BND.chunk(2))
             return torch.where(hidden_BK.unsqueeze(-1), blank, seen)
 
-        _, tokens_BKD = self.encoder.some(images_BCHW, places_BK, choose, edit=self._and_blank)
+        _, tokens_BKD = self.encoder.forward_tokens(images_BCHW, places_BK, choose, edit=self._and_blank)
         predictions = self.decoder(tokens_to_map(tokens_BKD, side))
         prediction = tokens_to_cells(predictions, self.block, self.target.cell)
 
@@ -140,7 +140,7 @@ class LoMaR(Method):
     def check_size(self) -> None:
         self.draw_mask(torch.Generator().manual_seed(0), 1, self.encoder.image_size)
 
-    def hidden(self, mask_BW2hw: Tensor) -> Tensor:
+    def input_mask(self, mask_BW2hw: Tensor) -> Tensor:
         """Patches that no window shows."""
         within_BWhw, masked_BWhw = mask_BW2hw.unbind(2)
         return ~(within_BWhw & ~masked_BWhw).any(dim=1)

@@ -46,7 +46,7 @@ class MAE(Method):
     def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
         _, h, w = mask_Bhw.shape
         places_BK = visible_places(mask_Bhw, h * w - masked_count(h * w, self.masking.ratio))
-        prefix_BPD, visible_BKD = self.encoder.some(
+        prefix_BPD, visible_BKD = self.encoder.forward_tokens(
             images_BCHW, places_BK, partial(take_tokens, places_BK=places_BK)
         )
         predictions = self.decoder(self.embed(visible_BKD), places_BK, (h, w), self.embed(prefix_BPD))

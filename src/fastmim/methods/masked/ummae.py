@@ -105,7 +105,7 @@ class UMMAE(Method):
         predictions = self.decoder(map_to_tokens(patches_Bdij), _places(quadrant_Bij, w), (h, w))
         return self.compare(images_BCHW, predictions, mask_B2hw)
 
-    def scored(self, mask_B2hw: Tensor) -> Tensor:
+    def loss_mask(self, mask_B2hw: Tensor) -> Tensor:
         return mask_B2hw[:, 0]
 
     def _sampled(self, mask_B2hw: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +148,7 @@ class UMMAE(Method):
         mask[:, 1].scatter_(1, places, order < count)
         return mask.view(batch, 2, h, w)
 
-    def hidden(self, mask_B2hw: Tensor) -> Tensor:
+    def input_mask(self, mask_B2hw: Tensor) -> Tensor:
         """All but what is sampled and not masked."""
         return mask_B2hw.any(dim=1)
 

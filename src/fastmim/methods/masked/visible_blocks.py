@@ -25,7 +25,9 @@ class VisibleBlocks(Method):
         loss_name: how prediction and target are compared.
     """
 
-    recomputes = False  # stand-ins tell the encoder where its blocks are, for the time of a forward pass
+    supports_activation_checkpointing = (
+        False  # stand-ins tell the encoder where its blocks are, for the time of a forward pass
+    )
     filling: ClassVar[type[FillingDecoder | ConvFillingDecoder]]
 
     def __init__(
@@ -52,7 +54,7 @@ class VisibleBlocks(Method):
         grid = (h * finer, w * finer)
         visible = (h * w - masked_count(h * w, self.masking.ratio)) * finer**2
         places_BV = visible_places(spread_mask(mask_Bhw, finer, grid), visible)
-        features_BVD = self.encoder.visible(images_BCHW, places_BV)
+        features_BVD = self.encoder.forward_blocks(images_BCHW, places_BV)
         predictions = self.decoder(self.embed(features_BVD), places_BV, grid)
         return self.compare(images_BCHW, predictions, mask_Bhw)
 
