@@ -105,6 +105,8 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
     monkeypatch.setattr("fastmim.config.usage.check_start", lambda *_: False)
     words = shlex.split(command, comments=True)[1:]
     words = ["demo:photos" if word in ("photos/", "tiles/") else word for word in words]
+    if "--resume" in words:
+        words += ["--data", "demo:photos"]  # as the run's config.yaml has it
     if words[0] == "recipes":
         assert main(words) == 0
         return

@@ -38,7 +38,7 @@ def test_yaml_numbers_that_yaml_reads_as_text():
         ({"mask": {"ratoi": 0.5}}, "unknown setting mask.ratoi; did you mean mask.ratio?"),
         ({"mask": 0.5}, "ratio, size, token"),
         ({"mask.ratio": "half"}, "mask.ratio = 'half'"),
-        ({"mask.ratio": 1.5}, "between 0 and 1"),
+        ({"mask.ratio": 1.5}, "mask.ratio = 1.5 must be below 1"),
         ({"target.name": "hgo"}, "target.name = 'hgo'"),
         ({"steps": 0}, "steps = 0 must be at least 1"),
         ({"epochs": 0}, "epochs = 0"),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from fastmim.config import PretrainConfig
-from fastmim.errors import UsageError
+from fastmim.system.bounds import PositiveInt, check_bounds
 from fastmim.train.settings import KernelConfig, Precision
 
 Part = Literal["step", "hog", "loader", "packs", "memory", "shared", "growth", "methods", "all", "document"]
@@ -42,17 +42,17 @@ class BenchConfig:
     """Backbones of step."""
     model: str = STEP_MODELS[0]
     """Backbone of memory and growth, and the large one of shared."""
-    image_size: int = 128
+    image_size: PositiveInt = 128
     """Side of the images, in pixels."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Images a step."""
-    growth_batch: int = 32
+    growth_batch: PositiveInt = 32
     """Images a step while resolution or depth grows."""
-    methods_batch: int = 16
+    methods_batch: PositiveInt = 16
     """Images a step of each method; models, sizes and settings are the recipes' own."""
     data: str | None = None
     """JPEGs of loader and packs: a folder or tar. Default: made of the embedded photos, and said so."""
-    rounds: int = 3
+    rounds: PositiveInt = 3
     """Turns of each contestant that count, in step, hog and loader."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
@@ -61,9 +61,7 @@ class BenchConfig:
     kernels: KernelConfig = field(default_factory=KernelConfig)
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "batch_size", "growth_batch", "methods_batch", "rounds"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} = {getattr(self, name)} must be at least 1")
+        check_bounds(self)
 
     @property
     def file(self) -> Path:

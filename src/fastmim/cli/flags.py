@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 
 from fastmim.cli.hints import flags_of, hint
 from fastmim.errors import UsageError
+from fastmim.system.bounds import check_bounds
 
 T = TypeVar("T")
 WIDE = "100000"  # columns: no line of a complaint is broken, and no word of it
@@ -43,11 +44,13 @@ def parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
     helped = not {"-h", "--help"}.isdisjoint(arguments)
     try:
         with contextlib.redirect_stderr(complaint), contextlib.nullcontext() if helped else _unadorned():
-            return tyro.cli(cls, args=arguments, prog=program, default=default, registry=_registry())
+            parsed = tyro.cli(cls, args=arguments, prog=program, default=default, registry=_registry())
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UsageError(_one_line(complaint.getvalue(), arguments, cls, program)) from stop
+    check_bounds(parsed)
+    return parsed
 
 
 class _Plain(io.StringIO):
@@ -80,7 +83,8 @@ def _one_line(boxed: str, arguments: list[str], form: type, program: str) -> str
 
     first = next((row for row in rows if not is_rule(row)), "")
     message = " ".join([first, *itertools.takewhile(lambda row: not is_rule(row), rows)]).rstrip(".")
-    message = re.sub(r"^Error parsing (settings[.\w]*|--stages): ", "", message)  # ours names its field
+    # What a dataclass of ours raises names its field.
+    message = re.sub(r"^Error parsing (settings[.\w]*|--stages|[A-Z]\w*): ", "", message)
     if not message.startswith(UNKNOWN):
         return message
     meant = hint(arguments, message.removeprefix(UNKNOWN).split(", "), dict(flags_of(form)))

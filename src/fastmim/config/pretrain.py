@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from fastmim.config.run import RunConfig, check_size
-from fastmim.config.settings import check_least, differences
+from fastmim.config.settings import differences
 from fastmim.data.settings import CropConfig
 from fastmim.encoders.settings import EncoderConfig
 from fastmim.errors import UsageError
@@ -21,6 +21,7 @@ from fastmim.methods.settings import (
     unused_settings,
 )
 from fastmim.mim.settings import DecoderConfig, Masking, TargetConfig
+from fastmim.system.bounds import PositiveFloat, PositiveInt
 from fastmim.system.size import Size
 from fastmim.train.settings import OptimConfig, ScheduleConfig
 from fastmim.train.stages import StageConfig, parse_stages
@@ -52,18 +53,18 @@ class PretrainConfig(RunConfig):
     """How the backbone learns. Each method brings the settings of its own paper, which flags win over."""
     image_size: int | tuple[int, int] | None = None
     """Side, or height and width, of the crops that the model sees, in pixels. Default: 128."""
-    epochs: float | None = None
+    epochs: PositiveFloat | None = None
     """Passes over the data (paper: 400 or 800 on ImageNet-1K). Default: 200, or --steps."""
     stages: Annotated[tuple[StageConfig, ...], BeforeValidator(_stages)] = ()
     """FastMIM-P, images that grow: 128x200e,160x100e, in place of --image-size, --epochs and --steps.
     SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change."""
-    held_out: int = 64
+    held_out: PositiveInt = 64
     """Images kept from training to measure on; at most a tenth of the data."""
-    evaluations: int = 20
+    evaluations: PositiveInt = 20
     """How often at most, evenly over the run, the loss on held-out images is measured."""
     bn_recalibrate: bool = False
     """At the end, estimate the running statistics of batch norms anew, on unmasked images."""
-    bn_images: int = 1024
+    bn_images: PositiveInt = 1024
     """Images that --bn-recalibrate uses."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     mask: Masking = field(default_factory=Masking)
@@ -78,7 +79,6 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, {"held_out": 1, "evaluations": 1, "bn_images": 1})
         self._check_heeded()
         if not self.distill.teacher and self.distill != DistillConfig():
             raise UsageError("distill.teacher is missing: the other settings of distill need it")

@@ -3,13 +3,17 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fastmim.errors import UsageError
+from fastmim.system.bounds import Chance, NonNegativeFloat, check_bounds
 
 MAX_PIXELS = 100_000_000  # of the largest image that is decoded, unless another limit is given
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Strength = Annotated[float, Field(ge=0, le=10)]
 
 
 @dataclass(frozen=True)
@@ -61,33 +65,21 @@ class CropConfig:
 class AugmentConfig:
     """How training images and their labels are varied (paper: table 12)."""
 
-    rand_magnitude: float = 9.0
+    rand_magnitude: Strength = 9.0
     """RandAugment's strength, 0 to 10; 0: none. It needs RGB images of 8 bits: others stay as they are."""
-    rand_std: float = 0.5
+    rand_std: Strength = 0.5
     """Standard deviation of its strength."""
-    mixup: float = 0.8
+    mixup: NonNegativeFloat = 0.8
     """Alpha of mixup; 0: none."""
-    cutmix: float = 1.0
+    cutmix: NonNegativeFloat = 1.0
     """Alpha of CutMix; 0: none. With mixup, one of the two is drawn for each micro-batch."""
-    smoothing: float = 0.1
+    smoothing: Chance = 0.1
     """Label smoothing, 0..1."""
-    erase: float = 0.25
+    erase: Chance = 0.25
     """Chance of an image to have a rectangle replaced by noise."""
 
     def __post_init__(self) -> None:
-        bounds = {
-            "rand_magnitude": 10.0,
-            "rand_std": 10.0,
-            "mixup": float("inf"),
-            "cutmix": float("inf"),
-            "smoothing": 1.0,
-            "erase": 1.0,
-        }
-        for name, most in bounds.items():
-            value = getattr(self, name)
-            if not 0 <= value <= most:
-                above = "0 or more" if most == float("inf") else f"in 0..{most:g}"
-                raise UsageError(f"augment.{name} = {value} must be {above}")
+        check_bounds(self, "augment")
 
 
 def parse_labels(wanted: str) -> tuple[float, int | None]:

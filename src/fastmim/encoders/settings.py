@@ -1,9 +1,12 @@
 """Settings of the backbone. This module needs no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fastmim.errors import UsageError
+from fastmim.system.bounds import check_bounds
 
 Initial = Literal["timm", "xavier"]
 MOST_WINDOW = 256
@@ -18,7 +21,7 @@ class EncoderConfig:
     init: Initial = "xavier"
     """First weights: xavier, linear layers and the patch embedding as in the released code of FastMIM and
     MAE; or timm's own. A module of your own, and weights that are there already, stay as they are."""
-    table_window: int | None = None
+    table_window: Annotated[int, Field(ge=1, le=MOST_WINDOW)] | None = None
     """Have tables of relative positions (Swin's) learn for a window of so many tokens a side, whatever the
     image's; each forward pass interpolates them (paper: appendix A.3.2, 14 for Swin-L). Default: tables of
     the image's own window, resampled where a stage changes the size."""
@@ -27,8 +30,7 @@ class EncoderConfig:
     initialised anew when the weights are loaded (paper: table 1c). Default: all."""
 
     def __post_init__(self) -> None:
+        check_bounds(self, "encoder")
         depths = (self.depth,) if isinstance(self.depth, int) else self.depth or (1,)
         if min(depths) < 0 or max(depths) < 1:
             raise UsageError(f"encoder.depth = {self.depth} must be at least 1 block in all")
-        if self.table_window is not None and not 1 <= self.table_window <= MOST_WINDOW:
-            raise UsageError(f"encoder.table_window = {self.table_window} must be in 1..{MOST_WINDOW} tokens")

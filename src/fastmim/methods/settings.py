@@ -1,13 +1,13 @@
 """What is known of the methods without their networks: names, settings of each, and which ones it uses."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from fastmim.errors import UsageError
+from fastmim.system.bounds import PositiveFloat, PositiveInt, check_bounds
 from fastmim.system.size import Size
 
 MethodName = Literal["fastmim", "simmim", "maskfeat", "mae", "lomar", "ummae", "greenmim", "fcmae"]
@@ -43,7 +43,7 @@ class DistillConfig:
     layers: Annotated[tuple[str, ...], BeforeValidator(_pairs_as_text)] = ()
     """Pairs STUDENT:TEACHER of blocks (of pyramids: stages), counted from 0: 5:11 11:23. Default: the last
     of each quarter of both."""
-    weight: float = 1.0
+    weight: PositiveFloat = 1.0
     """What the distance of the features is multiplied by."""
     normalize: bool = False
     """Compare each place's features with mean 0 and variance 1, so that neither the teacher's scale nor a few
@@ -61,8 +61,7 @@ class DistillConfig:
                     f"distill.layers = {pair}: pairs STUDENT:TEACHER of numbers from 0 are needed, as 5:11 "
                     "(in YAML in quotation marks)"
                 )
-        if not 0 < self.weight < math.inf:
-            raise UsageError(f"distill.weight = {self.weight} must be above 0 and finite")
+        check_bounds(self, "distill")
         if self.size is not None and min(self.teacher_size((0, 0))) < 2:
             raise UsageError(f"distill.size = {self.size} must be at least 2 pixels")
 
@@ -77,28 +76,24 @@ class DistillConfig:
 class LoMaRConfig:
     """The windows of LoMaR, which no other method has."""
 
-    windows: int = 4
+    windows: PositiveInt = 4
     """Windows an image; they may overlap."""
-    window: int = 7
+    window: Annotated[int, Field(ge=2)] = 7
     """Side of a window, in patches."""
 
     def __post_init__(self) -> None:
-        if self.windows < 1 or self.window < 2:
-            raise UsageError(
-                f"lomar.windows = {self.windows} must be at least 1, lomar.window = {self.window} at least 2"
-            )
+        check_bounds(self, "lomar")
 
 
 @dataclass(frozen=True)
 class UMMAEConfig:
     """Secondary masking, which no other method has."""
 
-    secondary_ratio: float = 0.25
+    secondary_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of the sampled patches that a mask token takes the place of."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.secondary_ratio < 1:
-            raise UsageError(f"ummae.secondary_ratio = {self.secondary_ratio} must be at least 0 and below 1")
+        check_bounds(self, "ummae")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """Settings of masks, targets and decoders. This module needs no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fastmim.errors import UsageError
+from fastmim.system.bounds import PositiveFloat, PositiveInt, Share, check_bounds
 
 Pattern = Literal["random", "blockwise"]
 TargetName = Literal["hog", "pixels", "pixels-norm", "hog+pixels", "hog+pixels-norm"]
@@ -17,9 +20,9 @@ MOST_DEPTH, MOST_WIDTH = 256, 1 << 16
 class Masking:
     """What is hidden from the encoder."""
 
-    ratio: float = 0.75
+    ratio: Share = 0.75
     """Share of the blocks that is masked, between 0 and 1."""
-    size: int | None = None
+    size: PositiveInt | None = None
     """Side of a masked block, in pixels. Default: the encoder's stride (ViT-B/16: 16, Swin: 32)."""
     token: Literal["learned", "zeros"] = "learned"
     """What stands in a masked place: one learned number a channel, or zeros."""
@@ -30,10 +33,7 @@ class Masking:
     """Blocks drawn one by one, or in BEiT's rectangles until there are enough of them."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise UsageError(f"mask.ratio = {self.ratio} must lie between 0 and 1, both excluded")
-        if self.size is not None and self.size < 1:
-            raise UsageError(f"mask.size = {self.size} must be at least 1 pixel")
+        check_bounds(self, "mask")
 
 
 @dataclass(frozen=True)
@@ -42,42 +42,31 @@ class TargetConfig:
 
     name: TargetName = "hog"
     """HOG features, raw pixels, pixels normalised per patch (of the encoder's stride), or two at once."""
-    bins: int = 9
+    bins: PositiveInt = 9
     """Orientation bins of HOG over 0..pi."""
-    cell: int | None = None
+    cell: PositiveInt | None = None
     """Side of a HOG cell, in pixels. Default: 8, or the largest divisor of the encoder's stride below."""
     normalize: bool = True
     """Scale each HOG histogram to unit L2 norm."""
-    pixel_weight: float = 1.0
+    pixel_weight: PositiveFloat = 1.0
     """Weight of the pixel loss beside HOG's, for hog+pixels and hog+pixels-norm."""
     loss: LossName = "l2"
     """How prediction and target are compared, on masked cells only."""
 
     def __post_init__(self) -> None:
-        if self.bins < 1:
-            raise UsageError(f"target.bins = {self.bins} must be at least 1")
-        if self.cell is not None and self.cell < 1:
-            raise UsageError(f"target.cell = {self.cell} must be at least 1 pixel")
-        if self.pixel_weight <= 0:
-            raise UsageError(f"target.pixel_weight = {self.pixel_weight} must be above 0")
+        check_bounds(self, "target")
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """The decoder, which is thrown away after pre-training (paper: table 16)."""
 
-    depth: int = 1
+    depth: Annotated[int, Field(ge=0, le=MOST_DEPTH)] = 1
     """Transformer blocks. Paper: 1 for ViT-B, 4 for Swin-B/L, 8 for ViT-L; 0: LayerNorm and linear only."""
-    width: int = 256
+    width: Annotated[int, Field(le=MOST_WIDTH)] = 256
     """Channels of a token in the decoder (not used at depth 0); a head takes 32 of them."""
 
     def __post_init__(self) -> None:
-        if self.depth < 0:
-            raise UsageError(f"decoder.depth = {self.depth} must be 0 or more blocks")
-        if self.depth > MOST_DEPTH or self.width > MOST_WIDTH:
-            raise UsageError(
-                f"decoder.depth = {self.depth}, decoder.width = {self.width} must be at most {MOST_DEPTH} "
-                f"blocks of {MOST_WIDTH}"
-            )
+        check_bounds(self, "decoder")
         if self.depth and (self.width < HEAD_WIDTH or self.width % HEAD_WIDTH):
             raise UsageError(f"decoder.width = {self.width} must be a multiple of {HEAD_WIDTH}")

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Annotated
 
-from fastmim.config import check_least
+from pydantic import Field
+
 from fastmim.config.finetune import PAPERS_LAYER_DECAY, PAPERS_LR, SCRATCH, FinetuneConfig
 from fastmim.config.usage import check_finetuning
 from fastmim.errors import UsageError
+from fastmim.system.bounds import PositiveFloat, PositiveInt, check_bounds
 
 OURS, FROM_SCRATCH, LONGER = "pre-trained", "scratch", "scratch, equal total time"
 
@@ -20,25 +23,23 @@ class PayoffConfig:
 
     shares: tuple[str, ...] = ("0.01", "0.1", "1")
     """Labels that are used: shares of each class (0.01), or numbers of each (10/class)."""
-    seeds: int = 3
+    seeds: PositiveInt = 3
     """Fine-tuning runs of each arm, 3 or more for a verdict: each draws its labels, order, augmentations and
     new weights anew."""
     against: tuple[str, ...] = ()
     """Further starting points: other runs, or timm:NAME for timm's own weights."""
     equal_time: bool = True
     """Also train from scratch, on the most labels, for as long as pre-training and fine-tuning took."""
-    scratch_lr: float | None = None
+    scratch_lr: PositiveFloat | None = None
     """Base learning rate from scratch. Default: that of fine-tuning."""
-    processes: int = 1
+    processes: PositiveInt = 1
     """Runs at a time, on a CPU."""
 
     def __post_init__(self) -> None:
-        check_least(self, {"seeds": 1, "processes": 1})
+        check_bounds(self)
         for name in self.against:
             if name in (OURS, FROM_SCRATCH, LONGER, SCRATCH):
                 raise UsageError(f"against = {name}: an arm has this name already; give a path, as ./{name}")
-        if self.scratch_lr is not None and self.scratch_lr <= 0:
-            raise UsageError(f"scratch_lr = {self.scratch_lr} must be above 0")
         if len(set(self.shares)) < len(self.shares):
             raise UsageError(f"shares = {' '.join(self.shares)}: each only once")
         if not self.shares:
@@ -49,15 +50,15 @@ class PayoffConfig:
 class SweepConfig:
     """The grid."""
 
-    centre_lr: float | None = None
+    centre_lr: PositiveFloat | None = None
     """Base learning rate in the middle of the first grid. Default: optim.base-lr (paper: 1e-3)."""
-    centre_decay: float | None = None
+    centre_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Layer decay there. Default: layer-decay (paper: 0.75)."""
-    lr_factor: float = 2.0
+    lr_factor: Annotated[float, Field(gt=1)] = 2.0
     """From one base learning rate to the next."""
-    decay_step: float = 0.05
+    decay_step: PositiveFloat = 0.05
     """From one layer decay to the next."""
-    max_trials: int = 25
+    max_trials: Annotated[int, Field(ge=9)] = 25
     """Points at most, 9 or more: a grid that wants more stops growing."""
     storage: str | None = None
     """Where the study lives, as optuna's URL (postgresql://..., sqlite:///...): give all machines the same.
@@ -66,15 +67,7 @@ class SweepConfig:
     """Name of the study in its storage."""
 
     def __post_init__(self) -> None:
-        check_least(self, {"max_trials": 9})
-        for name in ("centre_lr", "decay_step"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UsageError(f"{name} = {value} must be above 0")
-        if self.centre_decay is not None and not 0 < self.centre_decay <= 1:
-            raise UsageError(f"centre_decay = {self.centre_decay} must be above 0 and at most 1")
-        if self.lr_factor <= 1:
-            raise UsageError(f"lr_factor = {self.lr_factor} must be above 1")
+        check_bounds(self)
 
     def at(self, point: Point) -> tuple[float, float]:
         """(base_lr, layer_decay) of a point, rounded so that the same point is the same number."""

@@ -2,10 +2,13 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastmim.errors import UsageError
+from pydantic import Field
 
+from fastmim.system.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["auto", "bf16-mixed", "32-true"]
 Resume = bool | Literal["or-begin"]
 """Whether to go on with a run: no; yes, so that there must be one; or where there is one."""
@@ -15,30 +18,21 @@ Resume = bool | Literal["or-begin"]
 class OptimConfig:
     """AdamW (paper: table 11)."""
 
-    base_lr: float = 1.5e-4
+    base_lr: PositiveFloat = 1.5e-4
     """Learning rate for a batch of 256 images; the real one is base_lr * batch_size / 256."""
-    weight_decay: float = 0.05
+    weight_decay: NonNegativeFloat = 0.05
     """Decay of weight matrices and kernels; 1-D parameters (biases, norms) have none."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay rates of AdamW's two running means."""
-    clip_norm: float | None = None
+    clip_norm: PositiveFloat | None = None
     """Largest L2 norm of the whole gradient; longer ones are scaled down. Default: no clipping."""
-    bad_steps: int = 10
+    bad_steps: PositiveInt = 10
     """Steps in a row with a non-finite loss or gradient (each is skipped) after which the run goes back."""
-    rollbacks: int = 3
+    rollbacks: NonNegativeInt = 3
     """How often a run goes back to its last checkpoint, at half the learning rate, before it fails."""
 
     def __post_init__(self) -> None:
-        if self.base_lr <= 0:
-            raise UsageError(f"optim.base_lr = {self.base_lr} must be above 0")
-        if self.weight_decay < 0:
-            raise UsageError(f"optim.weight_decay = {self.weight_decay} must be 0 or more")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise UsageError(f"optim.clip_norm = {self.clip_norm} must be above 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UsageError(f"optim.betas = {self.betas} must be at least 0 and below 1")
-        if self.bad_steps < 1 or self.rollbacks < 0:
-            raise UsageError("optim.bad_steps must be at least 1 and optim.rollbacks at least 0")
+        check_bounds(self, "optim")
 
 
 @dataclass(frozen=True)
@@ -47,20 +41,15 @@ class ScheduleConfig:
 
     name: Literal["cosine", "step"] = "cosine"
     """Cosine to --schedule.min-lr, or a tenth every --schedule.decay-epochs (the paper's for Swin-L)."""
-    warmup_epochs: float | None = None
+    warmup_epochs: NonNegativeFloat | None = None
     """Epochs of linear warm-up. Default: the paper's 10 (fine-tuning: 5), but at most a tenth of the run."""
-    decay_epochs: float = 30.0
+    decay_epochs: PositiveFloat = 30.0
     """Epochs after which the step schedule divides the learning rate by ten."""
-    min_lr: float = 0.0
+    min_lr: NonNegativeFloat = 0.0
     """Learning rate at the end of the cosine."""
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs is not None and self.warmup_epochs < 0:
-            raise UsageError(f"schedule.warmup_epochs = {self.warmup_epochs} must be 0 or more epochs")
-        if self.decay_epochs <= 0:
-            raise UsageError(f"schedule.decay_epochs = {self.decay_epochs} must be above 0 epochs")
-        if self.min_lr < 0:
-            raise UsageError(f"schedule.min_lr = {self.min_lr} must be 0 or more")
+        check_bounds(self, "schedule")
 
 
 @dataclass(frozen=True)
@@ -76,13 +65,12 @@ class KernelConfig:
     auto tries the model where the run takes half an hour or more."""
     optimizer: Literal["auto", "fused", "foreach"] = "auto"
     """AdamW in one kernel, or tensor by tensor; foreach waits for the device once a step."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """Of a CPU's computations. 0: the fewest that are as fast as all, which is for small models often one;
     where OMP_NUM_THREADS is set, that many."""
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise UsageError(f"kernels.threads = {self.threads} must be at least 0")
+        check_bounds(self, "kernels")
 
     @property
     def told(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import tyro
 
 from fastmim.cli.flags import check_place, parse
 from fastmim.errors import UsageError
+from fastmim.system.bounds import PositiveInt
 
 
 def run(arguments: list[str]) -> int:
@@ -25,20 +26,16 @@ def run(arguments: list[str]) -> int:
         """Pre-train each for one step, export and reload it, and say whether it passed."""
         pretrain: bool = False
         """With --check: try each by `fastmim pretrain` in a process of its own, kernels measured."""
-        every: int = 1
+        every: PositiveInt = 1
         """Only every so many of the names."""
         json: bool = False
         """A JSON object a line."""
         write: str | None = None
         """With --check: also write the table, as Markdown, to this file."""
-        processes: int = os.cpu_count() or 1
+        processes: PositiveInt = os.cpu_count() or 1
         """Backbones that are tried at a time."""
 
     command = parse(Command, arguments, "fastmim backbones", Command())
-    if command.processes < 1:
-        raise UsageError(f"processes = {command.processes} must be at least 1")
-    if command.every < 1:
-        raise UsageError(f"every = {command.every} must be at least 1")
     if command.pretrain and not command.check:
         raise UsageError("pretrain needs --check")
     if command.write and not command.check:

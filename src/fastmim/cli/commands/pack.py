@@ -11,6 +11,7 @@ from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.files import check_data
 from fastmim.errors import RunError, UsageError
+from fastmim.system.bounds import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
     from fastmim.data.sources.packed import Manifest
@@ -49,9 +50,9 @@ class PackCommand:
     """Arrow is read at random; parquet is for exchange, JPEG only."""
     in_chans: int = 3
     """3: RGB, 1: grey. Images of 16 bits become 8 where they are read so; others are skipped."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: PositiveInt = MAX_PIXELS
     """Most pixels of an image; larger ones are skipped."""
-    workers: int | None = None
+    workers: NonNegativeInt | None = None
     """Processes. Default: the CPUs that this process may use."""
     columns: Columns = field(default_factory=Columns)
     overwrite: bool = False
@@ -66,10 +67,6 @@ def run(arguments: list[str]) -> int:
         raise UsageError("out is missing: give a folder to write")
     if not command.data and not command.verify:
         raise UsageError("data is missing: give a folder of images")
-    if command.max_pixels < 1:
-        raise UsageError(f"max_pixels = {command.max_pixels} must be at least 1")
-    if command.workers is not None and command.workers < 0:
-        raise UsageError(f"workers = {command.workers} must be at least 0")
     if command.data:
         check_data(command.data)
     from fastmim.data.packing.pack import pack

@@ -4,13 +4,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fastmim.config import check_least
 from fastmim.config.finetune import SCRATCH
 from fastmim.config.usage import check_given
 from fastmim.data.settings import MAX_PIXELS, parse_labels
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.files import check_data
 from fastmim.errors import UsageError
+from fastmim.system.bounds import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    check_bounds,
+)
 
 Kind = Literal["linear", "knn", "attentive"]
 SUFFIXES = (".parquet", ".pq")
@@ -31,26 +38,26 @@ class ProbeConfig:
     """Pixels, a side or height and width. Default: that of the weights."""
     labels: str | None = None
     """Labels to use: a share of each class (0.01), or a number of each (10/class). Default: all."""
-    val_share: float = 0.2
+    val_share: Share = 0.2
     """Share of each class that is kept to measure on, where the data has no such split."""
-    split_seed: int = 0
+    split_seed: NonNegativeInt = 0
     """Draws them."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Draws the labels to use, and an attentive probe's weights and order."""
-    neighbours: int = 20
+    neighbours: PositiveInt = 20
     """Of knn: how many vote."""
-    temperature: float = 0.07
+    temperature: PositiveFloat = 0.07
     """Of knn: a vote weighs exp(cosine / temperature)."""
-    epochs: int = 20
+    epochs: PositiveInt = 20
     """Of attentive: passes over the training images."""
-    base_lr: float = 1e-3
+    base_lr: PositiveFloat = 1e-3
     """Of attentive: AdamW's learning rate for a batch of 256."""
     columns: Columns = field(default_factory=Columns)
-    max_unreadable: float = 0.05
+    max_unreadable: NonNegativeFloat = 0.05
     """Share of the images that may be unreadable."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: PositiveInt = MAX_PIXELS
     """Most pixels of an image; larger ones count as unreadable."""
-    workers: int | None = None
+    workers: NonNegativeInt | None = None
     """Processes that read images. Default: this machine's CPUs, less one, at most 8."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
@@ -58,14 +65,7 @@ class ProbeConfig:
     """The package.module:factory that the encoder's file names, without which that is not imported."""
 
     def __post_init__(self) -> None:
-        least = {"neighbours": 1, "epochs": 1, "seed": 0, "split_seed": 0, "workers": 0, "max_unreadable": 0}
-        least["max_pixels"] = 1
-        check_least(self, least)
-        for name in ("temperature", "base_lr"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} = {getattr(self, name)} must be above 0")
-        if not 0 < self.val_share < 1:
-            raise UsageError(f"val_share = {self.val_share} must be a share, 0 < val_share < 1")
+        check_bounds(self)
         if self.labels is not None:
             parse_labels(self.labels)
 
@@ -85,9 +85,9 @@ class EmbedConfig:
     columns: Columns = field(default_factory=Columns)
     overwrite: bool = False
     """Replace the file."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: PositiveInt = MAX_PIXELS
     """Most pixels of an image; larger ones are left out."""
-    workers: int | None = None
+    workers: NonNegativeInt | None = None
     """Processes that read images. Default: this machine's CPUs, less one, at most 8."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
@@ -95,7 +95,7 @@ class EmbedConfig:
     """The package.module:factory that the encoder's file names, without which that is not imported."""
 
     def __post_init__(self) -> None:
-        check_least(self, {"max_pixels": 1, "workers": 0})
+        check_bounds(self)
 
 
 def check_probe(config: ProbeConfig) -> None:
