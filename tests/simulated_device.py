@@ -102,7 +102,7 @@ class DeviceTensor(Tensor):
     ) -> Any:
         return _compute(func, args, kwargs or {})
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"DeviceTensor({self.raw!r})"
 
     def tolist(self) -> Any:

@@ -107,7 +107,7 @@ def test_a_step_waits_for_nothing(device, name, settings):
 
 
 def test_greenmim_takes_any_mask_by_reading_it_once(device):
-    network = small("greenmim")
+    network = small("greenmim", image_size=128)
     images, mask = batch(network, 4)
     expected = network(images, mask).loss
     network.to(device)
