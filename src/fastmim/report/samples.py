@@ -159,7 +159,7 @@ def _add_lines(axes: Axes, hog_Thw: Tensor, kind: Hog, color: str) -> None:
 
 
 def draw_losses(metrics: list[dict[str, Any]], trivial: float) -> bytes:
-    """Training and held-out loss over the epochs beside the trivial predictor's. Returns a PNG."""
+    """Training and held-out loss over the epochs beside the constant baseline's. Returns a PNG."""
     figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots()
     known = [line for line in metrics if line.get("loss") is not None]
@@ -179,7 +179,7 @@ def draw_losses(metrics: list[dict[str, Any]], trivial: float) -> bytes:
         marker=".",
         label="held-out",
     )
-    # Each image size has a trivial predictor of its own.
+    # Each image size has a constant baseline of its own.
     axes.step(
         [0.0, *(line["epoch"] for line in measured)],
         [*(line["trivial_loss"] for line in measured), trivial],
@@ -187,7 +187,7 @@ def draw_losses(metrics: list[dict[str, Any]], trivial: float) -> bytes:
         color=INK,
         ls="--",
         lw=1,
-        label="trivial predictor, held-out",
+        label="constant baseline, held-out",
     )
     low = min([line["held_out_loss"] for line in measured] + [trivial], default=trivial)
     axes.set_ylim(min(0.9 * low, low), 1.35 * trivial)
