@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import fastmim
 from fastmim.data.decode.resize import Box
+from simulated_device import ON_DEVICE, install
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -148,3 +149,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["FASTMIM_CACHE"]
     else:
         os.environ["FASTMIM_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The simulated accelerator, for files that have a process of their own (see `simulated_device`)."""
+    strangers = [item.path.name for item in request.session.items if not item.path.name.endswith(ON_DEVICE)]
+    if strangers:
+        pytest.fail(f"tests on the simulated device run by themselves, without {strangers[0]}")
+    return install()

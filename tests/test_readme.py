@@ -82,27 +82,31 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     for place in (
-        "pretrain.run_pretraining",
-        "finetune.run_finetuning",
-        "payoff.payoff",
-        "sweep.sweep",
-        "probe.run_probe",
-        "embed.embed",
-        "export.read_encoder",
-        "export.import_released",
-        "bench._run_part",
-        "bench._apart",
-        "bench.read_results",
+        "pretraining.run_pretraining",
+        "downstream.classification.entry.run_finetuning",
+        "studies.payoff.payoff",
+        "studies.sweep.sweep",
+        "downstream.frozen.probe.run_probe",
+        "downstream.frozen.embed.embed",
+        "weights.load.read_encoder",
+        "weights.released.import_released",
+        "bench.parts._run_part",
+        "bench.parts._apart",
+        "bench.parts.read_results",
+        "bench.backbones.names_like",
+        "bench.backbones.smallest_of_each_family",
+        "data.loading.channel_stats.measure_stats",
+        "data.packing.pack.pack",
+        "data.packing.pack.verify",
     ):
-        monkeypatch.setattr(f"fastmim.cli.commands.{place}", note)
-    for place in ("names_like", "smallest_of_each_family"):
-        monkeypatch.setattr(f"fastmim.cli.commands.backbones.{place}", note)
-    monkeypatch.setattr("fastmim.cli.commands.stats.measure_stats", note)
-    monkeypatch.setattr("fastmim.cli.commands.stats.open_images", lambda *_: None)
-    for name in ("pack", "verify"):
-        monkeypatch.setattr(f"fastmim.cli.commands.pack.{name}", note)
+        monkeypatch.setattr(f"fastmim.{place}", note)
+    monkeypatch.setattr("fastmim.data.sources.open.open_images", lambda *_: None)
+    monkeypatch.setattr("fastmim.data.sources.files.find_path", lambda _: None)  # the reader's own folders
+    monkeypatch.setattr("fastmim.config.usage.check_start", lambda *_: False)
     words = shlex.split(command, comments=True)[1:]
     words = ["demo:photos" if word in ("photos/", "tiles/") else word for word in words]
+    if "--resume" in words:
+        words += ["--data", "demo:photos"]  # as the run's config.yaml has it
     if words[0] == "recipes":
         assert main(words) == 0
         return

@@ -6,9 +6,9 @@ from dataclasses import replace
 from drawing import HEADING, LINE, TEXT, Box, Panel, Place, Sheet, shrink
 from shown import BLUE, decoded_panel, decoder_box, show, target_panel
 
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.methods.distillation import NEW, DistillConfig
-from fastmim.pretraining.teacher import load_teaching
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.methods.settings import NEW, DistillConfig
+from fastmim.pretraining.teacher import load_teacher
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.recipes.methods import VIT_L, defaults_of
 from fastmim.report.samples import FAINT, INK, to_display
@@ -21,8 +21,10 @@ def distillation() -> Sheet:
     shown = show(defaults_of("fastmim"), shallow=False)
     told = DistillConfig(NEW, VIT_L, narrow_kwargs(VIT_L))
     crop = replace(shown.config.crop, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    teaching = load_teaching(replace(shown.config, distill=told, crop=crop), shown.method, shown.config.size)
-    assert teaching is not None
+    teacher_setup = load_teacher(
+        replace(shown.config, distill=told, crop=crop), shown.method, shown.config.size
+    )
+    assert teacher_setup is not None
     masked = shrink(to_display(shown.samples.masked[0], shown.samples))
     compared, upper, lower = 150, 74, 214  # middles of three rows
     sheet = Sheet(280)
@@ -37,9 +39,9 @@ def distillation() -> Sheet:
     panel(Panel(shown.photo, "the whole image", ""), (70, lower))
     sheet.box(decoder_box(shown), Place(710, upper - 22, 84, 44))
     student, teacher = Place(142, upper - 26, 420, 52), Place(142, lower - 36, 420, 72)
-    blocks, more = len(shown.method.encoder.layers), len(teaching.teacher.encoder.layers)
-    ours = network(sheet, student, blocks, [pair.student for pair in teaching.pairs], (INK, "#4b5563"))
-    theirs = network(sheet, teacher, more, [pair.teacher for pair in teaching.pairs], (FAINT, "#eceef1"))
+    blocks, more = len(shown.method.encoder.layers), len(teacher_setup.teacher.encoder.layers)
+    ours = network(sheet, student, blocks, [pair.student for pair in teacher_setup.pairs], (INK, "#4b5563"))
+    theirs = network(sheet, teacher, more, [pair.teacher for pair in teacher_setup.pairs], (FAINT, "#eceef1"))
     sheet.text(352, student.top - 9, f"encoder, the student: {blocks} blocks", weight="bold")
     sheet.text(352, teacher.bottom + 17, f"a larger, frozen teacher: {more} blocks", weight="bold")
     for start, end in ((122, 138), (566, 586), (690, 706), (798, 839)):

@@ -16,15 +16,16 @@ from skimage.data import chelsea
 from torch import Tensor, nn
 
 from fastmim.config import PretrainConfig
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.visible.windows import Groups, Windows, find_windows
 from fastmim.methods.base import Method
 from fastmim.mim.decoders import Decoder
-from fastmim.mim.grids import Size, pairs, pick_of_pairs, put_blocks, take_blocks
+from fastmim.mim.grids import pairs, pick_of_pairs, put_blocks, take_blocks
 from fastmim.mim.targets import Hog, Pixels
 from fastmim.pretraining import build_method
 from fastmim.recipes import smoke
 from fastmim.report.samples import ACCENT, FAINT, INK, Samples, draw_glyphs, target_to_display, to_display
+from fastmim.system.size import Size
 
 BLUE = "#3f7cc4"  # features; mask tokens are ACCENT
 USUAL = 224  # pixels, of most methods

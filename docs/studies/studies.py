@@ -27,11 +27,12 @@ import torch.nn.functional as F
 
 import fastmim
 from fastmim.config import PretrainConfig, build, read_yaml
-from fastmim.data.decode.image import Box, crop_and_resize
-from fastmim.data.loading.dataset import Crops, to_images
+from fastmim.data.decode.image import crop_and_resize
+from fastmim.data.decode.resize import Box
+from fastmim.data.loading.dataset import CropDataset, to_images
 from fastmim.data.loading.train_loader import held_out_crops, split_images
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.pretraining import build_method
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.train.checkpoint_folder import load_checkpoint
@@ -181,13 +182,13 @@ def loss_at(run: Path, side: int) -> float:
     """Held-out loss as a share of the trivial predictor's, at a size that the run need not have had."""
     config = build(PretrainConfig, read_yaml(run / "config.yaml"))
     method = build_method(config)
-    for stage in config.course[1:]:
+    for stage in config.planned_stages[1:]:
         method.set_image_size(stage.size)
     method.load_state_dict(load_checkpoint(run / "last.ckpt").module)
     method.set_image_size((side, side))
     source = open_images(config.data)
     split = split_images(len(source), config.held_out, config.seed)
-    crops = Crops(source, split.held_out, config.crop, (side, side), config.in_chans)
+    crops = CropDataset(source, split.held_out, config.crop, (side, side), config.in_chans)
     images = to_images(held_out_crops(crops, config.held_out, config.seed, None), MEAN, STD)
     mask = method.draw_mask(torch.Generator().manual_seed(0), len(images), (side, side))
     held_out = HeldOut(method, images, mask, 64, contextlib.nullcontext)

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmim.bench import document, growth, hog, measure, methods, shared, step
+from fastmim.bench import document, growth, hog, measure, methods, parts, shared, step
 from fastmim.bench.document import Results, as_markdown, read_results, write_page
 from fastmim.bench.flops import flops_per_image
 from fastmim.bench.growth import Cost
 from fastmim.bench.harness import prepare
 from fastmim.bench.hog import bench_hog, plain_hog
 from fastmim.bench.measure import Figure
-from fastmim.cli.commands import bench
 from fastmim.cli.entry import main
 from fastmim.config import PretrainConfig
 from fastmim.errors import UsageError
@@ -212,7 +211,7 @@ def test_methods_are_set_beside_fastmim_on_the_same_backbone(monkeypatch):
     said = []
     found = methods.bench_methods(lambda config: replace(config, batch_size=2), CPU, said.append)
     assert [cost.recipe for cost in found] == [row.name for row in methods.ROWS]
-    assert all(config.batch_size == 2 and config.course[0].steps == 1 for config in told)
+    assert all(config.batch_size == 2 and config.planned_stages[0].steps == 1 for config in told)
     by_name = {cost.recipe: cost for cost in found}
     simmim, fastmim = by_name["simmim/vit-b"], by_name["table3/fastmim-vit-b-800"]
     assert (simmim.times_fastmim, simmim.multiply_adds) == (4.0, 4.0)
@@ -243,7 +242,7 @@ def test_all_is_its_parts_each_in_a_process_of_its_own(tmp_path, monkeypatch, ca
         )
         return subprocess.CompletedProcess(words, 0)
 
-    monkeypatch.setattr(bench.subprocess, "run", child)
+    monkeypatch.setattr(parts.subprocess, "run", child)
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "all", "--rounds", "1"]) == 0
     assert [words[words.index("bench") + 1] for words in run] == [
@@ -259,7 +258,7 @@ def test_all_is_its_parts_each_in_a_process_of_its_own(tmp_path, monkeypatch, ca
     found = read_results(tmp_path / "bench.json")
     assert list(found.figures) == ["step", "hog", "loader", "packs", "memory", "shared", "growth"]
     assert found.command == "fastmim bench all --rounds 1"
-    monkeypatch.setattr(bench.subprocess, "run", lambda words: subprocess.CompletedProcess(words, 2))
+    monkeypatch.setattr(parts.subprocess, "run", lambda words: subprocess.CompletedProcess(words, 2))
     assert main(["bench", "all"]) == 1
     assert "bench step ended with exit code 2" in capsys.readouterr().err
 
@@ -302,7 +301,7 @@ def test_a_contestant_has_its_own_way_of_waiting_and_threads(monkeypatch):
 @pytest.mark.parametrize("flag", ["--model", "--models"])
 def test_a_wrong_model_is_told_before_anything_is_measured(flag, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "_show_part", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(parts, "_show_part", lambda *_: pytest.fail("it was measured"))
     assert main(["bench", "shared", flag, "resnet5000"]) == 2
     assert "did you mean resnet50" in capsys.readouterr().err
 
@@ -311,7 +310,7 @@ def test_a_wrong_model_is_told_before_anything_is_measured(flag, monkeypatch, tm
 def test_where_figures_cannot_lie_nothing_is_measured(place, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr(bench, "_show_part", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(parts, "_show_part", lambda *_: pytest.fail("it was measured"))
     assert main(["bench", "hog", "--json", str(tmp_path / place)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("fastmim: json: ")

@@ -106,10 +106,10 @@ def test_the_table_is_kept_whenever_the_check_stops(tmp_path, monkeypatch, capsy
         yield from checks
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastmim.cli.commands.backbones.each", stopped)
+    monkeypatch.setattr("fastmim.bench.backbones.each", stopped)
     assert main(["backbones", "test_convnext", "--check", "--write", str(page)]) == 130
     assert "1 of 1 pass" in page.read_text()
-    monkeypatch.setattr("fastmim.cli.commands.backbones.names_like", lambda _: pytest.fail("looked for"))
+    monkeypatch.setattr("fastmim.bench.backbones.names_like", lambda _: pytest.fail("looked for"))
     capsys.readouterr()
     for place in (tmp_path, page / "under.md"):
         assert main(["backbones", "--check", "--write", str(place)]) == 2

@@ -115,4 +115,5 @@ def test_a_process_of_its_own_writes_the_same_line():
             pass
     os.close(reader)
     assert child.returncode == 2
-    assert seen.decode().replace("\r\n", "\n") == "fastmim: Unrecognized options: --lr, 1e-3\n"
+    said = "Unrecognized options: --lr, 1e-3; `fastmim stats --help` lists those there are"
+    assert seen.decode().replace("\r\n", "\n") == f"fastmim: {said}\n"

@@ -10,9 +10,9 @@ from PIL import Image
 
 from conftest import photo
 from fastmim.cli.entry import main
-from fastmim.data.loading.dataset import Crops, Draw
+from fastmim.data.loading.dataset import BatchRequest, CropDataset
+from fastmim.data.settings import CropConfig
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import CropConfig
 
 LIMIT = 48 * 64  # pixels of the fixture's photos
 RUN = (
@@ -121,8 +121,8 @@ def test_fast_crops_are_blurred_and_full_ones_are_not(tmp_path):
 
     def energy(decode):
         config = CropConfig(scale=(1.0, 1.0), aspect=(1.3, 1.4), flip=False, decode=decode)
-        crops = Crops(source, np.arange(1), config, (96, 128), 3)
-        pixels = crops[Draw(np.zeros(1, np.int64), (0,))].pixels_BHWC.double()
+        crops = CropDataset(source, np.arange(1), config, (96, 128), 3)
+        pixels = crops[BatchRequest(np.zeros(1, np.int64), (0,))].pixels_BHWC.double()
         return (pixels.diff(dim=1) ** 2).mean().item()
 
     assert energy("fast") < 0.8 * energy("full")

@@ -4,7 +4,7 @@ import yaml
 from fastmim.cli.entry import main
 from fastmim.config import PretrainConfig, build, differences, merge, read_yaml, to_yaml
 from fastmim.errors import UsageError
-from fastmim.mim.masking import Masking
+from fastmim.mim.settings import Masking
 
 
 def test_yaml_round_trip(tmp_path):
@@ -38,7 +38,7 @@ def test_yaml_numbers_that_yaml_reads_as_text():
         ({"mask": {"ratoi": 0.5}}, "unknown setting mask.ratoi; did you mean mask.ratio?"),
         ({"mask": 0.5}, "ratio, size, token"),
         ({"mask.ratio": "half"}, "mask.ratio = 'half'"),
-        ({"mask.ratio": 1.5}, "between 0 and 1"),
+        ({"mask.ratio": 1.5}, "mask.ratio = 1.5 must be below 1"),
         ({"target.name": "hgo"}, "target.name = 'hgo'"),
         ({"steps": 0}, "steps = 0 must be at least 1"),
         ({"epochs": 0}, "epochs = 0"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from conftest import photo
-from fastmim.data.transforms.augment import AugmentConfig, Mixing, RandAugment, seeded
+from fastmim.data.settings import AugmentConfig
+from fastmim.data.transforms.augment import Mixing, RandAugment, seeded
 from fastmim.errors import UsageError
 
 

@@ -12,7 +12,7 @@ import fastmim
 from conftest import QUICK, TINY, lines
 from fastmim.config import merge
 from fastmim.data.loading.dataset import Batch
-from fastmim.data.loading.train_loader import Feeder, Share, micro_batches
+from fastmim.data.loading.train_loader import Share, TrainLoader, micro_batches
 from fastmim.errors import UsageError
 from fastmim.methods.registry import METHODS
 from fastmim.pretraining.build import build_method
@@ -35,11 +35,11 @@ def test_parts_are_few_even_and_not_single(avoid_single):
 
 
 def feeder_of(micro_batch, avoid_single, mean):
-    return Feeder(
+    return TrainLoader(
         crops=None,
         batches=None,
-        beside=None,
-        skips=None,
+        extra_inputs=None,
+        unreadable_log=None,
         micro_batch=micro_batch,
         workers=0,
         seed=0,
@@ -78,22 +78,22 @@ class Squares(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.linspace(-1, 1, 3, dtype=torch.float64))
 
-    def forward(self, images, beside):
+    def forward(self, images, extra_inputs):
         scores = images.double().mean((2, 3)) @ self.weight
-        return (scores - beside.double()).square().mean()
+        return (scores - extra_inputs.double()).square().mean()
 
 
 @pytest.mark.parametrize(("count", "micro_batch"), [(5, 2), (7, 3), (8, 5), (9, 4), (6, 1), (3, 2), (1, 4)])
 @pytest.mark.parametrize("avoid_single", [False, True])
 def test_the_gradient_in_parts_is_that_of_the_whole_batch(count, micro_batch, avoid_single):
-    batch, beside = noise(count, 4), torch.arange(count, dtype=torch.float32)
-    parts = cut(batch, beside, micro_batch, avoid_single)
+    batch, extra_inputs = noise(count, 4), torch.arange(count, dtype=torch.float32)
+    parts = cut(batch, extra_inputs, micro_batch, avoid_single)
     assert sum(images for _, images in parts) == count
     assert [len(arguments[0]) for arguments, _ in parts] == [images for _, images in parts]
     flipped = torch.where(batch.flips_B.view(-1, 1, 1, 1), batch.pixels_BHWC.flip(2), batch.pixels_BHWC)
     means = (flipped.permute(0, 3, 1, 2).float() / 255).double().mean((2, 3))
     model = Squares()
-    by_hand = 2 * ((means @ model.weight - beside.double())[:, None] * means).mean(0)
+    by_hand = 2 * ((means @ model.weight - extra_inputs.double())[:, None] * means).mean(0)
     assert torch.allclose(gradient_of(model, parts), by_hand, rtol=1e-13, atol=1e-14)
 
 

@@ -8,15 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import photo
-from fastmim.data.labelled import (
-    Labelled,
-    class_names,
-    few_labels,
-    imbalance,
-    open_labelled,
-    parse_labels,
-    split_classes,
-)
+from fastmim.data.labelled import Labelled, class_names, few_labels, imbalance, open_labelled, split_classes
+from fastmim.data.settings import parse_labels
 from fastmim.data.sources.base import ArrayImages
 from fastmim.data.sources.open import open_images
 from fastmim.errors import UsageError

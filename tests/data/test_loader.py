@@ -10,27 +10,28 @@ from PIL import Image
 from conftest import photo
 from fastmim.data.loading.dataset import (
     Batch,
+    BatchRequest,
     Canvas,
-    Crops,
-    Draw,
-    Unreadable,
+    CropDataset,
+    UnreadableRecord,
     copied,
     load_batches,
     to_images,
 )
 from fastmim.data.loading.train_loader import split_images
-from fastmim.data.loading.unreadable import SkipList
+from fastmim.data.loading.unreadable import UnreadableLog
+from fastmim.data.settings import CropConfig
 from fastmim.data.sources.base import ArrayImages
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import CropConfig, draw_crops
+from fastmim.data.transforms.crops import draw_crops
 from fastmim.errors import RunError, UsageError
-from fastmim.train.sampler import Stream
-from fastmim.train.stages import Leg
+from fastmim.train.sampler import InfiniteSampler
+from fastmim.train.stages import Stage
 
 
 def crops_of(folder, size=(16, 16)):
     source = open_images(str(folder))
-    return Crops(source, np.arange(len(source)), CropConfig(), size, 3)
+    return CropDataset(source, np.arange(len(source)), CropConfig(), size, 3)
 
 
 def test_boxes_lie_inside_and_take_the_share_asked_for():
@@ -55,7 +56,7 @@ def test_draws_are_a_function_of_the_seeds():
 
 
 def test_batches_are_the_same_with_and_without_workers(photos):
-    draws = [Draw(np.arange(i, i + 6), (9, i)) for i in range(5)]
+    draws = [BatchRequest(np.arange(i, i + 6), (9, i)) for i in range(5)]
     alone = list(load_batches(crops_of(photos), draws, 0, False))
     helped = list(load_batches(crops_of(photos), draws, 2, False))
     for a, b in zip(alone, helped, strict=True):
@@ -79,23 +80,23 @@ def test_flip_and_normalisation():
 def test_a_batch_of_mixed_types_is_one_of_float_and_the_same_to_a_model(chans):
     generator = np.random.default_rng(0)
     eight = generator.integers(0, 256, (2, 8, 8, chans), np.uint8)
-    alone = Crops(ArrayImages(eight, "eight"), np.arange(2), CropConfig(), (8, 8), chans)
-    mixed = Crops(Mixed(eight), np.arange(4), CropConfig(), (8, 8), chans)
-    draw = Draw(np.arange(2), (5,))
+    alone = CropDataset(ArrayImages(eight, "eight"), np.arange(2), CropConfig(), (8, 8), chans)
+    mixed = CropDataset(Mixed(eight), np.arange(4), CropConfig(), (8, 8), chans)
+    draw = BatchRequest(np.arange(2), (5,))
     assert alone[draw].pixels_BHWC.dtype == torch.uint8
     assert mixed[draw].pixels_BHWC.dtype == torch.uint8
-    both = mixed[Draw(np.arange(4), (5,))]
+    both = mixed[BatchRequest(np.arange(4), (5,))]
     assert both.pixels_BHWC.dtype == torch.float32
     assert both.pixels_BHWC.shape == (4, 8, 8, chans)
     assert both.pixels_BHWC.min() > -0.5  # about 0..1: a little overshoot is bicubic's
     assert both.pixels_BHWC.max() < 1.5
     mean, std = torch.full((chans,), 0.4), torch.full((chans,), 0.2)
-    still = Crops(
+    still = CropDataset(
         Mixed(eight), np.arange(4), CropConfig(scale=(1, 1), aspect=(1, 1), flip=False), (8, 8), chans
     )
-    images = to_images(still[Draw(np.arange(4), (5,))], mean, std)
+    images = to_images(still[BatchRequest(np.arange(4), (5,))], mean, std)
     assert torch.allclose(images[:2], images[2:], atol=1e-5)
-    assert torch.equal(images[:2], to_images(still[Draw(np.arange(2), (5,))], mean, std))
+    assert torch.equal(images[:2], to_images(still[BatchRequest(np.arange(2), (5,))], mean, std))
 
 
 class Mixed:
@@ -127,32 +128,32 @@ def spoiled(tmp_path):
 
 def test_an_unreadable_image_is_replaced_and_listed_once(spoiled, tmp_path):
     crops = crops_of(spoiled)
-    batch = crops[Draw(np.arange(20), (0,))]
+    batch = crops[BatchRequest(np.arange(20), (0,))]
     assert [(item.name, item.reason) for item in batch.unreadable] == [
         ("07b.png", "not an image in a format that Pillow reads")
     ]
     assert len(batch.pixels_BHWC) == 20
-    again = crops[Draw(np.arange(20), (0,))]
+    again = crops[BatchRequest(np.arange(20), (0,))]
     assert torch.equal(batch.pixels_BHWC, again.pixels_BHWC)
-    skips = SkipList(tmp_path / "skipped.jsonl", 20, 0.05)
-    skips.note(batch)
-    skips.note(again)
+    unreadable_log = UnreadableLog(tmp_path / "skipped.jsonl", 20, 0.05)
+    unreadable_log.note(batch)
+    unreadable_log.note(again)
     (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["image"] == "07b.png"
-    assert len(SkipList(tmp_path / "skipped.jsonl", 20, 0.05).skipped) == 1
+    assert len(UnreadableLog(tmp_path / "skipped.jsonl", 20, 0.05).skipped) == 1
 
 
 def test_more_than_the_limit_stops_the_run(spoiled, tmp_path):
-    skips = SkipList(tmp_path / "skipped.jsonl", 20, 0.04)
+    unreadable_log = UnreadableLog(tmp_path / "skipped.jsonl", 20, 0.04)
     with pytest.raises(RunError, match=r"1 of the 20 images .* max_unreadable = 0\.04"):
-        skips.note(crops_of(spoiled)[Draw(np.arange(20), (0,))])
+        unreadable_log.note(crops_of(spoiled)[BatchRequest(np.arange(20), (0,))])
 
 
 def test_a_folder_of_nothing_but_texts_ends_soon(tmp_path):
     for number in range(200):
         (tmp_path / f"{number}.jpg").write_text("no")
     with pytest.raises(RunError, match="in a row cannot be read"):
-        crops_of(tmp_path)[Draw(np.arange(4), (0,))]
+        crops_of(tmp_path)[BatchRequest(np.arange(4), (0,))]
 
 
 def test_the_split_is_disjoint_complete_and_fixed_by_the_seed():
@@ -187,9 +188,9 @@ def test_crop_settings_that_cannot_work(settings):
 def test_the_same_workers_go_on_over_the_end_of_an_epoch(photos):
     """The stream has no end, so nothing is started anew or waited for between epochs."""
     pool = np.arange(24)
-    stream = Stream(pool, seed=1)
-    leg = Leg(0, (16, 16), 10, None, 0, 12, 0)
-    draws = (Draw(indices, (step,)) for step, indices in stream.batches(leg, 0))
+    stream = InfiniteSampler(pool, seed=1)
+    stage = Stage(0, (16, 16), 10, None, 0, 12, 0)
+    draws = (BatchRequest(indices, (step,)) for step, indices in stream.batches(stage, 0))
     processes = []
     for step, batch in enumerate(load_batches(Marked(crops_of(photos)), draws, 2, False)):
         assert len(batch.indices) == 10  # also where an epoch of 24 ends within
@@ -201,18 +202,18 @@ def test_the_same_workers_go_on_over_the_end_of_an_epoch(photos):
 class Marked:
     """Crops whose batches say which process made them."""
 
-    def __init__(self, crops: Crops) -> None:
+    def __init__(self, crops: CropDataset) -> None:
         self.crops = crops
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: BatchRequest) -> Batch:
         batch = self.crops[draw]
-        return replace(batch, unreadable=[Unreadable(os.getpid(), "", "")])
+        return replace(batch, unreadable=[UnreadableRecord(os.getpid(), "", "")])
 
 
 @pytest.mark.gpu
 def test_copies_beside_the_computation_are_the_same(photos):
     device = torch.device("cuda")
-    draws = [Draw(np.arange(i, i + 6), (9, i)) for i in range(5)]
+    draws = [BatchRequest(np.arange(i, i + 6), (9, i)) for i in range(5)]
     mean, std = torch.full((3,), 0.4), torch.full((3,), 0.2)
     for batch in load_batches(crops_of(photos), draws, 1, True):
         ahead = to_images(copied(batch, device), mean.to(device), std.to(device))

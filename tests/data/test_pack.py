@@ -37,7 +37,9 @@ def contents(folder):
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
 def test_order_paths_classes_and_pixels_are_kept(photos, tmp_path, four, encoding):
-    pack(str(photos), tmp_path / "p", 32, encoding)
+    manifest = pack(str(photos), tmp_path / "p", 32, encoding)
+    assert "images=24 of 24" in repr(manifest)
+    assert "files=6, complete=True" in repr(manifest)
     source, packed = open_images(str(photos)), open_images(str(tmp_path / "p"))
     assert isinstance(packed, PackedImages)
     assert [packed.name(i) for i in range(24)] == [source.name(i) for i in range(24)]

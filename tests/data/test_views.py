@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 import fastmim
 from conftest import photo
-from fastmim.data.loading.eval_loader import CenterBox, Views
+from fastmim.data.loading.eval_loader import CenterBox, EvalLoader
 from fastmim.data.sources.open import open_images
 from fastmim.errors import UsageError
 
@@ -39,7 +39,7 @@ def test_each_image_is_seen_once_in_order_and_broken_ones_are_told(photos, tmp_p
     for number, path in enumerate(names[:7]):
         (tmp_path / f"{number}.jpg").write_bytes(path.read_bytes() if number != 3 else b"broken")
     source = open_images(str(tmp_path))
-    views = Views(source, np.arange(7), (16, 16), 3, 2, workers, torch.zeros(3), torch.ones(3))
+    views = EvalLoader(source, np.arange(7), (16, 16), 3, 2, workers, torch.zeros(3), torch.ones(3))
     shown, broken = [], []
     for images, indices, unreadable in views:
         assert images.shape == (len(indices), 3, 16, 16)
@@ -70,7 +70,7 @@ def test_an_image_for_serving_is_what_pillow_makes_of_its_middle(tmp_path, size,
 def test_an_image_for_serving_is_what_evaluation_sees(photos):
     source = open_images(str(photos))
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
-    views = Views(source, np.arange(3), (48, 48), 3, 3, 0, mean, std)
+    views = EvalLoader(source, np.arange(3), (48, 48), 3, 3, 0, mean, std)
     ((images, _, _),) = list(views)
     for index, image in enumerate(images):
         served = torch.from_numpy(fastmim.load_image(photos / source.name(index), 48))

@@ -134,9 +134,9 @@ def test_a_small_shared_memory_is_named(tmp_path):
         """
         import numpy as np
         from fastmim.data.sources.open import open_images
-        from fastmim.data.loading.eval_loader import CenterCrops
+        from fastmim.data.loading.eval_loader import EvalDataset
         from fastmim.data.loading.dataset import load_batches
-        crops = CenterCrops(open_images("demo:digits"), (64, 64), 3)
+        crops = EvalDataset(open_images("demo:digits"), (64, 64), 3)
         try:
             list(load_batches(crops, [np.arange(256)] * 4, 2, False))
         except RunError as error:

@@ -15,12 +15,12 @@ import fastmim
 from conftest import QUICK, TINY, Killed, lines, photo, same, weights
 from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig
-from fastmim.downstream.classification.model import Learner, PooledClassifier
+from fastmim.downstream.classification.model import ClassificationModel, PooledClassifier
 from fastmim.downstream.classification.start import build_classifier
 from fastmim.errors import RunError, UsageError
 from fastmim.train import loop as loop_module
 from fastmim.train.layer_decay import layer_decay_groups
-from fastmim.weights.load import save_encoder
+from fastmim.weights.encoder_file import save_encoder
 
 FILES = {
     "config.yaml",
@@ -291,7 +291,7 @@ def test_a_module_of_ones_own_is_fine_tuned(photos, tmp_path):
 
 
 def test_the_loss_is_the_cross_entropy_with_soft_targets():
-    learner = Learner(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), None)
+    learner = ClassificationModel(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), None)
     images, targets = torch.randn(4, 3, 2, 2), torch.softmax(torch.randn(4, 3), 1)
     wanted = -(targets * torch.log_softmax(learner.model(images), 1)).sum(1).mean()
     torch.testing.assert_close(learner(images, targets).loss, wanted)

@@ -15,9 +15,10 @@ from fastmim.cli.entry import main
 from fastmim.data.sources.demo import digit_labels
 from fastmim.data.sources.open import open_images
 from fastmim.downstream.frozen import probe as probe_module
-from fastmim.downstream.frozen.embed import EmbedConfig, embed
+from fastmim.downstream.frozen.embed import embed
 from fastmim.downstream.frozen.features import Features, build_extractor
-from fastmim.downstream.frozen.probe import ProbeConfig, run_probe
+from fastmim.downstream.frozen.probe import run_probe
+from fastmim.downstream.frozen.settings import EmbedConfig, ProbeConfig
 from fastmim.errors import RunError, UsageError
 from fastmim.train.distributed import build_fabric
 
@@ -56,6 +57,8 @@ def test_each_kind_finds_what_features_hold(kind, monkeypatch):
     result = run_probe(config)
     assert result.accuracy.top1 > 95
     assert result.accuracy.images.sum() == 359
+    assert repr(result).startswith(f"ProbeResult(top1={result.accuracy.top1:.2f}, ")
+    assert len(repr(result)) < 200
     again = run_probe(config)
     assert np.array_equal(again.accuracy.right, result.accuracy.right)
     monkeypatch.setattr(probe_module, "build_extractor", lambda *_, **__: StandIn([0] * len(labels)))

@@ -3,7 +3,8 @@ import timm
 import torch
 from torch import nn
 
-from fastmim.encoders.build import EncoderConfig, build_encoder
+from fastmim.encoders.build import build_encoder
+from fastmim.encoders.settings import EncoderConfig
 from fastmim.errors import UsageError
 
 # One small model of each kind that this package was first shown to pre-train.

@@ -7,8 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from fastmim.encoders.build import EncoderConfig, build_encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.encoders.initial import draw_xavier
+from fastmim.encoders.settings import EncoderConfig
 from fastmim.methods.registry import METHODS
 from fastmim.recipes.methods import defaults_of
 

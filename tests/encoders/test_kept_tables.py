@@ -10,10 +10,12 @@ import torch.nn.functional as F
 
 import fastmim
 from conftest import TINY, same, weights
-from fastmim.encoders.build import EncoderConfig, build_encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.encoders.kept_tables import KEPT, with_own_tables
+from fastmim.encoders.settings import EncoderConfig
 from fastmim.errors import UsageError
-from fastmim.train.checkpoint_folder import LAST, load_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint
+from fastmim.train.run_files import LAST
 
 SWIN = {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 4)}
 NAME = "swin_tiny_patch4_window7_224"
@@ -48,11 +50,11 @@ def test_each_forward_pass_interpolates_the_one_table(encoder):
     tables = {name: p for name, p in encoder.model.named_parameters() if name.endswith(KEPT)}
     assert {len(table) for table in tables.values()} == {27 * 27}
     for size in ((128, 128), (192, 192), (160, 160), (224, 224)):  # from the same table, in any order
-        carry = encoder.set_image_size(size)
+        resample = encoder.set_image_size(size)
         images, expected = by_hand(encoder, size, tables)
         torch.testing.assert_close(encoder.model(images), expected)
         means = {name: torch.ones_like(p) for name, p in encoder.model.named_parameters()}
-        assert all(torch.equal(carry(means)[name], mean) for name, mean in means.items())
+        assert all(torch.equal(resample(means)[name], mean) for name, mean in means.items())
         now = dict(encoder.model.named_parameters())
         assert all(now[name] is table for name, table in tables.items())
 
@@ -106,5 +108,5 @@ def test_a_growing_run_keeps_its_table_and_resumes(photos, tmp_path):
 def test_what_has_no_tables_is_refused():
     with pytest.raises(UsageError, match=r"table_window = 14: vit_tiny_patch16_224 has no tables"):
         build_encoder("vit_tiny_patch16_224", (64, 64), config=EncoderConfig(table_window=14))
-    with pytest.raises(UsageError, match=r"table_window = 0 must be in 1\.\.256"):
+    with pytest.raises(UsageError, match=r"table_window = 0 must be at least 1"):
         EncoderConfig(table_window=0)

@@ -28,7 +28,7 @@ def test_a_grown_encoder_is_one_of_that_size(name, kwargs):
     before = {key: value.clone() for key, value in encoder.model.named_parameters()}
     trained = {key for key, value in encoder.model.named_parameters() if value.requires_grad}
     size = (128, 128) if name in ("gcvit_xxtiny", "mvitv2_tiny") else (96, 128)
-    carry = encoder.set_image_size(size)
+    resample = encoder.set_image_size(size)
     features = encoder(torch.randn(2, 3, *size))
     assert features.shape == (2, encoder.width, size[0] // encoder.stride, size[1] // encoder.stride)
     fresh = build_encoder(name, size, model_kwargs=kwargs)
@@ -40,7 +40,7 @@ def test_a_grown_encoder_is_one_of_that_size(name, kwargs):
     same = [key for key in before if before[key].shape == after[key].shape]
     assert all(torch.equal(before[key], after[key]) for key in same)
     # What belongs to the parameters goes the same way as they did.
-    carried = carry(before)
+    carried = resample(before)
     assert all(torch.equal(carried[key], after[key]) for key in before)
 
 

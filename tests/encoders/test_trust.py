@@ -14,8 +14,9 @@ import yaml
 import fastmim
 from conftest import QUICK, TINY
 from fastmim.cli.entry import main
+from fastmim.encoders.described import check_described
 from fastmim.encoders.limits import MOST_BUFFERED, TooLarge, brief, limited
-from fastmim.encoders.trust import Trust, check_described
+from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.weights.load import load_encoder
 

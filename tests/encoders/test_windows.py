@@ -58,6 +58,23 @@ def test_every_token_is_in_one_group_with_all_of_its_window(shift):
         assert together.max() < 49
 
 
+def test_layouts_that_are_known_are_planned_together(monkeypatch):
+    places, grid = torch.tensor([[1, 4, 6, 11, 13]]), (4, 4)
+    sent = []
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda *a, **k: sent.append(1) or to(*a, **k))
+    layouts = set()
+    first = Windows(places, grid, layouts=layouts)
+    asked = [(7, (7, 7), (0, 0)), (7, (7, 7), (3, 3)), (2, (4, 4), (2, 2))]
+    expected = [first.groups(*layout) for layout in asked]
+    assert len(sent) == len(layouts) == 3
+    again = Windows(places, grid, places[0], layouts)
+    found = [again.groups(*layout) for layout in asked]
+    assert len(sent) == 4
+    assert all(map(torch.equal, itertools.chain(*expected), itertools.chain(*found)))
+    assert len(layouts) == 3
+
+
 def test_images_with_masks_of_their_own_have_no_common_groups():
     with pytest.raises(ValueError, match="the same mask"):
         Windows(torch.tensor([[0, 1], [0, 2]]), (2, 2))

@@ -13,12 +13,15 @@ from conftest import same
 from fastmim.data.decode.image import crop_and_resize
 from fastmim.data.decode.resize import Box
 from fastmim.data.sources.open import open_images
-from fastmim.encoders.build import EncoderConfig, build_encoder
+from fastmim.encoders.build import build_encoder
 from fastmim.encoders.registry import create
+from fastmim.encoders.settings import EncoderConfig
 from fastmim.errors import RunError, UsageError
 from fastmim.export import export
-from fastmim.export.export import export_encoder, load_torchvision
-from fastmim.weights.load import describe_encoder, load_encoder, save_encoder
+from fastmim.export.export import export_encoder
+from fastmim.export.torchvision import load_torchvision
+from fastmim.weights.encoder_file import describe_encoder, save_encoder
+from fastmim.weights.load import load_encoder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIT = ("vit_tiny_patch16_224", {"embed_dim": 32, "depth": 2, "num_heads": 2})

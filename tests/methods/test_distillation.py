@@ -11,13 +11,13 @@ from fastmim.config import PretrainConfig, merge
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
-from fastmim.methods.distillation import DistillConfig, Distilled, pairs_of
+from fastmim.methods.distillation import Distilled, pairs_of
 from fastmim.methods.frozen_teacher import Statistics, Teacher
 from fastmim.methods.masked.input_masking import InputMasking
-from fastmim.mim.decoders import DecoderConfig
+from fastmim.methods.settings import DistillConfig
 from fastmim.mim.grids import shrink_map
-from fastmim.mim.masking import Masking
-from fastmim.mim.targets import TargetConfig, build_target
+from fastmim.mim.settings import DecoderConfig, Masking, TargetConfig
+from fastmim.mim.targets import build_target
 from fastmim.recipes.methods import defaults_of
 
 SIZE = (64, 64)
@@ -40,12 +40,12 @@ def method_of(encoder, **masking):
     return InputMasking(encoder, target, Masking(**masking), DecoderConfig(1, 32), "l2")
 
 
-def both(student, teacher, pairs=None, own=GREY, teacher_size=SIZE, **settings):
+def both(student, teacher, pairs=None, config_group=GREY, teacher_size=SIZE, **settings):
     """A small method and its teacher, which has weights of its own."""
     encoder, other = encoder_of(student), encoder_of(teacher, teacher_size, seed=1)
     chosen = pairs_of(DistillConfig("x", layers=pairs or ()), len(encoder.layers), len(other.layers))
     grids = [encoder.layers[pair.student].grid for pair in chosen]
-    teach = Teacher(other, GREY, own, [pair.teacher for pair in chosen], grids, "digest")
+    teach = Teacher(other, GREY, config_group, [pair.teacher for pair in chosen], grids, "digest")
     widths = [width for width, _, _ in teach.shapes]
     learner = Distilled(method_of(encoder), [pair.student for pair in chosen], widths, **settings)
     return learner, teach
@@ -75,9 +75,9 @@ def test_no_distance_from_itself(model, normalize):
         nn.init.dirac_(project.weight)
         nn.init.zeros_(project.bias)
     images, mask = batch(learner)
-    lessons = teach(images)
-    apart = learner(images, mask, *lessons)
-    alike = learner(images, torch.zeros_like(mask), *lessons)
+    teacher_features = teach(images)
+    apart = learner(images, mask, *teacher_features)
+    alike = learner(images, torch.zeros_like(mask), *teacher_features)
     assert alike.distillation < 2e-3  # half precision
     assert apart.distillation > 20 * alike.distillation
     assert apart.loss == apart.reconstruction.loss + apart.distillation
@@ -92,11 +92,11 @@ def test_any_pair_of_families_and_only_the_student_learns(student, teacher):
     learner, teach = both(student, teacher)
     before = copy.deepcopy(teach.state_dict())
     images, mask = batch(learner)
-    lessons = teach(images)
-    assert [tuple(lesson.shape[1:]) for lesson in lessons] == teach.shapes
-    assert [tuple(b.shape) for b in teach.blank(2)] == [tuple(lesson.shape) for lesson in lessons]
-    assert all(lesson.dtype == torch.half for lesson in lessons)
-    result = learner(images, mask, *lessons)
+    teacher_features = teach(images)
+    assert [tuple(lesson.shape[1:]) for lesson in teacher_features] == teach.shapes
+    assert [tuple(b.shape) for b in teach.blank(2)] == [tuple(lesson.shape) for lesson in teacher_features]
+    assert all(lesson.dtype == torch.half for lesson in teacher_features)
+    result = learner(images, mask, *teacher_features)
     result.loss.backward()
     missing = [name for name, p in learner.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
@@ -111,9 +111,9 @@ def test_any_pair_of_families_and_only_the_student_learns(student, teacher):
 def test_the_student_goes_through_its_backbone_once():
     learner, teach = both(VIT, VIT)
     images, mask = batch(learner)
-    lessons, seen = teach(images), []
+    teacher_features, seen = teach(images), []
     learner.method.encoder.model.patch_embed.register_forward_hook(lambda *_: seen.append(1))
-    learner(images, mask, *lessons)
+    learner(images, mask, *teacher_features)
     assert len(seen) == 1
 
 
@@ -127,7 +127,7 @@ def test_predictions_are_those_without_a_teacher(model, place):
     alone = network(images, mask)
     encoder.check_keeping()
     wanted = [len(encoder.layers) - 1, 0]
-    with encoder.keeping(wanted) as kept:
+    with encoder.capture(wanted) as kept:
         beside = network(images, mask)
     torch.testing.assert_close(beside.prediction, alone.prediction, rtol=1e-4, atol=1e-5)
     assert [tuple(map_.shape[1:]) for map_ in kept.maps] == [
@@ -141,10 +141,10 @@ def test_a_module_of_ones_own_has_one_layer():
     assert encoder.layers == ((16, (4, 4)),)
     images = torch.randn(1, 3, *SIZE)
     encoder.check_keeping()
-    with encoder.keeping([0]) as kept:
+    with encoder.capture([0]) as kept:
         features = encoder(images)
     assert torch.equal(kept.maps[0], features)
-    assert torch.equal(encoder.maps(images, [0])[0], features)
+    assert torch.equal(encoder.forward_layers(images, [0])[0], features)
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ def test_a_layer_may_have_two_teachers():
 
 
 def test_the_teacher_sees_its_own_normalisation_and_size():
-    own = Statistics((0.1, 0.4, 0.7), (0.2, 0.3, 0.4))
-    _, teach = both(VIT, VIT, own=own, teacher_size=(96, 96))
+    config_group = Statistics((0.1, 0.4, 0.7), (0.2, 0.3, 0.4))
+    _, teach = both(VIT, VIT, config_group=config_group, teacher_size=(96, 96))
     pixels = torch.rand(2, 3, *SIZE)
     seen = []
     teach.encoder.model.patch_embed.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
     teach((pixels - 0.5) / 0.5)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in own)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in config_group)
     wanted = F.interpolate((pixels - mean) / std, (96, 96), mode="bicubic", antialias=True)
     torch.testing.assert_close(seen[-1], wanted, rtol=1e-4, atol=1e-4)
 
@@ -185,8 +185,8 @@ def test_lessons_are_finite_in_half_precision():
     learner, teach = both(VIT, VIT)
     with torch.no_grad():
         teach.encoder.model.blocks[-1].mlp.fc2.bias.fill_(1e6)
-    lessons = teach(batch(learner)[0])
-    assert all(torch.isfinite(lesson).all() for lesson in lessons)
+    teacher_features = teach(batch(learner)[0])
+    assert all(torch.isfinite(lesson).all() for lesson in teacher_features)
 
 
 def test_scale_matters_to_the_papers_distance_only():
@@ -194,9 +194,9 @@ def test_scale_matters_to_the_papers_distance_only():
         learner, teach = both(VIT, VIT, normalize=normalize)
         learner.eval()
         images, mask = batch(learner)
-        lessons = [lesson.float() for lesson in teach(images)]
-        once = learner(images, mask, *lessons).distillation
-        more = learner(images, mask, *[10 * lesson for lesson in lessons]).distillation
+        teacher_features = [lesson.float() for lesson in teach(images)]
+        once = learner(images, mask, *teacher_features).distillation
+        more = learner(images, mask, *[10 * lesson for lesson in teacher_features]).distillation
         assert torch.allclose(once, more, rtol=1e-2) == same
 
 

@@ -73,7 +73,7 @@ def test_visible_features_are_those_of_sparse_convolutions(name, kwargs, monkeyp
     images = torch.randn(2, 3, *size)
     hidden = torch.tensor([[[1, 0, 1], [0, 1, 1]], [[0, 0, 1], [1, 1, 1]]]).bool()
     places = visible_places(hidden, 2)
-    found = encoder.visible(images, places)
+    found = encoder.forward_blocks(images, places)
     dense = take_tokens(map_to_tokens(encoder(images)), places)
     for stage, blocks in enumerate(model.stages):
         there = spread_mask(hidden, 8 >> stage, (16 >> stage, 24 >> stage))
@@ -110,7 +110,7 @@ def test_little_more_than_what_is_visible_is_computed():
         with FlopCounterMode(display=False) as dense:
             encoder(images)
         with FlopCounterMode(display=False) as sparse:
-            encoder.visible(images, torch.arange(19).unsqueeze(0))
+            encoder.forward_blocks(images, torch.arange(19).unsqueeze(0))
     share = sparse.get_total_flops() / dense.get_total_flops()
     assert 19 / 49 < share < 0.5  # the depthwise convolutions are on the whole map
 
@@ -182,7 +182,7 @@ def test_a_class_token_takes_no_place():
     encoder = build_encoder("vit_tiny_patch16_224", (64, 64), model_kwargs=kwargs)
     model = lively(encoder.model)
     images = torch.randn(1, 3, 64, 64)
-    visible = encoder.visible(images, torch.tensor([[1, 2]]))
+    visible = encoder.forward_blocks(images, torch.tensor([[1, 2]]))
     strip = images[:, :, :16, 16:48]  # without positions, an image of its own
     model.patch_embed.strict_img_size = False
     assert torch.allclose(visible, model.forward_features(strip)[:, 1:], atol=1e-5)

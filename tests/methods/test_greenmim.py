@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -10,6 +11,7 @@ import fastmim
 from conftest import TINY, batch, lively, weights
 from fastmim.config import merge
 from fastmim.encoders.build import build_encoder
+from fastmim.encoders.visible.windows import Groups, Windows, best_groups
 from fastmim.errors import UsageError
 from fastmim.mim.grids import spread_mask, visible_places
 from fastmim.pretraining import build_method
@@ -33,13 +35,13 @@ def small(model="swin_tiny_patch4_window7_224", model_kwargs=SWIN, image_size=(1
 
 def blind(block, hidden_hw):
     """A Swin block in whose windows, dense and all, nobody looks at hidden tokens."""
-    own = block.attn.forward
+    config_group = block.attn.forward
 
     def forward(x, mask=None):
         rolled = torch.roll(hidden_hw, (-block.shift_size[0], -block.shift_size[1]), (0, 1))
         keys = window_partition(rolled.float()[None, :, :, None], block.window_size).flatten(1)
         nobody = -1e4 * keys[:, None, :].expand(-1, keys.shape[1], -1)
-        return own(x, mask=nobody if mask is None else mask + nobody)
+        return config_group(x, mask=nobody if mask is None else mask + nobody)
 
     return forward
 
@@ -55,7 +57,7 @@ def test_grouped_windows_equal_full_windows_in_which_masked_tokens_are_not_seen(
     h, w = encoder.grid
     hidden = torch.randperm(h * w, generator=torch.Generator().manual_seed(0)).view(1, h, w) >= h * w // 4
     places = visible_places(hidden, h * w // 4).expand(2, -1)
-    sparse = encoder.visible(images, places)
+    sparse = encoder.forward_blocks(images, places)
     dense = encoder(images)
     assert {any(block.shift_size) for stage in model.layers for block in stage.blocks} == {False, True}
     for stage in model.layers:
@@ -76,9 +78,47 @@ def test_gradients_are_those_of_full_windows():
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     everything = torch.arange(16).expand(2, -1)
-    encoder.visible(images, everything).square().mean().backward()
+    encoder.forward_blocks(images, everything).square().mean().backward()
     for name, gradient in expected.items():
         assert torch.allclose(model.get_parameter(name).grad, gradient, atol=1e-5, rtol=1e-3), name
+
+
+def groups_one_by_one(windows, side, window, shift):
+    """The groups of one layout, token by token."""
+    rows, columns = (side * blocks for blocks in windows.grid)
+    members, within = {}, []
+    for i, place, j in itertools.product(range(side), windows.places.tolist(), range(side)):
+        y, x = side * (place // windows.grid[1]) + i, side * (place % windows.grid[1]) + j
+        down, right = (y - shift[0]) % rows, (x - shift[1]) % columns
+        owner = (down // window[0], y < shift[0], right // window[1], x < shift[1])
+        members.setdefault(owner, []).append(len(within))
+        within.append(down % window[0] * window[1] + right % window[1])
+    tokens = [members[owner] for owner in sorted(members)]
+    size, groups = best_groups(tuple(map(len, tokens)))
+    table = torch.zeros(len(groups), size, dtype=torch.long)
+    owners, place = torch.full_like(table, -1), torch.zeros(len(within), dtype=torch.long)
+    for row, group in enumerate(groups):
+        for column, (number, token) in enumerate((n, token) for n in group for token in tokens[n]):
+            table[row, column], owners[row, column] = token, number
+            place[token] = row * size + column
+    together = owners[:, :, None] == owners[:, None, :]
+    return Groups(table, place, torch.tensor(within)[table], together)
+
+
+@pytest.mark.parametrize(("name", "kwargs", "size"), [*MODELS[1:], ("twins_svt_small", TWINS, (224, 224))])
+def test_groups_planned_at_once_give_the_same_bits_as_one_by_one(name, kwargs, size, monkeypatch):
+    network = small(name, kwargs, size)
+    lively(network.encoder.model)
+    images, mask = batch(network)
+    results = []
+    for planned in (Windows.groups, groups_one_by_one):
+        monkeypatch.setattr(Windows, "groups", planned)
+        network.zero_grad()
+        loss = network(images, mask).loss
+        loss.backward()
+        results.append([loss, *(p.grad for p in network.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) > 10
+    assert all(map(torch.equal, *results))
 
 
 def local_attention(module, hidden_hw):
@@ -117,9 +157,9 @@ def global_attention(module, hidden_hw):
     return forward
 
 
-def position_convolution(own, hidden_hw):
+def position_convolution(config_group, hidden_hw):
     def forward(x, size):
-        return own(x * ~hidden_hw.flatten()[:, None], size)
+        return config_group(x * ~hidden_hw.flatten()[:, None], size)
 
     return forward
 
@@ -131,7 +171,7 @@ def test_twins_windows_are_grouped_and_its_convolutions_see_what_is_visible(monk
     images = torch.randn(1, 3, 224, 224)
     hidden = torch.randperm(49, generator=torch.Generator().manual_seed(0)).view(1, 7, 7) >= 12
     places = visible_places(hidden, 12)
-    sparse = encoder.visible(images, places)
+    sparse = encoder.forward_blocks(images, places)
     for stage, (blocks, position) in enumerate(zip(model.blocks, model.pos_block, strict=True)):
         there = spread_mask(hidden, 8 >> stage, (56 >> stage, 56 >> stage))[0]
         for block in blocks:
@@ -172,7 +212,7 @@ def test_only_what_is_visible_is_computed():
         with FlopCounterMode(display=False) as dense:
             encoder(images)
         with FlopCounterMode(display=False) as sparse:
-            encoder.visible(images, places)
+            encoder.forward_blocks(images, places)
     share = sparse.get_total_flops() / dense.get_total_flops()
     assert 0.8 * 12 / 49 < share < 1.1 * 12 / 49
 
@@ -260,6 +300,6 @@ def test_plain_attention_gives_what_fused_attention_gives(name, kwargs, size):
         for module in encoder.model.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused
-        outputs.append(encoder.visible(images, places).detach())
+        outputs.append(encoder.forward_blocks(images, places).detach())
     assert torch.allclose(*outputs, atol=1e-4 * float(outputs[0].abs().max()))
     assert not torch.equal(*outputs)  # they are two ways

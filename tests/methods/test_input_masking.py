@@ -5,10 +5,10 @@ from conftest import batch
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
 from fastmim.methods.masked.input_masking import InputMasking
-from fastmim.mim.decoders import Decoder, DecoderConfig
+from fastmim.mim.decoders import Decoder
 from fastmim.mim.grids import mask_to_pixels
-from fastmim.mim.masking import Masking
-from fastmim.mim.targets import TargetConfig, build_target
+from fastmim.mim.settings import DecoderConfig, Masking, TargetConfig
+from fastmim.mim.targets import build_target
 from fastmim.pretraining.evaluation import HeldOut
 
 SIZE = (64, 96)

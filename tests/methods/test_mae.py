@@ -49,7 +49,7 @@ def test_visible_patches_come_out_as_of_the_full_model_with_the_others_removed(n
     grid_h, grid_w = encoder.grid
     mask = torch.rand(2, grid_h, grid_w).flatten(1).argsort(1).argsort(1).view(2, grid_h, grid_w) >= 7
     places = visible_places(mask, 7)
-    prefix, visible = encoder.some(images, places, lambda tokens: take_tokens(tokens, places))
+    prefix, visible = encoder.forward_tokens(images, places, lambda tokens: take_tokens(tokens, places))
 
     # The full model, where nobody can look at what is dropped.
     there = torch.ones(2, encoder.prefix_tokens, dtype=torch.bool)
@@ -61,7 +61,7 @@ def test_visible_patches_come_out_as_of_the_full_model_with_the_others_removed(n
     assert not torch.allclose(visible, take_tokens(map_to_tokens(encoder(images)), places), atol=1e-2)
 
     everything = torch.arange(grid_h * grid_w).expand(2, -1)
-    _, all_of_them = encoder.some(images, everything, lambda tokens: tokens)
+    _, all_of_them = encoder.forward_tokens(images, everything, lambda tokens: tokens)
     assert torch.allclose(all_of_them, map_to_tokens(encoder(images)), atol=1e-5)
     assert not any("patch_drop" in key for key in model.state_dict())
 
@@ -139,12 +139,12 @@ def test_settings_that_it_does_not_use_are_refused():
 def test_it_goes_on_at_another_size():
     network = small()
     before = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
-    carry = network.set_image_size((96, 96))
+    resample = network.set_image_size((96, 96))
     images = torch.randn(2, 3, 96, 96)
     mask = network.draw_mask(torch.Generator().manual_seed(0), 2, (96, 96))
     assert torch.isfinite(network(images, mask).loss)
     after = {name: p.shape for name, p in network.named_parameters()}
-    assert {name: tensor.shape for name, tensor in carry(before).items()} == after
+    assert {name: tensor.shape for name, tensor in resample(before).items()} == after
 
 
 RUN = {**TINY, "method": "mae", "image_size": 64, "decoder": {"depth": 1, "width": 32}}

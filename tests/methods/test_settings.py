@@ -9,7 +9,8 @@ from conftest import TINY, batch
 from fastmim.cli.entry import main
 from fastmim.config import PretrainConfig, merge
 from fastmim.errors import UsageError
-from fastmim.methods.registry import METHODS, unused_settings
+from fastmim.methods.registry import METHODS
+from fastmim.methods.settings import unused_settings
 from fastmim.mim.grids import mask_to_pixels
 from fastmim.mim.losses import masked_loss
 from fastmim.pretraining import build_method

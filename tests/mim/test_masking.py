@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from fastmim.errors import UsageError
 from fastmim.mim.grids import grid_of, mask_to_cells, mask_to_pixels
-from fastmim.mim.masking import Masking, blockwise_mask, draw_blocks, masked_count, random_block_mask
+from fastmim.mim.masking import blockwise_mask, draw_blocks, masked_count, random_block_mask
+from fastmim.mim.settings import Masking
 
 
 def test_the_count_does_not_suffer_from_floats():

@@ -4,7 +4,8 @@ import torch
 import fastmim
 from fastmim.errors import UsageError
 from fastmim.mim.losses import masked_loss
-from fastmim.mim.targets import Hog, Pixels, TargetConfig, Weighted, build_target
+from fastmim.mim.settings import TargetConfig
+from fastmim.mim.targets import Hog, Pixels, Weighted, build_target
 
 
 def images(*shape: int) -> torch.Tensor:

@@ -18,8 +18,8 @@ from fastmim.errors import UsageError
 from fastmim.methods.frozen_teacher import Teacher
 from fastmim.methods.masked.input_masking import InputMasking
 from fastmim.pretraining import task as run
-from fastmim.pretraining import teacher_features as lessons
-from fastmim.pretraining.teacher_features import LessonCache, bytes_text
+from fastmim.pretraining import teacher_features as teacher_features
+from fastmim.pretraining.teacher_features import FeatureCache, bytes_text
 
 WIDER = {**TINY, "model_kwargs": {"embed_dim": 48, "depth": 3, "num_heads": 3}}
 Usage = namedtuple("Usage", "total used free")
@@ -59,7 +59,7 @@ def test_the_teacher_is_told_and_lands_nowhere(finished, photos, tmp_path):
     state = torch.load(finished / "last.ckpt", weights_only=True)
     outside = [name for name in state["module"] if not name.startswith("method.")]
     assert sorted(outside) == [f"project.{i}.{part}" for i in (0, 1) for part in ("bias", "weight")]
-    assert state["teacher_digest"] == origin["teacher"]["digest"]
+    assert state["identity"]["teacher_digest"] == origin["teacher"]["digest"]
     before = torch.load(tmp_path / "alone" / "last.ckpt", weights_only=True)
     inside = {name.removeprefix("method.") for name in state["module"]} - set(outside)
     assert inside == set(before["module"])
@@ -80,14 +80,14 @@ def test_the_held_out_loss_stays_the_methods_own(finished):
 
 
 def test_the_teacher_does_not_change(photos, teacher, tmp_path, monkeypatch):
-    load, seen = run.load_teaching, []
+    load, seen = run.load_teacher, []
 
     def spy(*arguments):
-        teaching = load(*arguments)
-        seen.append((teaching.teacher, copy.deepcopy(teaching.teacher.state_dict())))
-        return teaching
+        teacher_setup = load(*arguments)
+        seen.append((teacher_setup.teacher, copy.deepcopy(teacher_setup.teacher.state_dict())))
+        return teacher_setup
 
-    monkeypatch.setattr(run, "load_teaching", spy)
+    monkeypatch.setattr(run, "load_teacher", spy)
     before = (teacher / "encoder.safetensors").read_bytes()
     distil(photos, tmp_path / "run", teacher, steps=3)
     ((teach, state),) = seen
@@ -176,7 +176,7 @@ def test_a_cache_changes_nothing_and_spares_the_teacher(finished, photos, teache
 
 
 def test_a_full_disk_ends_the_cache_and_not_the_run(finished, photos, teacher, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lessons.shutil, "disk_usage", lambda _: Usage(1, 1, 2 << 20))
+    monkeypatch.setattr(teacher_features.shutil, "disk_usage", lambda _: Usage(1, 1, 2 << 20))
     cache = tmp_path / "cache"
     settings = {"distill.cache": str(cache), "quiet": False}
     distil(photos, tmp_path / "run", teacher, **settings)
@@ -188,14 +188,14 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(finished, photos, teacher, t
 
 
 def test_a_cache_knows_other_crops_under_the_same_name(tmp_path):
-    cache = LessonCache(str(tmp_path), {"seed": 0}, print)
+    cache = FeatureCache(str(tmp_path), {"seed": 0}, print)
     images, maps = torch.randn(2, 3, 32, 32), [torch.randn(2, 4, 2, 2).half() for _ in range(12)]
     cache.put("000000001-0-0", images, maps)
-    found = LessonCache(str(tmp_path), {"seed": 0}, print).get("000000001-0-0", images)
+    found = FeatureCache(str(tmp_path), {"seed": 0}, print).get("000000001-0-0", images)
     assert all(map(torch.equal, found, maps))
     assert cache.get("000000001-0-0", images + 1) is None
     assert cache.get("000000002-0-0", images) is None
-    assert LessonCache(str(tmp_path), {"seed": 1}, print).get("000000001-0-0", images) is None
+    assert FeatureCache(str(tmp_path), {"seed": 1}, print).get("000000001-0-0", images) is None
     assert [bytes_text(count) for count in (0, 512, 1536, 5 << 30)] == ["0 B", "512 B", "1.5 KiB", "5 GiB"]
 
 

@@ -281,7 +281,7 @@ def test_the_optimiser_is_that_of_table_11():
         assert (config.batch_size, config.schedule.warmup_epochs) == (2048, 10), name
         if config.method == "fastmim":
             assert (config.schedule.name == "step") == ("swin-l" in name), name
-        epochs = sum(stage.epochs for stage in config.course)
+        epochs = sum(stage.epochs for stage in config.planned_stages)
         assert epochs == (config.epochs or int(name.rpartition("-")[2])), name
 
 

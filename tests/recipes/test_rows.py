@@ -84,13 +84,13 @@ def window(config):
 @pytest.mark.parametrize("row", rows(PRETRAINING), ids=lambda row: row["recipe"])
 def test_a_pre_training_is_what_its_row_says(row):
     config = resolve(recipe(row["recipe"]).config)
-    course = config.course
+    planned_stages = config.planned_stages
     decoder = f"{config.decoder.depth}b{config.decoder.width}d" if config.decoder.depth else "-"
     found = {
         "recipe": row["recipe"],
         "method": config.method,
-        "pixels": ",".join(str(stage.size[0]) for stage in course),
-        "epochs": ",".join(f"{stage.epochs:g}" for stage in course),
+        "pixels": ",".join(str(stage.size[0]) for stage in planned_stages),
+        "epochs": ",".join(f"{stage.epochs:g}" for stage in planned_stages),
         "window": window(config),
         "mask": str(config.mask.size),
         "ratio": f"{config.mask.ratio:g}",
@@ -98,7 +98,7 @@ def test_a_pre_training_is_what_its_row_says(row):
         "target": config.target.name,
     }
     assert found == row
-    assert all(stage.size[0] == stage.size[1] for stage in course)
+    assert all(stage.size[0] == stage.size[1] for stage in planned_stages)
     if config.method == "fastmim":  # table 11
         assert (config.batch_size, config.optim.base_lr, config.optim.weight_decay) == (2048, 1.5e-4, 0.05)
         assert config.optim.betas == (0.9, 0.95)

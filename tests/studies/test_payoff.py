@@ -18,17 +18,9 @@ from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig
 from fastmim.downstream.classification.start import build_classifier
 from fastmim.errors import StoppedError, UsageError
-from fastmim.studies.comparison import (
-    CONFIDENCE,
-    FROM_SCRATCH,
-    OURS,
-    Cell,
-    Payoff,
-    as_table,
-    half_interval,
-    verdicts,
-)
-from fastmim.studies.payoff import PayoffConfig, scratch_of
+from fastmim.studies.comparison import CONFIDENCE, Cell, Payoff, as_table, half_interval, verdicts
+from fastmim.studies.payoff import scratch_of
+from fastmim.studies.settings import FROM_SCRATCH, OURS, PayoffConfig
 
 FLAGS = "--image-size 16 --batch-size 16 --steps 2 --workers 0 --evaluations 1 --shares 1/class 0.1 --seeds 2"
 

@@ -15,7 +15,8 @@ from fastmim.downstream.classification.task import FinetuneResult
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.studies import shared_study as study_module
 from fastmim.studies import sweep as sweep_module
-from fastmim.studies.grid import SweepConfig, wanted_points
+from fastmim.studies.grid import wanted_points
+from fastmim.studies.settings import SweepConfig
 from fastmim.studies.sweep import sweep
 
 pytest.importorskip("optuna")

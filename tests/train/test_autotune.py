@@ -14,9 +14,11 @@ from torch import nn
 
 from fastmim.errors import UsageError
 from fastmim.system import hardware
-from fastmim.train import autotune, trial_process, trials
-from fastmim.train.autotune import StepToTune, settle_kernels
-from fastmim.train.kernels import KernelConfig, Kernels, own_threads
+from fastmim.train import autotune as tuning
+from fastmim.train import trial_process, trials
+from fastmim.train.autotune import StepToTune, autotune
+from fastmim.train.kernels import KernelChoices, own_threads
+from fastmim.train.settings import KernelConfig
 from fastmim.train.trial_process import Parcel, Trial
 
 LAST = {"memory_format": torch.channels_last}
@@ -25,7 +27,7 @@ LAST = {"memory_format": torch.channels_last}
 @pytest.fixture(autouse=True)
 def _nothing_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTMIM_CACHE", str(tmp_path))
-    monkeypatch.setattr(autotune, "others_compute", lambda threads: False)
+    monkeypatch.setattr(tuning, "others_compute", lambda threads: False)
 
 
 @pytest.fixture
@@ -72,9 +74,9 @@ def step(module, images, planned=8.0, **facts):
 def settle(fabric, config, module, outcome, monkeypatch, planned=1.0):
     """What is chosen where a way comes out so, which ways were tried, and what was said."""
     tried, said = Tried(outcome), []
-    monkeypatch.setattr(autotune, "Trials", tried)
+    monkeypatch.setattr(tuning, "Trials", tried)
     images = torch.zeros(8, 3, 32, 32)
-    chosen = settle_kernels(fabric, config, step(module, images, planned), said.append)
+    chosen = autotune(fabric, config, step(module, images, planned), said.append)
     return chosen, tried.ways, said
 
 
@@ -82,15 +84,15 @@ def test_the_faster_way_is_taken_and_remembered(fabric, monkeypatch):
     fast_plain = lambda kernels: 1.0 if kernels.attention == "plain" else 2.0  # noqa: E731
     config = KernelConfig(optimizer="fused", compile="none", threads=1)
     chosen, tried, _ = settle(fabric, config, vit(), fast_plain, monkeypatch)
-    assert chosen == Kernels(attention="plain", threads=1)
+    assert chosen == KernelChoices(attention="plain", threads=1)
     assert [way.attention for way in tried] == ["fused", "plain"]
     chosen, tried, _ = settle(fabric, config, vit(), lambda _: 1.0, monkeypatch)
-    assert chosen == Kernels(attention="plain", threads=1)
+    assert chosen == KernelChoices(attention="plain", threads=1)
     assert tried == []
 
 
 def test_on_a_busy_machine_nothing_is_remembered(fabric, monkeypatch):
-    monkeypatch.setattr(autotune, "others_compute", lambda threads: True)
+    monkeypatch.setattr(tuning, "others_compute", lambda threads: True)
     config = KernelConfig(optimizer="fused", compile="none", threads=1)
     for plain, expected in ((1.0, "plain"), (3.0, "fused")):
         outcome = lambda kernels: plain if kernels.attention == "plain" else 2.0  # noqa: E731, B023
@@ -106,12 +108,12 @@ def test_a_way_that_gains_little_or_fails_is_not_taken(fabric, monkeypatch):
 
     config = KernelConfig(optimizer="fused", compile="none", threads=1)
     chosen, tried, said = settle(fabric, config, convnext(), fails, monkeypatch)
-    assert chosen == Kernels(threads=1)
+    assert chosen == KernelChoices(threads=1)
     assert len(tried) == 2
     assert said[-1] == "memory_format channels-last crashed (SIGABRT): not taken"
     monkeypatch.setenv("FASTMIM_CACHE", "off")
     little = lambda kernels: 0.97 if kernels.memory_format == "channels-last" else 1.0  # noqa: E731
-    assert settle(fabric, config, convnext(), little, monkeypatch)[0] == Kernels(threads=1)
+    assert settle(fabric, config, convnext(), little, monkeypatch)[0] == KernelChoices(threads=1)
 
 
 def test_a_way_with_other_gradients_is_not_taken_however_fast(fabric, monkeypatch):
@@ -120,7 +122,7 @@ def test_a_way_with_other_gradients_is_not_taken_however_fast(fabric, monkeypatc
 
     config = KernelConfig(optimizer="fused", compile="none", threads=1)
     chosen, _, said = settle(fabric, config, convnext(), wrong, monkeypatch)
-    assert chosen == Kernels(threads=1)
+    assert chosen == KernelChoices(threads=1)
     assert "gave other gradients (0.01 apart): not taken" in said[-1]
 
 
@@ -135,7 +137,7 @@ def test_where_rounding_is_coarse_as_much_is_allowed():
 def test_what_is_told_is_not_measured(fabric, monkeypatch):
     told = KernelConfig("plain", "channels-last", "target", "foreach", 1)
     chosen, tried, _ = settle(fabric, told, convnext(), lambda _: 1.0, monkeypatch)
-    assert chosen == Kernels("plain", "channels-last", "target", "foreach", 1)
+    assert chosen == KernelChoices("plain", "channels-last", "target", "foreach", 1)
     assert tried == []
     with pytest.raises(UsageError, match=r"kernels\.threads = -1"):
         KernelConfig(threads=-1)
@@ -158,7 +160,7 @@ def test_the_fewest_threads_that_are_as_fast_are_taken(fabric, monkeypatch, seco
         chosen, _, _ = settle(fabric, config, vit(), outcome, monkeypatch)
         assert chosen.threads == expected
         monkeypatch.setenv("OMP_NUM_THREADS", "8")  # the user's word
-        assert settle(fabric, config, vit(), outcome, monkeypatch)[:2] == (Kernels(), [])
+        assert settle(fabric, config, vit(), outcome, monkeypatch)[:2] == (KernelChoices(), [])
 
 
 def test_compiling_is_tried_only_where_the_run_is_long(fabric, monkeypatch):
@@ -170,7 +172,7 @@ def test_compiling_is_tried_only_where_the_run_is_long(fabric, monkeypatch):
 
 def test_cuda_graphs_need_cuda(fabric):
     with pytest.raises(UsageError, match=r"kernels\.compile = cudagraphs"):
-        settle_kernels(fabric, KernelConfig(compile="cudagraphs"), step(vit(), torch.zeros(1)))
+        autotune(fabric, KernelConfig(compile="cudagraphs"), step(vit(), torch.zeros(1)))
 
 
 class Delicate(nn.Module):
@@ -191,7 +193,7 @@ def test_a_step_that_rounding_moves_is_measured_by_that(fabric):
     images = torch.randn(2, 3, 8, 8)
     said = []
     config = KernelConfig(compile="none", optimizer="fused", threads=1)
-    chosen = settle_kernels(fabric, config, step(Delicate(), images), said.append)
+    chosen = autotune(fabric, config, step(Delicate(), images), said.append)
     assert chosen.memory_format == "channels-last"
     assert len(said) == 1
 
@@ -249,8 +251,8 @@ def test_a_fault_in_a_trial_costs_that_way_alone(fabric, monkeypatch, fault, tol
     config = KernelConfig(compile="none", optimizer="fused", threads=1)
     for expected in ([f"memory_format channels-last {told}: not taken"] if told else [], []):
         said = []
-        chosen = settle_kernels(fabric, config, step(module, images, fault=fault), said.append)
-        assert chosen == Kernels(memory_format="contiguous" if told else "channels-last", threads=1)
+        chosen = autotune(fabric, config, step(module, images, fault=fault), said.append)
+        assert chosen == KernelChoices(memory_format="contiguous" if told else "channels-last", threads=1)
         assert said[1:] == expected  # the second time it is remembered
     assert module.training
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -260,18 +262,18 @@ def test_a_fault_in_a_trial_costs_that_way_alone(fabric, monkeypatch, fault, tol
 def test_where_memory_is_short_fewer_images_are_tried(fabric):
     """On a GPU; on a CPU a trial begins with few."""
     bench = trial_process.Bench(
-        Faulty("memory"), (torch.randn(32, 3, 16, 16),), Parcel("cpu", False, 1, False, Kernels())
+        Faulty("memory"), (torch.randn(32, 3, 16, 16),), Parcel("cpu", False, 1, False, KernelChoices())
     )
     bench.parcel = replace(bench.parcel, device="cuda")  # does not begin with few
-    trial = bench.trial(Kernels(memory_format="channels-last"))
+    trial = bench.trial(KernelChoices(memory_format="channels-last"))
     assert trial.ran
     assert bench.count == 8
-    assert trial.agrees_with(bench.trial(Kernels()))
+    assert trial.agrees_with(bench.trial(KernelChoices()))
     hopeless = trial_process.Bench(
-        Faulty("memory"), (torch.randn(9, 3, 16, 16),), Parcel("cpu", False, 1, False, Kernels())
+        Faulty("memory"), (torch.randn(9, 3, 16, 16),), Parcel("cpu", False, 1, False, KernelChoices())
     )
     hopeless.module.forward = no_memory
-    assert hopeless.trial(Kernels()).failure == "failed (OutOfMemoryError: none left)"
+    assert hopeless.trial(KernelChoices()).failure == "failed (OutOfMemoryError: none left)"
 
 
 def no_memory(images):
@@ -284,8 +286,8 @@ def test_where_the_usual_way_fails_it_is_kept_and_said(fabric):
     said = []
     config = KernelConfig(compile="none", optimizer="fused", threads=1)
     images = torch.zeros(8, 3, 16, 16)
-    chosen = settle_kernels(fabric, config, step(module, images), said.append)
-    assert chosen == Kernels(threads=1)
+    chosen = autotune(fabric, config, step(module, images), said.append)
+    assert chosen == KernelChoices(threads=1)
     assert "a trial step failed (TypeError" in said[-1]
 
 
@@ -295,8 +297,8 @@ def test_a_module_that_cannot_be_copied_keeps_the_usual_way(fabric, tmp_path):
     said = []
     config = KernelConfig(compile="none", optimizer="fused", threads=1)
     images = torch.zeros(8, 3, 16, 16)
-    chosen = settle_kernels(fabric, config, step(module, images), said.append)
-    assert chosen == Kernels(threads=1)
+    chosen = autotune(fabric, config, step(module, images), said.append)
+    assert chosen == KernelChoices(threads=1)
     assert "cannot be tried by itself" in said[-1]
     assert not (tmp_path / "kernels").exists()
 

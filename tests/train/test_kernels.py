@@ -5,11 +5,12 @@ from torch import nn
 
 from fastmim.errors import UsageError
 from fastmim.system import hardware
-from fastmim.system.cache import remembered
+from fastmim.system.cache import cached_on_disk
 from fastmim.train import device
 from fastmim.train import distributed as launch
-from fastmim.train.kernels import Kernels, apply, checkpoint_activations, own_threads
-from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, use_kernel
+from fastmim.train.kernels import KernelChoices, apply, checkpoint_activations, own_threads
+from fastmim.train.optim import build_adamw, guarded_step, use_kernel
+from fastmim.train.settings import OptimConfig
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,11 @@ def test_every_way_computes_the_same(build, size):
     model = build().eval()
     images = torch.randn(2, 3, size, size)
     expected = model(images)
-    for way in (Kernels(), Kernels(attention="plain"), Kernels(memory_format="channels-last")):
+    for way in (
+        KernelChoices(),
+        KernelChoices(attention="plain"),
+        KernelChoices(memory_format="channels-last"),
+    ):
         apply(model, way)
         torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
     strides = [p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4]
@@ -43,9 +48,9 @@ def test_every_way_computes_the_same(build, size):
 def test_threads_are_the_process_own_for_a_while():
     before = torch.get_num_threads()
     with own_threads():
-        apply(nn.Linear(1, 1), Kernels(threads=before + 1))
+        apply(nn.Linear(1, 1), KernelChoices(threads=before + 1))
         assert torch.get_num_threads() == before + 1
-        apply(nn.Linear(1, 1), Kernels())
+        apply(nn.Linear(1, 1), KernelChoices())
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 
@@ -95,23 +100,23 @@ def test_both_kernels_of_adamw_step_alike_and_skip_what_is_not_finite(kernel):
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FASTMIM_CACHE", str(tmp_path / "file"))
-    assert remembered("kind", {"a": 1}, lambda: {"b": 2}) == {"b": 2}
+    assert cached_on_disk("kind", {"a": 1}, lambda: {"b": 2}) == {"b": 2}
     monkeypatch.setenv("FASTMIM_CACHE", "off")
-    assert remembered("kind", {"a": 1}, lambda: {"b": 3}) == {"b": 3}
+    assert cached_on_disk("kind", {"a": 1}, lambda: {"b": 3}) == {"b": 3}
     monkeypatch.setenv("FASTMIM_CACHE", str(tmp_path / "cache"))
-    assert remembered("kind", {"a": 1}, lambda: {"b": 4}) == {"b": 4}
-    assert remembered("kind", {"a": 1}, lambda: {"b": 5}) == {"b": 4}
-    assert remembered("kind", {"a": 2}, lambda: {"b": 6}) == {"b": 6}
+    assert cached_on_disk("kind", {"a": 1}, lambda: {"b": 4}) == {"b": 4}
+    assert cached_on_disk("kind", {"a": 1}, lambda: {"b": 5}) == {"b": 4}
+    assert cached_on_disk("kind", {"a": 2}, lambda: {"b": 6}) == {"b": 6}
 
 
 def test_of_two_that_find_out_at_once_both_take_the_first_answer(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTMIM_CACHE", str(tmp_path))
 
     def slow():
-        remembered("kind", {}, lambda: {"by": "the quicker"})
+        cached_on_disk("kind", {}, lambda: {"by": "the quicker"})
         return {"by": "the slower"}
 
-    assert remembered("kind", {}, slow) == {"by": "the quicker"}
+    assert cached_on_disk("kind", {}, slow) == {"by": "the quicker"}
     assert [file.suffix for file in (tmp_path / "kind").iterdir()] == [".json"]
 
 

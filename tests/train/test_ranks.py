@@ -9,7 +9,8 @@ import torch
 
 import fastmim
 from conftest import TINY, USUAL, lines, weights
-from fastmim.train.checkpoint_folder import LAST, load_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint
+from fastmim.train.run_files import LAST
 
 SETTINGS = {**TINY, "micro_batch": 4, "precision": "32-true", "accelerator": "cpu", "log_every_steps": 5}
 RESNET = {**SETTINGS, "model": "resnet10t", "model_kwargs": {}, "image_size": 64}

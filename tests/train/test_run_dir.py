@@ -9,7 +9,7 @@ import pytest
 import fastmim
 from conftest import TINY
 from fastmim.errors import UsageError
-from fastmim.train.run_dir import held
+from fastmim.train.run_dir import lock_run_dir
 
 HOLDER = """
 import os, sys, time
@@ -46,7 +46,7 @@ def test_a_killed_run_is_waited_for(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as other:
         assert other.stdout.readline() == b"held\n"
         threading.Timer(0.5, os.killpg, (other.pid, signal.SIGKILL)).start()
-        with held(tmp_path):
+        with lock_run_dir(tmp_path):
             assert other.poll() is not None
 
 

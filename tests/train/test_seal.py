@@ -15,7 +15,8 @@ import fastmim
 from conftest import TINY, lines, same, weights
 from fastmim.errors import RunError, UsageError
 from fastmim.train.checkpoint import read_state
-from fastmim.train.checkpoint_folder import LAST, adopt, newest_checkpoint, older_checkpoints, replace_last
+from fastmim.train.checkpoint_folder import adopt, newest_checkpoint, replace_last
+from fastmim.train.run_files import LAST, older_checkpoints
 from fastmim.train.seal import Damaged, check_sealed, sealed_step, write_sealed
 
 

@@ -16,7 +16,8 @@ from conftest import TINY
 from fastmim.cli.entry import main
 from fastmim.errors import Interrupted
 from fastmim.methods.masked.input_masking import InputMasking
-from fastmim.train.checkpoint_folder import LAST, load_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint
+from fastmim.train.run_files import LAST
 from fastmim.train.signals import STOPPING, StopRequest, interruptible
 
 NAMES = [signal.Signals(number).name for number in STOPPING]

@@ -10,47 +10,51 @@ from fastmim.data.loading.train_loader import Share
 from fastmim.errors import RunError, why
 from fastmim.system.files import write_atomically
 from fastmim.train.checkpoint import Checkpoint, Choices, OptimizerState, Progress
-from fastmim.train.checkpoint_folder import LAST, load_checkpoint, save_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint, save_checkpoint
 from fastmim.train.device import choose_micro_batch, saved_bytes
-from fastmim.train.kernels import Kernels
+from fastmim.train.kernels import KernelChoices
 from fastmim.train.logs import MetricsFile
-from fastmim.train.optim import OptimConfig, build_adamw, guarded_step, scaled_lr
-from fastmim.train.sampler import Stream
-from fastmim.train.schedules import ScheduleConfig, build_schedule
-from fastmim.train.stages import Stage, build_plan
+from fastmim.train.optim import build_adamw, guarded_step, scaled_lr
+from fastmim.train.run_files import LAST
+from fastmim.train.sampler import InfiniteSampler
+from fastmim.train.schedules import build_schedule
+from fastmim.train.settings import OptimConfig, ScheduleConfig
+from fastmim.train.stages import StageConfig, build_plan
 
 
 def plan_of(steps, batch, images):
-    return build_plan([Stage(128, steps=steps)], images, batch, None)
+    return build_plan([StageConfig(128, steps=steps)], images, batch, None)
 
 
-def leg(steps, batch):
-    return plan_of(steps, batch, 100).legs[0]
+def stage(steps, batch):
+    return plan_of(steps, batch, 100).stages[0]
 
 
 def schedule_of(config, steps, images, batch=256):
     plan = plan_of(steps, batch, images)
-    return build_schedule(config, 1.0, plan, plan.legs[0])
+    return build_schedule(config, 1.0, plan, plan.stages[0])
 
 
 def test_each_epoch_is_a_permutation_and_batches_run_across_epochs():
-    stream = Stream(np.arange(10, 20), seed=1)
+    stream = InfiniteSampler(np.arange(10, 20), seed=1)
     order = stream.take(0, 40)
     for epoch in range(4):
         assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10, 20))
     assert not np.array_equal(order[:10], order[10:20])
-    batches = [indices for _, indices in stream.batches(leg(10, 4), 0)]
+    batches = [indices for _, indices in stream.batches(stage(10, 4), 0)]
     assert np.array_equal(np.concatenate(batches), order)
-    later = list(Stream(np.arange(10, 20), seed=1).batches(leg(10, 4), 7))
+    later = list(InfiniteSampler(np.arange(10, 20), seed=1).batches(stage(10, 4), 7))
     assert [step for step, _ in later] == [7, 8, 9]
     assert np.array_equal(later[0][1], batches[7])
 
 
 def test_ranks_share_a_batch_without_overlap():
-    stream = Stream(np.arange(100), seed=0)
-    whole = [i for _, i in stream.batches(leg(3, 8), 0)]
+    stream = InfiniteSampler(np.arange(100), seed=0)
+    whole = [i for _, i in stream.batches(stage(3, 8), 0)]
     shares = [Share.of(8, rank, 2).part for rank in (0, 1)]
-    halves = [[i for _, i in Stream(np.arange(100), 0).batches(leg(3, 8), 0, part)] for part in shares]
+    halves = [
+        [i for _, i in InfiniteSampler(np.arange(100), 0).batches(stage(3, 8), 0, part)] for part in shares
+    ]
     for step in range(3):
         assert np.array_equal(np.concatenate([halves[0][step], halves[1][step]]), whole[step])
 
@@ -137,7 +141,7 @@ def checkpoint_at(step):
         progress=Progress(step),
         stage=0,
         metrics_bytes=0,
-        choices=Choices("32-true", 4, Kernels()),
+        choices=Choices("32-true", 4, KernelChoices()),
         identity={"data_digest": "abc"},
         world_size=1,
     )

@@ -14,7 +14,8 @@ from fastmim.data.labelled import open_labelled
 from fastmim.data.sources.base import fingerprint, notes_of
 from fastmim.data.sources.open import open_images
 from fastmim.methods.masked.input_masking import InputMasking
-from fastmim.train.checkpoint_folder import LAST, load_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint
+from fastmim.train.run_files import LAST
 
 COUNT = 24
 

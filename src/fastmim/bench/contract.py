@@ -23,11 +23,11 @@ from fastmim.encoders.catalogue import Backbone, look_up
 from fastmim.encoders.sizes import working_sizes
 from fastmim.errors import UsageError
 from fastmim.methods.masked.input_masking import InputMasking
-from fastmim.mim.decoders import DecoderConfig
-from fastmim.mim.masking import Masking
-from fastmim.mim.targets import TargetConfig, build_target
+from fastmim.mim.settings import DecoderConfig, Masking, TargetConfig
+from fastmim.mim.targets import build_target
 from fastmim.system.hardware import free_bytes
-from fastmim.train.optim import OptimConfig, build_adamw, guarded_step
+from fastmim.train.optim import build_adamw, guarded_step
+from fastmim.train.settings import OptimConfig
 from fastmim.weights.encoder_file import describe_encoder, save_encoder
 from fastmim.weights.load import load_encoder
 

@@ -13,11 +13,12 @@ from PIL import Image, ImageOps
 from fastmim.bench.measure import Figure
 from fastmim.data.decode.image import decode
 from fastmim.data.decode.resize import Box
-from fastmim.data.loading.dataset import Batch, Crops, Draw, to_images
+from fastmim.data.loading.dataset import Batch, BatchRequest, CropDataset, to_images
 from fastmim.data.packing.pack import pack
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD, CropConfig
 from fastmim.data.sources.base import ImageSource
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig, draw_crops
+from fastmim.data.transforms.crops import draw_crops
 from fastmim.mim.hog_features import hog
 from fastmim.system.hardware import available_cpus
 
@@ -48,13 +49,13 @@ def nearness(source: ImageSource, part: ImageSource, config: CropConfig | None =
         config: how crops are made.
     """
     config = config or CropConfig()
-    crops = Crops(part, np.arange(len(part)), config, (SIZE, SIZE), 3)
+    crops = CropDataset(part, np.arange(len(part)), config, (SIZE, SIZE), 3)
     psnr: list[float] = []
     squares, energies, truths = [], 0.0, 0.0
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     for step, indices in enumerate(batches(len(source))):
         draws = draw_crops(config, len(indices), (0, step))
-        batch = crops[Draw(indices, (0, step))]
+        batch = crops[BatchRequest(indices, (0, step))]
         if len(batch.unreadable):
             raise ValueError(f"{batch.unreadable[0].name}: {batch.unreadable[0].reason}")
         truth = np.empty(batch.pixels_BHWC.shape, np.uint8)

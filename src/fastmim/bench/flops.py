@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastmim.train.kernels import Kernels, apply
+from fastmim.train.kernels import KernelChoices, apply
 
 COUNTED = 2  # images; all are alike
 PASSES = 3  # for each product forward, two backward: for the weights' gradient, and for the input's
@@ -24,7 +24,7 @@ def flops_per_image(module: nn.Module, forward: Callable[[int], Any]) -> float:
     Args:
         forward: calls ``module`` on so many images.
     """
-    apply(module, Kernels(attention="plain"))
+    apply(module, KernelChoices(attention="plain"))
     with FlopCounterMode(display=False) as counter:
         forward(COUNTED)
     total: int = counter.get_total_flops()

@@ -13,9 +13,9 @@ from fastmim.encoders.probe import last_features
 from fastmim.methods.base import Method
 from fastmim.pretraining import build_method
 from fastmim.pretraining.build import kernel_facts, use_kernels
-from fastmim.train.autotune import StepToTune, settle_kernels
+from fastmim.train.autotune import StepToTune, autotune
 from fastmim.train.distributed import build_fabric
-from fastmim.train.kernels import Kernels
+from fastmim.train.kernels import KernelChoices
 from fastmim.train.optim import build_adamw, guarded_step, scaled_lr
 
 FIRST_STEPS = 3  # do not count: a process takes the memory that it then keeps
@@ -31,7 +31,7 @@ class Bench:
     optimizer: torch.optim.AdamW
     images: Tensor
     mask: Tensor
-    kernels: Kernels
+    kernels: KernelChoices
 
     def step(self) -> None:
         """Forward, loss, backward, AdamW."""
@@ -68,7 +68,7 @@ def prepare(config: PretrainConfig) -> Bench:
         config.batch_size, config.in_chans, *config.size, generator=torch.Generator().manual_seed(0)
     ).to(fabric.device)
     mask = method.draw_mask(torch.Generator().manual_seed(0), len(images), config.size).to(fabric.device)
-    kernels = settle_kernels(
+    kernels = autotune(
         fabric,
         config.kernels,
         StepToTune(

@@ -28,12 +28,11 @@ from fastmim.bench.crops import (
 from fastmim.bench.measure import Figure, medians, side_by_side
 from fastmim.data.decode import jpeg
 from fastmim.data.decode.image import decode
-from fastmim.data.decode.pixels import MAX_PIXELS
-from fastmim.data.loading.dataset import Crops, Draw
+from fastmim.data.loading.dataset import BatchRequest, CropDataset
 from fastmim.data.packing.pack import pack
+from fastmim.data.settings import MAX_PIXELS, CropConfig
 from fastmim.data.sources.base import FileImages, ImageSource, Subset
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import CropConfig
 from fastmim.system.hardware import available_cpus
 
 MOST_IMAGES = 5 * BATCH
@@ -186,11 +185,11 @@ def _torchvision(source: ImageSource) -> Callable[[], None]:
 
 
 def _ours(source: ImageSource, config: CropConfig | None = None) -> Callable[[], None]:
-    crops = Crops(source, np.arange(len(source)), config or CropConfig(), (SIZE, SIZE), 3)
+    crops = CropDataset(source, np.arange(len(source)), config or CropConfig(), (SIZE, SIZE), 3)
 
     def run() -> None:
         for step, indices in enumerate(batches(len(source))):
-            crops[Draw(indices, (0, step))]
+            crops[BatchRequest(indices, (0, step))]
 
     return run
 

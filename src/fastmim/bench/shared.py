@@ -15,7 +15,7 @@ from fastmim.bench.harness import FIRST_STEPS, Bench, prepare
 from fastmim.bench.measure import Figure
 from fastmim.config import PretrainConfig
 from fastmim.system.threads import BLOCK_TIME, BRIEFLY, POLICY, SPIN
-from fastmim.train.kernels import KernelConfig
+from fastmim.train.settings import KernelConfig
 
 SECONDS = 2.0  # of steps, each turn
 USUAL = KernelConfig("fused", "contiguous", "none", "fused")

@@ -1,7 +1,7 @@
 """The command `fastmim VERB`: each verb is a module of `verbs`; errors become one line."""
 
+import difflib
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,8 +26,6 @@ VERBS = {
     "recipes": "list the recipes, or print one as YAML",
 }
 
-TRAINING = ("pretrain", "finetune", "payoff", "sweep")  # verbs that tell what they do, from the start
-
 USAGE = """usage: fastmim VERB [options]
 
 Self-supervised pre-training of any vision backbone, by masked image modelling
@@ -37,7 +35,7 @@ verbs:
 {verbs}
 
 options:
-  -h, --help     this text; `fastmim VERB --help` explains a verb
+  -h, --help     this text; `fastmim VERB --help` or `fastmim help VERB` explains a verb
   --version      the version
   --debug        after any verb: show the traceback of an error
 
@@ -76,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [arguments[1], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, VERBS)) + 2
         print(USAGE.format(verbs="\n".join(f"  {verb:<{width}} {what}" for verb, what in VERBS.items())))
@@ -84,12 +84,12 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"fastmim {__version__}")
         return 0
     verb = arguments[0]
+    if verb.startswith("-"):
+        raise UsageError(f"a verb comes first, as in `fastmim pretrain {verb}`, of: {', '.join(VERBS)}")
     if verb not in VERBS:
-        raise UsageError(f"there is no verb {verb!r}; there are: {', '.join(VERBS)}")
-    one_of_many = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
-    helped = not {"-h", "--help"}.isdisjoint(arguments)
-    if verb in TRAINING and not one_of_many and not helped and "torch" not in sys.modules:
-        print(f"fastmim {verb}: loading PyTorch", flush=True)
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        meant = f"did you mean {close[0]}?" if close else f"there are: {', '.join(VERBS)}"
+        raise UsageError(f"there is no verb {verb!r}; {meant}")
     run: Callable[[list[str]], int] = importlib.import_module(f"fastmim.cli.commands.{verb}").run
     return run(arguments[1:])
 

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from fastmim.cli.hints import flags_of, hint
 from fastmim.errors import UsageError
+from fastmim.system.bounds import check_bounds
 
 T = TypeVar("T")
 WIDE = "100000"  # columns: no line of a complaint is broken, and no word of it
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+UNKNOWN = "Unrecognized options: "  # tyro's words
 FRAME = "│╭╮╰╯ \t"
 
 
@@ -41,11 +44,13 @@ def parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
     helped = not {"-h", "--help"}.isdisjoint(arguments)
     try:
         with contextlib.redirect_stderr(complaint), contextlib.nullcontext() if helped else _unadorned():
-            return tyro.cli(cls, args=arguments, prog=program, default=default, registry=_registry())
+            parsed = tyro.cli(cls, args=arguments, prog=program, default=default, registry=_registry())
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(_one_line(complaint.getvalue())) from stop
+        raise UsageError(_one_line(complaint.getvalue(), arguments, cls, program)) from stop
+    check_bounds(parsed)
+    return parsed
 
 
 class _Plain(io.StringIO):
@@ -68,8 +73,8 @@ def _unadorned() -> Iterator[None]:
             os.environ["COLUMNS"] = columns
 
 
-def _one_line(boxed: str) -> str:
-    """The message of tyro's error box, and the flag it suggests, without frame and help text."""
+def _one_line(boxed: str, arguments: list[str], form: type, program: str) -> str:
+    """The message of tyro's error box without frame and help text, and what was perhaps meant."""
     lines = COLOURS.sub("", boxed).splitlines()
     rows = iter([row.strip(FRAME) for row in lines if row.lstrip()[:1] not in "╭╰"])
 
@@ -78,11 +83,14 @@ def _one_line(boxed: str) -> str:
 
     first = next((row for row in rows if not is_rule(row)), "")
     message = " ".join([first, *itertools.takewhile(lambda row: not is_rule(row), rows)]).rstrip(".")
-    message = re.sub(r"^Error parsing (settings[.\w]*|--stages): ", "", message)  # ours names its field
-    for row in rows:
-        if row.startswith("Perhaps you meant"):
-            return f"{message}; did you mean {next(rows, '').split(' ')[0].rstrip(',')}?"
-    return message
+    # What a dataclass of ours raises names its field.
+    message = re.sub(r"^Error parsing (settings[.\w]*|--stages|[A-Z]\w*): ", "", message)
+    if not message.startswith(UNKNOWN):
+        return message
+    meant = hint(arguments, message.removeprefix(UNKNOWN).split(", "), dict(flags_of(form)))
+    if meant is None and any(row.startswith("Perhaps you meant") for row in rows):
+        meant = f"did you mean {next(rows, '').split(' ')[0].rstrip(',')}?"
+    return f"{message}; {meant or f'`{program} --help` lists those there are'}"
 
 
 def _registry() -> Any:
@@ -92,7 +100,7 @@ def _registry() -> Any:
     import tyro
 
     from fastmim.system.documents import parse_json, shown
-    from fastmim.train.stages import Stage, parse_stages
+    from fastmim.train.stages import StageConfig, parse_stages
 
     def from_json(words: list[str]) -> dict[str, Any]:
         value = parse_json(words[0], shown(words[0]))
@@ -116,7 +124,7 @@ def _registry() -> Any:
 
     @registry.primitive_rule
     def stages(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        if get_args(info.type) != (Stage, ...):
+        if get_args(info.type) != (StageConfig, ...):
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,

@@ -5,7 +5,7 @@ from fastmim.config.finetune import FinetuneConfig
 from fastmim.config.pretrain import PretrainConfig, resolved
 from fastmim.config.resume import ALWAYS_FREE, check_resumed, config_text, resume_flags
 from fastmim.config.run import RunConfig
-from fastmim.config.settings import build, check_least, differences, merge, to_yaml
+from fastmim.config.settings import build, differences, merge, to_yaml
 from fastmim.system.documents import read_yaml
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "PretrainConfig",
     "RunConfig",
     "build",
-    "check_least",
     "check_resumed",
     "config_text",
     "differences",

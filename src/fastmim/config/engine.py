@@ -5,9 +5,7 @@ from pathlib import Path
 from fastmim.config.finetune import FinetuneConfig
 from fastmim.config.pretrain import PretrainConfig
 from fastmim.config.resume import config_text, resume_flags
-from fastmim.train.kernels import KernelConfig
-from fastmim.train.run_dir import StartMode
-from fastmim.train.session import LoopConfig, RunSettings
+from fastmim.train.settings import KernelConfig, LoopConfig, RunSettings, StartMode
 
 
 def run_settings(

@@ -1,19 +1,18 @@
 """The configuration of fine-tuning for classification (paper: table 12)."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastmim.config.run import RunConfig, check_size
-from fastmim.config.settings import check_least
-from fastmim.data.labelled import parse_labels
-from fastmim.data.transforms.augment import AugmentConfig
-from fastmim.data.transforms.crops import CropConfig
-from fastmim.encoders.registry import is_custom
+from pydantic import Field
+
+from fastmim.config.run import BatchSize, RunConfig, check_size
+from fastmim.data.settings import AugmentConfig, CropConfig, parse_labels
+from fastmim.encoders.names import is_custom
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
-from fastmim.train.optim import OptimConfig
-from fastmim.train.schedules import ScheduleConfig
-from fastmim.train.stages import Stage
+from fastmim.system.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Share
+from fastmim.system.size import Size
+from fastmim.train.settings import OptimConfig, ScheduleConfig
+from fastmim.train.stages import StageConfig
 
 SCRATCH = "none"
 WITH_TIMM_WEIGHTS = "timm:"
@@ -35,32 +34,32 @@ class FinetuneConfig(RunConfig):
     names such a factory: the same name, without which it is not imported."""
     image_size: int | tuple[int, int] = 224
     """Side, or height and width, of the images that the model sees, in pixels."""
-    epochs: float = 100.0
+    epochs: PositiveFloat = 100.0
     """Passes over the labelled images (paper: 100)."""
-    batch_size: int = 256
+    batch_size: BatchSize = 256
     """Images an optimiser step, over all devices and micro-batches (paper: 1024)."""
     labels: str | None = None
     """Labels to use: a share of each class (0.01), or a number of each (10/class), drawn by the seed.
     Default: all."""
-    val_share: float = 0.2
+    val_share: Share = 0.2
     """Share of each class that is kept to measure on, where the data has no such split."""
-    split_seed: int = 0
+    split_seed: NonNegativeInt = 0
     """Draws them; apart from --seed, so that runs of several seeds are measured on the same images."""
-    evaluations: int = 10
+    evaluations: PositiveInt = 10
     """How often at most, evenly over the run, the accuracy is measured."""
     pool: Literal["avg", "token", "model"] = "avg"
     """What the classifier sees: the mean of the tokens (as in the paper's released code), the class token, or
     what the model does by itself. Backbones without a class token have one way only."""
-    drop_path: float = 0.1
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth, 0..1 (paper: ViT-B and Swin-B 0.1, Swin-L 0.3)."""
-    layer_decay: float | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Factor from each layer's learning rate to that of the layer before it (paper: ViT-B 0.7, Swin-B 0.8,
     Swin-L 0.75); 1: none. Default: 0.75, and 1 from scratch."""
-    layer_decay_blocks: int = 1
+    layer_decay_blocks: PositiveInt = 1
     """Blocks in a row that count as a layer there (ConvNeXt V2's authors: 3)."""
-    head_std: float | None = None
+    head_std: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Standard deviation of the classifier's first weights. Default: 2e-5, and 0.02 from scratch."""
-    ema: float | None = None
+    ema: Share | None = None
     """Decay of a running mean of the weights, which then is what is measured and exported. Default: none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(base_lr=PAPERS_LR, betas=(0.9, 0.999)))
@@ -69,18 +68,7 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, {"split_seed": 0, "evaluations": 1, "layer_decay_blocks": 1})
         check_size(self.size)
-        if not 0 < self.val_share < 1:
-            raise UsageError(f"val_share = {self.val_share} must be a share, 0 < val_share < 1")
-        for name in ("drop_path", "head_std"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise UsageError(f"{name} = {value} must be in 0..1")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise UsageError(f"layer_decay = {self.layer_decay} must be above 0 and at most 1")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"ema = {self.ema} must be between 0 and 1, such as 0.9999")
         if self.labels is not None:
             parse_labels(self.labels)
         if self.encoder == SCRATCH and not self.model:
@@ -116,6 +104,6 @@ class FinetuneConfig(RunConfig):
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
-    def course(self) -> tuple[Stage, ...]:
+    def planned_stages(self) -> tuple[StageConfig, ...]:
         """The run as one stage."""
-        return (Stage(self.image_size, None if self.steps else self.epochs, self.steps),)
+        return (StageConfig(self.image_size, None if self.steps else self.epochs, self.steps),)

@@ -8,21 +8,23 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from fastmim.config.run import RunConfig, check_size
-from fastmim.config.settings import check_least, differences
-from fastmim.data.transforms.crops import CropConfig
-from fastmim.encoders.build import EncoderConfig
+from fastmim.config.settings import differences
+from fastmim.data.settings import CropConfig
+from fastmim.encoders.settings import EncoderConfig
 from fastmim.errors import UsageError
-from fastmim.methods.distillation import DistillConfig
-from fastmim.methods.masked.lomar import LoMaRConfig
-from fastmim.methods.masked.ummae import UMMAEConfig
-from fastmim.methods.registry import METHODS, MethodName, unused_settings
-from fastmim.mim.decoders import DecoderConfig
-from fastmim.mim.grids import Size
-from fastmim.mim.masking import Masking
-from fastmim.mim.targets import TargetConfig
-from fastmim.train.optim import OptimConfig
-from fastmim.train.schedules import ScheduleConfig
-from fastmim.train.stages import Stage, parse_stages
+from fastmim.methods.settings import (
+    TRAITS,
+    DistillConfig,
+    LoMaRConfig,
+    MethodName,
+    UMMAEConfig,
+    unused_settings,
+)
+from fastmim.mim.settings import DecoderConfig, Masking, TargetConfig
+from fastmim.system.bounds import PositiveFloat, PositiveInt
+from fastmim.system.size import Size
+from fastmim.train.settings import OptimConfig, ScheduleConfig
+from fastmim.train.stages import StageConfig, parse_stages
 
 DEFAULT_SIZE = 128  # pixels; the paper's
 DEFAULT_EPOCHS = 200.0
@@ -51,18 +53,18 @@ class PretrainConfig(RunConfig):
     """How the backbone learns. Each method brings the settings of its own paper, which flags win over."""
     image_size: int | tuple[int, int] | None = None
     """Side, or height and width, of the crops that the model sees, in pixels. Default: 128."""
-    epochs: float | None = None
+    epochs: PositiveFloat | None = None
     """Passes over the data (paper: 400 or 800 on ImageNet-1K). Default: 200, or --steps."""
-    stages: Annotated[tuple[Stage, ...], BeforeValidator(_stages)] = ()
+    stages: Annotated[tuple[StageConfig, ...], BeforeValidator(_stages)] = ()
     """FastMIM-P, images that grow: 128x200e,160x100e, in place of --image-size, --epochs and --steps.
     SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change."""
-    held_out: int = 64
+    held_out: PositiveInt = 64
     """Images kept from training to measure on; at most a tenth of the data."""
-    evaluations: int = 20
+    evaluations: PositiveInt = 20
     """How often at most, evenly over the run, the loss on held-out images is measured."""
     bn_recalibrate: bool = False
     """At the end, estimate the running statistics of batch norms anew, on unmasked images."""
-    bn_images: int = 1024
+    bn_images: PositiveInt = 1024
     """Images that --bn-recalibrate uses."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     mask: Masking = field(default_factory=Masking)
@@ -77,12 +79,11 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, {"held_out": 1, "evaluations": 1, "bn_images": 1})
         self._check_heeded()
         if not self.distill.teacher and self.distill != DistillConfig():
             raise UsageError("distill.teacher is missing: the other settings of distill need it")
-        if self.distill.teacher and not METHODS[self.method].sees_all:
-            able = ", ".join(name for name, method in METHODS.items() if method.sees_all)
+        if self.distill.teacher and not TRAITS[self.method].encodes_all_tokens:
+            able = ", ".join(name for name, traits in TRAITS.items() if traits.encodes_all_tokens)
             raise UsageError(
                 f"distill.teacher = {self.distill.teacher}: method = {self.method} does not encode every "
                 f"place of an image, so a teacher's features have nothing to stand beside; these do: {able}"
@@ -92,7 +93,7 @@ class PretrainConfig(RunConfig):
                 raise UsageError(
                     f"{name} = {getattr(self, name)}: stages have their own; give {name} None, or stages ''"
                 )
-        for stage in self.course:
+        for stage in self.planned_stages:
             check_size(stage.size)
         for stage in self.stages:
             self._check_batch(stage.batch_size or self.batch_size)
@@ -114,17 +115,17 @@ class PretrainConfig(RunConfig):
                     )
 
     @property
-    def course(self) -> tuple[Stage, ...]:
+    def planned_stages(self) -> tuple[StageConfig, ...]:
         """The stages of the run: one, where none are given."""
         if self.stages:
             return self.stages
         epochs = None if self.steps else self.epochs or DEFAULT_EPOCHS
-        return (Stage(self.image_size or DEFAULT_SIZE, epochs, self.steps),)
+        return (StageConfig(self.image_size or DEFAULT_SIZE, epochs, self.steps),)
 
     @property
     def size(self) -> Size:
         """(H, W) in pixels, of the first stage."""
-        return self.course[0].size
+        return self.planned_stages[0].size
 
 
 def resolved(
@@ -136,7 +137,7 @@ def resolved(
     std: tuple[float, ...],
 ) -> PretrainConfig:
     """``config`` with what follows from encoder and data written out: the file alone repeats the run."""
-    (stage, *more) = config.course
+    (stage, *more) = config.planned_stages
     return replace(
         config,
         model_kwargs={name: value for name, value in model_kwargs.items() if name != "in_chans"},

@@ -8,10 +8,10 @@ from pathlib import Path
 from fastmim._version import __version__
 from fastmim.config.run import RunConfig
 from fastmim.config.settings import build, differences, flat, to_yaml
-from fastmim.encoders.registry import is_custom
+from fastmim.encoders.names import is_custom
 from fastmim.errors import UsageError
 from fastmim.system.documents import read_yaml
-from fastmim.train.run_dir import CONFIG
+from fastmim.train.run_files import CONFIG
 
 # Neither the weights nor anything that is drawn depends on these.
 ALWAYS_FREE = frozenset(
@@ -30,9 +30,9 @@ ALWAYS_FREE = frozenset(
 )
 
 FAULTS = {
-    "data_digest": ("data", "no longer holds the images"),
-    "encoder_digest": ("encoder", "no longer holds the weights"),
-    "teacher_digest": ("distill.teacher", "no longer holds the weights"),
+    "data_digest": ("data", "{} no longer holds the images"),
+    "encoder_digest": ("encoder", "{} no longer holds the weights"),
+    "teacher_digest": ("distill.teacher", "these are not the weights"),
 }
 """Of each digest of a run's identity: the setting that leads to it, and how it may fail."""
 
@@ -60,8 +60,8 @@ def check_resumed(
     for name in before.keys() | now.keys():
         if before.get(name) != now.get(name):
             setting, fault = FAULTS[name]
-            given = flat(asdict(config))[setting]
-            raise UsageError(f"{setting}: {given} {fault} that the run in {run} began with")
+            fault = fault.format(flat(asdict(config))[setting])
+            raise UsageError(f"{setting}: {fault} that the run in {run} began with")
 
 
 def resume_flags(config: RunConfig) -> str:

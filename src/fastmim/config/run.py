@@ -1,17 +1,19 @@
 """What every run that trains is told, whatever it trains."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastmim.config.settings import check_least, check_most, check_numbers
-from fastmim.data.decode.pixels import MAX_PIXELS
+from pydantic import Field
+
+from fastmim.config.settings import check_numbers
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.columns import Columns
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
-from fastmim.train.device import Precision
-from fastmim.train.kernels import KernelConfig
+from fastmim.system.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_bounds
+from fastmim.system.size import Size
+from fastmim.train.settings import KernelConfig, Precision
 
+BatchSize = Annotated[int, Field(ge=1, le=1 << 24)]
 MOST_SIDE = 1 << 12  # pixels of a model's input
 
 
@@ -35,32 +37,32 @@ class RunConfig:
     """Name of the backbone."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model or of the factory, as JSON: '{"window_size": 8}'."""
-    in_chans: int = 3
+    in_chans: Annotated[int, Field(ge=1, le=4096)] = 3
     """Channels of the images: 3 is RGB, 1 is grey, any other number needs images that have it."""
     image_size: int | tuple[int, int] | None = None
     """Side, or height and width, of the images that the model sees, in pixels."""
-    epochs: float | None = None
+    epochs: PositiveFloat | None = None
     """Passes over the data."""
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Optimiser steps, in place of --epochs."""
-    batch_size: int = 256
+    batch_size: BatchSize = 256
     """Images an optimiser step, over all devices and micro-batches (paper: 2048)."""
-    micro_batch: int | None = None
+    micro_batch: PositiveInt | None = None
     """Images a device holds at a time. Default: what fits, up to 64 on a CPU."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Fixes everything that is drawn: weights, order, crops, masks."""
     columns: Columns = field(default_factory=Columns)
-    max_unreadable: float = 0.05
+    max_unreadable: NonNegativeFloat = 0.05
     """Share of the images that may be unreadable before the run stops."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: PositiveInt = MAX_PIXELS
     """Most pixels of an image; larger ones count as unreadable."""
-    workers: int | None = None
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Loader processes a device. Default: this machine's CPUs, less one, at most 8. 0: none."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
-    devices: int = 1
+    devices: Annotated[int, Field(ge=1, le=1024)] = 1
     """Devices on each machine. Under torchrun or SLURM: as many as there are processes."""
-    num_nodes: int = 1
+    num_nodes: PositiveInt = 1
     """Machines."""
     precision: Precision = "auto"
     """auto: bf16-mixed where the device is faster in it, else 32-true. HOG and loss are always float32."""
@@ -70,40 +72,19 @@ class RunConfig:
     up to a third more time."""
     deterministic: bool = True
     """Only deterministic kernels, so that a resumed run ends bit for bit as one that never stopped."""
-    log_every_steps: int = 10
+    log_every_steps: PositiveInt = 10
     """Steps between two lines of metrics.jsonl."""
-    checkpoint_every_minutes: float = 10.0
+    checkpoint_every_minutes: NonNegativeFloat = 10.0
     """Minutes between two checkpoints."""
-    checkpoint_every_steps: int | None = None
+    checkpoint_every_steps: PositiveInt | None = None
     """Steps between two checkpoints, in place of minutes."""
-    keep_checkpoints: int = 1
+    keep_checkpoints: PositiveInt = 1
     """Checkpoints kept: last.ckpt and, above 1, the ones before it in checkpoints/."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        check_most(self, {"in_chans": 4096, "batch_size": 1 << 24, "workers": 1024, "devices": 1024})
-        check_least(
-            self,
-            {
-                "in_chans": 1,
-                "steps": 1,
-                "batch_size": 1,
-                "micro_batch": 1,
-                "seed": 0,
-                "max_unreadable": 0,
-                "max_pixels": 1,
-                "workers": 0,
-                "devices": 1,
-                "num_nodes": 1,
-                "log_every_steps": 1,
-                "checkpoint_every_minutes": 0,
-                "checkpoint_every_steps": 1,
-                "keep_checkpoints": 1,
-            },
-        )
+        check_bounds(self)
         self._check_batch(self.batch_size)
-        if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise UsageError(f"epochs = {self.epochs} must be above 0 and finite")
 
     def _check_batch(self, batch_size: int) -> None:
         count = self.devices * self.num_nodes

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fastmim.errors import UsageError
 from fastmim.system.documents import complaint, shown
-from fastmim.train.stages import Stage
+from fastmim.train.stages import StageConfig
 
 T = TypeVar("T")
 MOST_NUMBER = 1 << 53
@@ -72,22 +72,6 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_least(config: Any, least: Mapping[str, float]) -> None:
-    """Raise UsageError unless each setting named is None or at least that large."""
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if value is not None and not value >= bound:
-            raise UsageError(f"{name} = {value} must be at least {bound}")
-
-
-def check_most(config: Any, most: Mapping[str, float]) -> None:
-    """Raise UsageError unless each setting named is None or at most that large."""
-    for name, bound in most.items():
-        value = getattr(config, name)
-        if value is not None and not value <= bound:
-            raise UsageError(f"{name} = {shown(value)} must be at most {bound:,}")
-
-
 def check_numbers(value: Any, name: str = "") -> None:
     """Raise UsageError where a number in a configuration is NaN, infinite, or more than any setting means."""
     if is_dataclass(value):
@@ -141,7 +125,7 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str, prefix: str = "
         elif name == "stages" and isinstance(value, list | tuple):
             for number, stage in enumerate(value):
                 if isinstance(stage, Mapping):
-                    _check_keys(Stage, stage, where, f"{prefix}{name}.{number}.")
+                    _check_keys(StageConfig, stage, where, f"{prefix}{name}.{number}.")
 
 
 def _plain(value: Any) -> Any:

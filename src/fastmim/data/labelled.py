@@ -1,7 +1,6 @@
 """Images with classes: what is trained on and what is measured on, and how few labels may be used."""
 
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastmim.data.parts import classes_by_folder, open_parts
 from fastmim.data.seeds import FEW_SEED, LABEL_SEED
+from fastmim.data.settings import parse_labels
 from fastmim.data.sources.base import ImageSource, notes_of
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.demo import digit_labels
@@ -123,20 +123,6 @@ def few_labels(data: Labelled, wanted: str | None, seed: int) -> Labelled:
             )
         kept.append(generator.permutation(np.flatnonzero(data.labels == label))[:number])
     return data.take(np.sort(np.concatenate(kept)))
-
-
-def parse_labels(wanted: str) -> tuple[float, int | None]:
-    """``0.01`` -> (0.01, None), ``10/class`` -> (1.0, 10). Raises UsageError."""
-    match = re.fullmatch(r"(\d+)\s*/\s*class", wanted.strip())
-    if match and int(match[1]) > 0:
-        return 1.0, int(match[1])
-    try:
-        share = float(wanted)
-    except ValueError:
-        share = 0.0
-    if match or not 0 < share <= 1:
-        raise UsageError(f"labels = {wanted} must be a share, 0 < share <= 1, or a number as 10/class")
-    return share, None
 
 
 def split_classes(data: Labelled, val_share: float, seed: int, spec: str) -> tuple[Labelled, Labelled]:

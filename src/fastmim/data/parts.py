@@ -11,9 +11,10 @@ import numpy as np
 from fastmim.data.sources.base import ImageSource, Subset
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.demo import digit_labels
+from fastmim.data.sources.files import find_path
 from fastmim.data.sources.index import holds_images, list_tables
 from fastmim.data.sources.names import as_text
-from fastmim.data.sources.open import find_path, open_images
+from fastmim.data.sources.open import open_images
 from fastmim.data.sources.packed import PackedImages, is_packed
 from fastmim.data.sources.tables import TableImages, is_saved, read_hub, read_parquet, read_saved
 from fastmim.data.splits import (

@@ -8,8 +8,8 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastmim.data.loading.dataset import Unreadable
-from fastmim.data.loading.eval_loader import Views
+from fastmim.data.loading.dataset import UnreadableRecord
+from fastmim.data.loading.eval_loader import EvalLoader
 from fastmim.errors import RunError
 
 MOST_GUESSES = 5
@@ -25,7 +25,7 @@ class Accuracy(NamedTuple):
     images: NDArray[np.float64]
     unreadable: int = 0
     """Images that are not counted."""
-    example: Unreadable | None = None
+    example: UnreadableRecord | None = None
     """One of those that this process met."""
 
     @property
@@ -52,7 +52,7 @@ class Accuracy(NamedTuple):
 
 @torch.no_grad()
 def measure_accuracy(
-    model: nn.Module, views: Views, labels: NDArray[np.int64], classes: int, fabric: Fabric
+    model: nn.Module, views: EvalLoader, labels: NDArray[np.int64], classes: int, fabric: Fabric
 ) -> Accuracy:
     """Run a classifier over ``views``; every process takes its share.
 
@@ -63,7 +63,7 @@ def measure_accuracy(
     model.eval()
     scores: list[Tensor] = []
     shown: list[NDArray[np.int64]] = []
-    unreadable: list[Unreadable] = []
+    unreadable: list[UnreadableRecord] = []
     for images, indices, broken in views:
         unreadable += broken
         if len(images):

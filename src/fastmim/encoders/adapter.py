@@ -25,10 +25,12 @@ from fastmim.encoders.intermediates import (
 from fastmim.encoders.kept_tables import kept_names, put_tables, take_tables
 from fastmim.encoders.patch_embedding import Embedding, edited, find_embedding
 from fastmim.encoders.probe import Features, last_features, probe
-from fastmim.encoders.resize import Carry, carry_all_but, carry_tensors, resize
-from fastmim.encoders.visible.blocks import check_strips, strip_features
+from fastmim.encoders.resize import Resampler, carry_all_but, carry_tensors, resize
+from fastmim.encoders.visible.blocks import Strip, check_strips, strip_features
 from fastmim.encoders.visible.tokens import Choose, Dropping, dropped, find_dropping
-from fastmim.mim.grids import Size, tokens_to_map
+from fastmim.encoders.visible.windows import Layout
+from fastmim.mim.grids import tokens_to_map
+from fastmim.system.size import Size
 
 DEPTH_ARGUMENTS = ("depths", "depth", "layers")  # by which constructors are told their number of blocks
 
@@ -64,6 +66,7 @@ class Encoder(nn.Module):
     def _take(self, features: Features) -> None:
         for known in ("embedding", "dropping", "layers"):
             self.__dict__.pop(known, None)
+        self._layouts: set[Layout] = set()  # of window attention, as far as `visible` has met them
         self.features = features
         self.way, self.layout, self.prefix_tokens, self.stride, self.width, self.grid = features
 
@@ -103,7 +106,7 @@ class Encoder(nn.Module):
         return features
 
     @contextlib.contextmanager
-    def keeping(self, wanted: Sequence[int]) -> Iterator[Keep]:
+    def capture(self, wanted: Sequence[int]) -> Iterator[Keep]:
         """Within the block, `forward` leaves the maps of the layers ``wanted`` in what this gives.
 
         Args:
@@ -115,7 +118,7 @@ class Encoder(nn.Module):
         finally:
             self._keep = None
 
-    def maps(self, images_BCHW: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+    def forward_layers(self, images_BCHW: Tensor, wanted: Sequence[int]) -> list[Tensor]:
         """The maps (B, D, h, w) of the layers ``wanted``, without the features."""
         if has_layers(self.model):
             return layers_alone(self.model, images_BCHW, wanted)
@@ -138,7 +141,7 @@ class Encoder(nn.Module):
         if has_layers(self.model):
             check_same_features(self.model, self.model_name, self.image_size, self.in_chans, self.way)
 
-    def some(
+    def forward_tokens(
         self,
         images_BCHW: Tensor,
         places_BK: Tensor,
@@ -162,19 +165,25 @@ class Encoder(nn.Module):
             output = last_features(self.model, images_BCHW, self.way)
         return output[:, : self.prefix_tokens], output[:, self.prefix_tokens :]
 
-    def visible(self, images_BCHW: Tensor, places_BV: Tensor) -> Tensor:
+    def forward_blocks(
+        self, images_BCHW: Tensor, places_BV: Tensor, places_V: Tensor | None = None
+    ) -> Tensor:
         """Only some blocks, as large as the stride, are computed: their features (B, V, D).
 
         Args:
             images_BCHW: normalised images.
             places_BV: where on the grid, row by row, those blocks stand. With window attention they must be
                 the same in all images.
+            places_V: the same on the CPU. Without it, window attention has to read ``places_BV`` back.
         """
-        return strip_features(self.model, images_BCHW, places_BV, self.grid, self.features)
+        strip = Strip(places_BV, self.grid, places_V, self._layouts)
+        return strip_features(self.model, images_BCHW, strip, self.features)
 
     def check_visible(self) -> None:
         """Raise UsageError unless `visible` works at the present size."""
-        check_strips(self.model, self.model_name, self.image_size, self.in_chans, self.features)
+        check_strips(
+            self.model, self.model_name, self.image_size, self.in_chans, self.features, self._layouts
+        )
 
     @cached_property
     def dropping(self) -> Dropping:
@@ -186,7 +195,7 @@ class Encoder(nn.Module):
         """The model's first part that makes tokens of pixels. Raises UsageError where there is none."""
         return find_embedding(self.model, self.model_name, self.image_size, self.in_chans, self.way)
 
-    def set_image_size(self, image_size: Size) -> Carry:
+    def set_image_size(self, image_size: Size) -> Resampler:
         """Go on at another size: position embeddings and bias tables are resampled (bicubic).
 
         Returns:

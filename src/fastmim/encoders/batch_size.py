@@ -6,7 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmim.encoders.registry import weightless
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 COMPLAINT = "more than 1 value per channel"  # PyTorch's, whatever the norm
 

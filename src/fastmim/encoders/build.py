@@ -1,48 +1,21 @@
 """From a model's name, or a module, to an `Encoder`: without its classifier, perhaps with fewer blocks."""
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import nn
 
 from fastmim.encoders.adapter import DEPTH_ARGUMENTS, Encoder
-from fastmim.encoders.initial import Initial, draw_xavier
+from fastmim.encoders.initial import draw_xavier
 from fastmim.encoders.kept_tables import keep_tables
 from fastmim.encoders.probe import DoesNotRun
 from fastmim.encoders.registry import arguments_of, check_model_name, create, fit_kwargs, without_memory
+from fastmim.encoders.settings import EncoderConfig
 from fastmim.encoders.sizes import working_sizes
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
-
-MOST_WINDOW = 256
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """How the backbone is set up for pre-training; the backbone itself is never changed."""
-
-    pos_embed: Literal["sincos", "learned"] = "sincos"
-    """Absolute position embedding of a plain ViT: fixed 2-D sine-cosine, or learned. Others have none."""
-    init: Initial = "xavier"
-    """First weights: xavier, linear layers and the patch embedding as in the released code of FastMIM and
-    MAE; or timm's own. A module of your own, and weights that are there already, stay as they are."""
-    table_window: int | None = None
-    """Have tables of relative positions (Swin's) learn for a window of so many tokens a side, whatever the
-    image's; each forward pass interpolates them (paper: appendix A.3.2, 14 for Swin-L). Default: tables of
-    the image's own window, resampled where a stage changes the size."""
-    depth: int | tuple[int, ...] | None = None
-    """Blocks to pre-train (10), or blocks of each stage (2 2 18 0): the last ones are left out, and
-    initialised anew when the weights are loaded (paper: table 1c). Default: all."""
-
-    def __post_init__(self) -> None:
-        depths = (self.depth,) if isinstance(self.depth, int) else self.depth or (1,)
-        if min(depths) < 0 or max(depths) < 1:
-            raise UsageError(f"encoder.depth = {self.depth} must be at least 1 block in all")
-        if self.table_window is not None and not 1 <= self.table_window <= MOST_WINDOW:
-            raise UsageError(f"encoder.table_window = {self.table_window} must be in 1..{MOST_WINDOW} tokens")
+from fastmim.system.size import Size
 
 
 def build_encoder(

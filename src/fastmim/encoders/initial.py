@@ -1,11 +1,8 @@
 """First weights of a backbone: timm's own, or those that the released codes of MIM methods draw."""
 
-from typing import Literal
-
 import torch
 from torch import nn
 
-Initial = Literal["timm", "xavier"]
 TOKEN_STD = 0.02
 
 

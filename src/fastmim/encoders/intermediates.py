@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastmim.encoders.probe import Way, last_features
 from fastmim.encoders.registry import MODEL_ERRORS, weightless
 from fastmim.errors import UsageError, first_line
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 WAY = "forward_intermediates"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastmim.encoders.resize import bias_table_at, bias_tables
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 KEPT = "kept_bias_table"
 TABLE_STD = 0.02  # of the first weights, as timm's Swin has them

@@ -1,9 +1,8 @@
-"""What no backbone is built with: arguments that load something else, and more parameters than any has."""
+"""How large a backbone may become while it is built: parameters, buffers, and calls of functions."""
 
 import contextlib
-import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.nn.modules.module import (
@@ -14,16 +13,6 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fastmim.errors import UsageError
 
-FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-# Arguments of timm.create_model that are not the backbone's: what reads weights, and what changes its form.
-READING = frozenset(
-    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"}
-    | {"pretrained_custom_load", "checkpoint_path", "cache_dir"}
-)
-CHANGING = frozenset(
-    {"features_only", "feature_cfg", "out_indices", "kwargs_filter", "scriptable", "exportable", "no_jit"}
-    | {"device", "dtype"}
-)
 MOST_PARAMETERS = 1 << 36  # of any backbone: 275 GB in float32
 MOST_TENSORS = 20_000  # that are parameters; timm's largest backbone has some 2,000
 MOST_DESCRIBED = 5_000  # the same, of a model that a file describes
@@ -33,23 +22,6 @@ MOST_CALLS = 100_000_000  # of functions, until such a model is built; tiny_vit_
 
 class TooLarge(UsageError):
     """A model has more parameters or buffers than it may have, or takes too long to build."""
-
-
-def check_loaders(names: Iterable[str], where: str, custom: bool) -> None:
-    """Raise UsageError where arguments are not for the backbone but for what timm does around it.
-
-    Args:
-        where: begins the message.
-        custom: they are for somebody's own factory, which may give another form, but no other weights.
-    """
-    for name in names:
-        if name in READING:
-            raise UsageError(
-                f"{where}{name} is not taken: a backbone is built without weights; --encoder timm:NAME, or a "
-                "file of weights, brings them"
-            )
-        if name in CHANGING and not custom:
-            raise UsageError(f"{where}{name} is not taken: it is for timm.create_model, not for the backbone")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fastmim.encoders.probe import Way, last_features
 from fastmim.encoders.registry import MODEL_ERRORS, weightless
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size, map_to_tokens, tokens_to_map
+from fastmim.mim.grids import map_to_tokens, tokens_to_map
+from fastmim.system.size import Size
 
 TokenLayout = Literal["tokens", "channels-last", "channels-first"]
 

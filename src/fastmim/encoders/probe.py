@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastmim.encoders.registry import MODEL_ERRORS, weightless
 from fastmim.errors import UsageError, first_line
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 Layout = Literal["tokens", "channels-last", "channels-first"]
 Way = Literal["forward_features", "forward", "forward_intermediates"]

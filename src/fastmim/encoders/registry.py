@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from fastmim.encoders.architectures import cmt, pvt  # noqa: F401  (both register their models with timm)
-from fastmim.encoders.limits import FACTORY, MOST_PARAMETERS, TooLarge, check_loaders, limited
+from fastmim.encoders.limits import MOST_PARAMETERS, TooLarge, limited
+from fastmim.encoders.names import FACTORY, check_loaders, is_custom
 from fastmim.errors import UsageError, first_line
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 # What a model raises at a size, or with arguments, that it does not work with.
 MODEL_ERRORS = (
@@ -32,11 +33,6 @@ MODEL_ERRORS = (
     ZeroDivisionError,
     NotImplementedError,
 )
-
-
-def is_custom(model_name: str) -> bool:
-    """Whether the name is that of a factory, ``package.module:factory``."""
-    return ":" in model_name
 
 
 def weights_tag(model_name: str | None) -> str | None:

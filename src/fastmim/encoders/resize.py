@@ -17,28 +17,28 @@ from torch import Tensor, nn
 from fastmim.encoders.probe import MOST_PREFIX_TOKENS
 from fastmim.encoders.registry import MODEL_ERRORS, create, kwargs_at
 from fastmim.errors import UsageError, first_line
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 # Tensors under the names of a model's parameters, in its old shapes -> the same in its new shapes.
-Carry = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+Resampler = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def carry_inside(prefix: str, carry: Carry) -> Carry:
-    """``carry`` for a module whose names begin with ``prefix`` in one around it; all others stay."""
+def carry_inside(prefix: str, resample: Resampler) -> Resampler:
+    """``resample`` for a module whose names begin with ``prefix`` in one around it; all others stay."""
 
     def carry_all(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        return tensors | {prefix + name: tensor for name, tensor in carry(inside).items()}
+        return tensors | {prefix + name: tensor for name, tensor in resample(inside).items()}
 
     return carry_all
 
 
-def carry_all_but(kept: Collection[str], carry: Carry) -> Carry:
-    """``carry``, but for tensors of these names, which stay."""
+def carry_all_but(kept: Collection[str], resample: Resampler) -> Resampler:
+    """``resample``, but for tensors of these names, which stay."""
 
     def carry_others(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         stay = {name: tensor for name, tensor in tensors.items() if name in kept}
-        return stay | carry({name: tensor for name, tensor in tensors.items() if name not in kept})
+        return stay | resample({name: tensor for name, tensor in tensors.items() if name not in kept})
 
     return carry_others
 
@@ -84,11 +84,11 @@ def resize(
     return rebuilt.to(parameter.device, parameter.dtype), kwargs_at(name, kwargs, rebuilt, new)
 
 
-def carry_tensors(model: nn.Module, name: str, kwargs: dict[str, Any], old: Size, new: Size) -> Carry:
+def carry_tensors(model: nn.Module, name: str, kwargs: dict[str, Any], old: Size, new: Size) -> Resampler:
     """What resizes tensors that belong to ``model``'s parameters: they go through the model's own way."""
     before = copy.deepcopy(model)
 
-    def carry(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resample(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         stand_in = copy.deepcopy(before)
         with torch.no_grad():
             for key, parameter in stand_in.named_parameters():
@@ -97,7 +97,7 @@ def carry_tensors(model: nn.Module, name: str, kwargs: dict[str, Any], old: Size
         resized, _ = resize(stand_in, name, kwargs, old, new)
         return {key: p.detach().clone() for key, p in resized.named_parameters() if key in tensors}
 
-    return carry
+    return resample
 
 
 def bias_tables(model: nn.Module) -> dict[str, tuple[Tensor, Size]]:

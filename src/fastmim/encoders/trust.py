@@ -1,46 +1,23 @@
-"""What a file may say of a model: whose name, which arguments, and how large it may become.
+"""What a file may say of a model: whose name, and which arguments.
 
 A factory, ``package.module:factory``, is code. One that a file names is imported only where the user gave the
 same name, or trusts the code that files name. The arguments that a file gives are plain values of parameters
-that the model has, and the model is built without memory first.
+that the model has, and the model is built without memory first (see `described`).
 """
 
-import contextlib
-import dataclasses
-import inspect
 import re
-import typing
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
-from fastmim.encoders.limits import (
-    FACTORY,
-    MOST_BUFFERED,
-    MOST_DESCRIBED,
-    TooLarge,
-    brief,
-    check_loaders,
-    limited,
-)
-from fastmim.encoders.registry import arguments_of, create, is_custom, is_known
+from fastmim.encoders.names import FACTORY, check_loaders, is_custom
 from fastmim.errors import UsageError
 from fastmim.system.documents import is_plain, shown
 
 MOST_NUMBER = 1 << 16  # of an argument
 MOST_CLASSES = 1 << 24
-LARGE = 1 << 10  # from where a number may make building slow: timm has loops over places of a window
 MOST_ENTRIES = 256  # of a list, and letters of a text
 MOST_NESTED = 3  # lists inside one another
-MOST_PARAMETERS = 100_000_000  # that a model may have, whatever its file holds
-TIMES_THE_FILE = 64  # what may have been left out of the file: encoder.depth leaves out the last blocks
-# What timm's constructors take out of **kwargs by hand, and what it has for all models.
-FURTHER_ARGUMENTS = frozenset({"num_classes", "in_chans", "bn_tf", "bn_momentum", "bn_eps"})
-ELSEWHERE = frozenset({"self", "args", "kwargs", "cfg", "device", "dtype"})
 
 
 @dataclass(frozen=True)
@@ -53,7 +30,7 @@ class Trust:
     """Whether the user trusts the code that files name."""
 
     @classmethod
-    def of(cls, *names: str | nn.Module | None, everything: bool = False) -> "Trust":
+    def of(cls, *names: object, everything: bool = False) -> "Trust":
         """Trust in the factories among what a user gave as models."""
         return cls(frozenset(n for n in names if isinstance(n, str) and is_custom(n)), everything)
 
@@ -98,90 +75,16 @@ def check_plain(kwargs: Mapping[str, Any], where: str, custom: bool) -> None:
             raise UsageError(
                 f"{where}: {name} = {shown(value)} must be a finite number, a short text, or a short list"
             )
-        if any(abs(number) > most for number in _numbers(value)):
+        if any(abs(number) > most for number in numbers_in(value)):
             raise UsageError(f"{where}: {name} = {shown(value)} is beyond {most}, more than any backbone has")
 
 
-def most_parameters(numbers: int) -> int:
-    """That a model may have whose file holds so many numbers."""
-    return MOST_PARAMETERS + TIMES_THE_FILE * numbers
-
-
-def check_described(
-    name: str,
-    kwargs: Mapping[str, Any],
-    numbers: int,
-    where: str,
-    trust: Trust = NOTHING,
-    setting: str = "model",
-) -> nn.Module | None:
-    """Build the model that a file describes, without memory; None where somebody's own code cannot.
-
-    Args:
-        kwargs: what the file says that builds it.
-        numbers: that the file's tensors hold.
-        where: the file, in messages.
-        setting: where the user would give the name.
-
-    Raises:
-        UsageError: it may not be built, or cannot.
-    """
-    trust.check(name, where, setting)
-    if not (is_custom(name) or is_known(name)):
-        raise UsageError(f"{where} holds the weights of your own module {shown(name)}: give it as model=")
-    check_plain(kwargs, f"{where}: kwargs", is_custom(name))
-    with torch.device("meta"):
-        try:
-            taken = _arguments(name)
-            unknown = [argument for argument in kwargs if taken is not None and argument not in taken]
-            if unknown:
-                raise UsageError(f"{where}: kwargs: {name} takes no {unknown[0]}")
-            large = any(
-                abs(n) > LARGE for key in kwargs if key != "num_classes" for n in _numbers(kwargs[key])
-            )
-            with (
-                limited(most_parameters(numbers), MOST_DESCRIBED, MOST_BUFFERED),
-                brief() if large else nullcontext(),
-            ):
-                return create(name, kwargs)
-        except TooLarge as error:
-            raise UsageError(
-                f"{where} describes a model that its {numbers} numbers cannot be of: {error}"
-            ) from error
-        except (UsageError, NotImplementedError):
-            if not is_custom(name):
-                raise  # all of timm's are built without memory
-            return None  # somebody's own code, which the user trusts, need not know of devices
-
-
-def _numbers(value: Any) -> Iterator[float]:
+def numbers_in(value: Any) -> Iterator[float]:
+    """The numbers in a value, and in lists and mappings inside it."""
     if isinstance(value, int | float):
         yield value
     elif isinstance(value, dict):
-        yield from _numbers(list(value.values()))
+        yield from numbers_in(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _numbers(item)
-
-
-def _arguments(name: str) -> set[str] | None:
-    """What a model may be told by a file; None: anything, as its factory takes any."""
-    if is_custom(name):
-        parameters = arguments_of(name, nn.Module())
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        return None if open_ended else set(parameters)
-    model = create(name, {})
-    taken = set(arguments_of(name, model)) | FURTHER_ARGUMENTS
-    for cls in type(model).__mro__:
-        if issubclass(cls, nn.Module) and "cfg" in inspect.signature(cls.__init__).parameters:
-            taken |= _overlaid(cls)
-    return taken - ELSEWHERE
-
-
-def _overlaid(cls: type[nn.Module]) -> set[str]:
-    """Fields of the configuration that **kwargs of a constructor are laid over."""
-    with contextlib.suppress(NameError, TypeError):
-        form = typing.get_type_hints(cls.__init__).get("cfg")
-        if isinstance(form, type) and dataclasses.is_dataclass(form):
-            return {field.name for field in dataclasses.fields(form)}
-    return set()
+            yield from numbers_in(item)

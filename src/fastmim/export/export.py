@@ -1,7 +1,6 @@
 """An encoder in the form that other libraries load: written, read back as a user would, and compared."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -21,17 +20,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmim.encoders.registry import is_known
 from fastmim.errors import RunError, UsageError, first_line
-from fastmim.export.model_card import LOADING, Format, model_card
+from fastmim.export.model_card import model_card
 from fastmim.export.torchvision import as_torchvision, load_torchvision
-from fastmim.mim.grids import Size
+from fastmim.export.usage import Format, check_export
 from fastmim.system.documents import read_json
-from fastmim.weights.load import as_given, load_with, read_encoder
+from fastmim.system.size import Size
+from fastmim.weights.encoder_file import read_encoder
+from fastmim.weights.load import as_given, load_with
 
 Outputs = Callable[[Tensor], Sequence[Tensor]]
 
 TOLERANCE = 1e-5  # how far outputs may be apart, in units of the largest |output|
-PACKAGES = {"huggingface": ["transformers"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
-WRITTEN = {"README.md", "config.json", "model.safetensors", "model.onnx", "model.onnx.data"}
 MOST_IN_ONE_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB
 
 # What timm may say of weights that were made here; its own weights' name, licence and papers are not theirs.
@@ -92,13 +91,7 @@ def export_encoder(
         UsageError: the format cannot hold this model, a package is not there, ``out`` is taken.
         RunError: the outputs differ by more than 1e-5 of the largest, or the files cannot be written.
     """
-    if format not in LOADING:
-        raise UsageError(f"format = {format!r} must be one of {', '.join(LOADING)}")
-    lacking = [name for name in PACKAGES.get(format, []) if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise UsageError(f"format {format} needs {', '.join(lacking)}: pip install 'fastmim[export]'")
-    folder = Path(out).expanduser().absolute()
-    _check_free(folder, overwrite)
+    folder = check_export(out, format, overwrite)
     origin, _ = read_encoder(encoder)
     name = origin["model"]
     if format in ("timm", "huggingface") and not is_known(name):
@@ -136,17 +129,6 @@ def export_encoder(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Exported(folder, files, difference)
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"out = {folder} is a file")
-    there = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in there if name not in WRITTEN]
-    if foreign:
-        raise UsageError(f"out = {folder} holds {foreign[0]}, which no export wrote; give another folder")
-    if there and not overwrite:
-        raise UsageError(f"out = {folder} holds an export already; overwrite it, or give another folder")
 
 
 def _write(

@@ -3,18 +3,17 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from timm.models import model_entrypoint
 from torch import Tensor
 
 from fastmim.encoders.registry import is_known
-from fastmim.mim.grids import Size
+from fastmim.export.usage import Format
 from fastmim.system.documents import checked, read_yaml
 from fastmim.system.markdown import table
-from fastmim.train.run_dir import CONFIG
-
-Format = Literal["timm", "huggingface", "torchvision", "onnx"]
+from fastmim.system.size import Size
+from fastmim.train.run_files import CONFIG
 
 LOADING = {
     "timm": 'import timm\n{register}model = timm.create_model("local-dir:{folder}", pretrained=True).eval()\n'

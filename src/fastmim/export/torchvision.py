@@ -20,12 +20,13 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
+from fastmim.encoders.described import most_parameters
 from fastmim.encoders.limits import limited
 from fastmim.encoders.registry import MODEL_ERRORS
-from fastmim.encoders.trust import check_plain, most_parameters
+from fastmim.encoders.trust import check_plain
 from fastmim.errors import UsageError, first_line
-from fastmim.mim.grids import Size
 from fastmim.system.documents import Truth, checked, read_json
+from fastmim.system.size import Size
 from fastmim.weights.encoder_file import check_finite
 
 State = dict[str, Tensor]

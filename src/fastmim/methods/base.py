@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from fastmim.encoders.adapter import Encoder
-from fastmim.encoders.resize import Carry, carry_inside
+from fastmim.encoders.resize import Resampler, carry_inside
 from fastmim.errors import UsageError
-from fastmim.mim.decoders import DecoderConfig
-from fastmim.mim.grids import Size, channels_per_token, mask_to_cells, mask_to_pixels, tokens_to_cells
-from fastmim.mim.losses import LossName, masked_loss, trivial_prediction
-from fastmim.mim.masking import Masking, draw_blocks
-from fastmim.mim.targets import Target, TargetConfig, build_target
+from fastmim.methods.settings import TRAITS, MethodName
+from fastmim.mim.grids import channels_per_token, mask_to_cells, mask_to_pixels, tokens_to_cells
+from fastmim.mim.losses import masked_loss, trivial_prediction
+from fastmim.mim.masking import draw_blocks
+from fastmim.mim.settings import DecoderConfig, LossName, Masking, TargetConfig
+from fastmim.mim.targets import Target, build_target
+from fastmim.system.size import Size
 
 ENCODER = "encoder.model."  # what the names of the backbone's parameters begin with
 
@@ -36,6 +38,8 @@ class Settings(Protocol):
     """What a method is told; `config.PretrainConfig` has all of it."""
 
     @property
+    def method(self) -> MethodName: ...
+    @property
     def mask(self) -> Masking: ...
     @property
     def target(self) -> TargetConfig: ...
@@ -52,18 +56,12 @@ class Method(nn.Module, ABC):
         masking: share and side of the masked blocks (by default of the encoder's stride), and their token.
         loss_name: how prediction and target are compared.
 
-    What a method is made of is (encoder, target, masking, decoder, loss_name), and its ``own`` settings where
-    it has some.
+    What a method is made of is (encoder, target, masking, decoder, loss_name), and its own settings where it
+    has some (`methods.settings.TRAITS`).
     """
 
-    unused: ClassVar[tuple[str, ...]] = ()
-    """Settings that all methods share and this one does not heed, by their dotted names."""
-    recomputes: ClassVar[bool] = True
+    supports_activation_checkpointing: ClassVar[bool] = True
     """Whether activations may be computed anew in the backward pass, when `forward` is over."""
-    own: ClassVar[str | None] = None
-    """The group of settings that belongs to this method alone."""
-    sees_all: ClassVar[bool] = False
-    """Whether its encoder sees every place of the image where it is, masked or not."""
 
     def __init__(
         self,
@@ -90,9 +88,10 @@ class Method(nn.Module, ABC):
             UsageError: encoder or settings do not suit it.
         """
         target = build_target(settings.target, cls.prediction_stride(encoder, settings.mask))
-        own = (getattr(settings, cls.own),) if cls.own else ()
+        group = TRAITS[settings.method].config_group
+        config_group = (getattr(settings, group),) if group else ()
         make: Callable[..., Self] = cls
-        return make(encoder, target, settings.mask, settings.decoder, settings.target.loss, *own)
+        return make(encoder, target, settings.mask, settings.decoder, settings.target.loss, *config_group)
 
     @staticmethod
     def prediction_stride(encoder: Encoder, masking: Masking) -> int:
@@ -119,24 +118,24 @@ class Method(nn.Module, ABC):
         """
         return draw_blocks(self.masking, generator, batch, size, self.block)
 
-    def scored(self, mask: Tensor) -> Tensor:
+    def loss_mask(self, mask: Tensor) -> Tensor:
         """Of what `draw_mask` draws, the blocks that the loss looks at, (B, h, w)."""
         return mask
 
-    def hidden(self, mask: Tensor) -> Tensor:
+    def input_mask(self, mask: Tensor) -> Tensor:
         """Of what `draw_mask` draws, the blocks that the encoder does not see, (B, h, w)."""
         return mask
 
     def masked_images(self, images_BCHW: Tensor, mask: Tensor) -> Tensor:
         """What the encoder gets to see, (B, C, H, W), and the mean colour elsewhere; for pictures."""
-        hidden_B1HW = mask_to_pixels(self.hidden(mask), self.block, size_of(images_BCHW)).unsqueeze(1)
+        hidden_B1HW = mask_to_pixels(self.input_mask(mask), self.block, size_of(images_BCHW)).unsqueeze(1)
         return images_BCHW.masked_fill(hidden_B1HW, 0)
 
     def check_size(self) -> None:
         """Raise UsageError unless the method works at the encoder's present size."""
         size = self.image_size
         mask = self.draw_mask(torch.Generator().manual_seed(0), 64, size)
-        if not mask_to_cells(self.scored(mask), self.block, self.target.cell, size).any():
+        if not mask_to_cells(self.loss_mask(mask), self.block, self.target.cell, size).any():
             raise UsageError(
                 f"mask.size = {self.block} pixels hides no whole target cell of {self.target.cell} pixels: "
                 "use a larger mask.size, a larger mask.ratio or a smaller target.cell"
@@ -146,11 +145,11 @@ class Method(nn.Module, ABC):
         """What tokens predict, against the target, where blocks are scored."""
         prediction = tokens_to_cells(predictions, self.stride, self.target.cell)
         target = self.target(images_BCHW)
-        cells = mask_to_cells(self.scored(mask), self.block, self.target.cell, size_of(images_BCHW))
+        cells = mask_to_cells(self.loss_mask(mask), self.block, self.target.cell, size_of(images_BCHW))
         loss = masked_loss(self.loss_name, prediction, target, cells, self.channel_weights)
         return Reconstruction(loss, prediction, target, cells)
 
-    def set_image_size(self, image_size: Size) -> Carry:
+    def set_image_size(self, image_size: Size) -> Resampler:
         """Go on at another size (paper: section 4.2, FastMIM-P).
 
         Returns:

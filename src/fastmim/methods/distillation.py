@@ -3,84 +3,22 @@
 L = L_method + weight * sum_i | sigma_i(z_i^S) - z_i^T |, the mean over places and channels of each pair i.
 """
 
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from fastmim.encoders.resize import Carry, carry_inside
+from fastmim.encoders.resize import Resampler, carry_inside
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction
-from fastmim.mim.grids import Size, shrink_map
+from fastmim.methods.settings import DistillConfig
+from fastmim.mim.grids import shrink_map
+from fastmim.system.size import Size
 
 PARTS = 4  # of either network; by default the ends of each are compared
 INSIDE = "method."  # what the names of the method's own parameters begin with
-NEW = "none"  # a teacher without weights
-WITH_TIMM_WEIGHTS = "timm:"
-
-
-def _pairs_as_text(value: Any) -> Any:
-    """[[2, 5]] and 2:5 are ["2:5"]."""
-    if isinstance(value, str):
-        return tuple(value.replace(",", " ").split())
-    if isinstance(value, list | tuple):
-        return tuple(
-            ":".join(map(str, pair)) if isinstance(pair, list | tuple) and len(pair) == 2 else pair
-            for pair in value
-        )
-    return value
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """A teacher for the features, beside the method's own task (paper: section 5.6)."""
-
-    teacher: str = ""
-    """Whose features the backbone learns, too: a run's folder, an encoder.safetensors, timm:NAME for timm's
-    weights, or with --distill.model a .safetensors or .pth of its weights; none: new ones, to try it.
-    Default: no teacher."""
-    model: str | None = None
-    """timm name of the teacher, where a file does not say it; or the package.module:factory that it names,
-    without which that is not imported."""
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of that model, as JSON."""
-    layers: Annotated[tuple[str, ...], BeforeValidator(_pairs_as_text)] = ()
-    """Pairs STUDENT:TEACHER of blocks (of pyramids: stages), counted from 0: 5:11 11:23. Default: the last
-    of each quarter of both."""
-    weight: float = 1.0
-    """What the distance of the features is multiplied by."""
-    normalize: bool = False
-    """Compare each place's features with mean 0 and variance 1, so that neither the teacher's scale nor a few
-    large channels decide. The paper's formula does not."""
-    size: int | tuple[int, int] | None = None
-    """Side, or height and width, of the teacher's images in pixels. Default: the student's."""
-    cache: str | None = None
-    """Folder that keeps the teacher's features for other runs that see the very same crops: the same data,
-    seed, batch and image size, and the same layers of the teacher. Default: none is kept."""
-
-    def __post_init__(self) -> None:
-        for pair in self.layers:
-            if not re.fullmatch(r"\d+:\d+", str(pair)):
-                raise UsageError(
-                    f"distill.layers = {pair}: pairs STUDENT:TEACHER of numbers from 0 are needed, as 5:11 "
-                    "(in YAML in quotation marks)"
-                )
-        if not 0 < self.weight < math.inf:
-            raise UsageError(f"distill.weight = {self.weight} must be above 0 and finite")
-        if self.size is not None and min(self.teacher_size((0, 0))) < 2:
-            raise UsageError(f"distill.size = {self.size} must be at least 2 pixels")
-
-    def teacher_size(self, image_size: Size) -> Size:
-        """(H, W) of what the teacher sees, for images of ``image_size``."""
-        if self.size is None:
-            return image_size
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 class Pair(NamedTuple):
@@ -113,7 +51,7 @@ def pairs_of(config: DistillConfig, student: int, teacher: int) -> tuple[Pair, .
     return pairs
 
 
-class Taught(NamedTuple):
+class DistillationOutput(NamedTuple):
     """What a method with a teacher made of a batch."""
 
     loss: Tensor
@@ -155,21 +93,23 @@ class Distilled(nn.Module):
             nn.Conv2d(width, wanted, 1) for width, wanted in zip(widths, teacher_widths, strict=True)
         )
 
-    def forward(self, images_BCHW: Tensor, mask: Tensor, *lessons: Tensor) -> Taught:
+    def forward(self, images_BCHW: Tensor, mask: Tensor, *teacher_features: Tensor) -> DistillationOutput:
         """
         Args:
             images_BCHW, mask: as the method takes them.
             lessons: the teacher's maps (B, D, h, w) of the unmasked images, one a layer, at most as fine as
                 the student's.
         """
-        with self.method.encoder.keeping(self.student_layers) as kept:
+        with self.method.encoder.capture(self.student_layers) as kept:
             reconstruction = self.method(images_BCHW, mask)
         distances = [
             self._distance(project, map_, lesson)
-            for project, map_, lesson in zip(self.project, kept.maps, lessons, strict=True)
+            for project, map_, lesson in zip(self.project, kept.maps, teacher_features, strict=True)
         ]
         distillation = torch.stack(distances).sum()
-        return Taught(reconstruction.loss + self.weight * distillation, reconstruction, distillation)
+        return DistillationOutput(
+            reconstruction.loss + self.weight * distillation, reconstruction, distillation
+        )
 
     def _distance(self, project: nn.Module, map_BDhw: Tensor, lesson_BDhw: Tensor) -> Tensor:
         """Mean absolute difference over images, places and the teacher's channels."""
@@ -182,7 +122,7 @@ class Distilled(nn.Module):
                 student, teacher = _standardised(student), _standardised(teacher)
             return F.l1_loss(student, teacher)
 
-    def set_image_size(self, image_size: Size) -> Carry:
+    def set_image_size(self, image_size: Size) -> Resampler:
         """As `Method.set_image_size`; the projections know no size."""
         return carry_inside(INSIDE, self.method.set_image_size(image_size))
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmim.encoders.adapter import Encoder
-from fastmim.mim.grids import Size, coarser, shrink_map
+from fastmim.mim.grids import coarser, shrink_map
+from fastmim.system.size import Size
 
 HALF_MAX = torch.finfo(torch.float16).max
 
@@ -41,7 +42,7 @@ class Teacher(nn.Module):
         self,
         encoder: Encoder,
         run: Statistics,
-        own: Statistics,
+        config_group: Statistics,
         layers: Sequence[int],
         student_grids: Sequence[Size],
         digest: str,
@@ -54,9 +55,9 @@ class Teacher(nn.Module):
             for layer, grid in zip(layers, student_grids, strict=True)
         )
         self.digest = digest
-        self.same_scale = run == own
+        self.same_scale = run == config_group
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in run)
-        own_mean, own_std = (torch.tensor(values).view(1, -1, 1, 1) for values in own)
+        own_mean, own_std = (torch.tensor(values).view(1, -1, 1, 1) for values in config_group)
         self.register_buffer("scale", std / own_std)
         self.register_buffer("shift", (mean - own_mean) / own_std)
         self.eval()
@@ -89,7 +90,7 @@ class Teacher(nn.Module):
             images_BCHW = F.interpolate(
                 images_BCHW, self.encoder.image_size, mode="bicubic", antialias=True, align_corners=False
             )
-        maps = self.encoder.maps(images_BCHW, self.layers)
+        maps = self.encoder.forward_layers(images_BCHW, self.layers)
         with torch.autocast(images_BCHW.device.type, enabled=False):
             shrunk = [shrink_map(map_.float(), grid) for map_, grid in zip(maps, self.grids, strict=True)]
             return [map_.clamp(-HALF_MAX, HALF_MAX).half() for map_ in shrunk]

@@ -4,8 +4,6 @@ One gets a feature for every place; the others put mask tokens where none was en
 place by attention or by convolutions.
 """
 
-from dataclasses import dataclass
-
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models._manipulate import checkpoint_seq
@@ -14,31 +12,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size, map_to_tokens, put_tokens, take_tokens, tokens_to_map
-
-HEAD_WIDTH = 32
-MOST_DEPTH, MOST_WIDTH = 256, 1 << 16
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The decoder, which is thrown away after pre-training (paper: table 16)."""
-
-    depth: int = 1
-    """Transformer blocks. Paper: 1 for ViT-B, 4 for Swin-B/L, 8 for ViT-L; 0: LayerNorm and linear only."""
-    width: int = 256
-    """Channels of a token in the decoder (not used at depth 0); a head takes 32 of them."""
-
-    def __post_init__(self) -> None:
-        if self.depth < 0:
-            raise UsageError(f"decoder.depth = {self.depth} must be 0 or more blocks")
-        if self.depth > MOST_DEPTH or self.width > MOST_WIDTH:
-            raise UsageError(
-                f"decoder.depth = {self.depth}, decoder.width = {self.width} must be at most {MOST_DEPTH} "
-                f"blocks of {MOST_WIDTH}"
-            )
-        if self.depth and (self.width < HEAD_WIDTH or self.width % HEAD_WIDTH):
-            raise UsageError(f"decoder.width = {self.width} must be a multiple of {HEAD_WIDTH}")
+from fastmim.mim.grids import map_to_tokens, put_tokens, take_tokens, tokens_to_map
+from fastmim.mim.settings import HEAD_WIDTH, DecoderConfig
+from fastmim.system.size import Size
 
 
 class Blocks(nn.Sequential):

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmim.errors import UsageError
-
-Size = tuple[int, int]
+from fastmim.system.size import Size
 
 
 def grid_of(image_size: Size, block: int) -> Size:

@@ -1,13 +1,12 @@
 """Means over the masked cells only, and what the best constant guess would score."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName = Literal["l2", "l1", "smooth-l1", "cosine"]
+from fastmim.mim.settings import LossName
 
 
 def _per_cell(name: LossName, prediction: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:

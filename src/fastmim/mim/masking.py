@@ -1,41 +1,17 @@
 """Random masks: which part of each image is hidden (paper: section 4.1; appendix A.2, table 10)."""
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size, grid_of
+from fastmim.mim.grids import grid_of
+from fastmim.mim.settings import Masking, Pattern
+from fastmim.system.size import Size
 
-Pattern = Literal["random", "blockwise"]
 LEAST_AREA, MOST_ASPECT = 16, 1 / 0.3  # of a rectangle of blocks, in BEiT
-
-
-@dataclass(frozen=True)
-class Masking:
-    """What is hidden from the encoder."""
-
-    ratio: float = 0.75
-    """Share of the blocks that is masked, between 0 and 1."""
-    size: int | None = None
-    """Side of a masked block, in pixels. Default: the encoder's stride (ViT-B/16: 16, Swin: 32)."""
-    token: Literal["learned", "zeros"] = "learned"
-    """What stands in a masked place: one learned number a channel, or zeros."""
-    place: Literal["image", "patch"] = "image"
-    """Where it stands: in the image's pixels, or in the tokens that the patch embedding makes of them
-    (paper: table 10a)."""
-    pattern: Pattern = "random"
-    """Blocks drawn one by one, or in BEiT's rectangles until there are enough of them."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise UsageError(f"mask.ratio = {self.ratio} must lie between 0 and 1, both excluded")
-        if self.size is not None and self.size < 1:
-            raise UsageError(f"mask.size = {self.size} must be at least 1 pixel")
 
 
 def masked_count(blocks: int, ratio: float, pattern: Pattern = "random") -> int:

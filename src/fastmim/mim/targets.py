@@ -5,15 +5,14 @@ A target is computed from the unmasked image in float32 and lives on its own gri
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fastmim.errors import UsageError
 from fastmim.mim.grids import check_cell, depth_to_space, space_to_depth
 from fastmim.mim.hog_features import hog
-from fastmim.mim.losses import LossName
+from fastmim.mim.settings import TargetConfig
 
 DEFAULT_CELL = 8  # pixels; the paper's
 
@@ -122,35 +121,6 @@ class Weighted:
             depth_to_space(piece, self.cell // part.cell)
             for piece, (part, _) in zip(pieces, self.parts, strict=True)
         ]
-
-
-TargetName = Literal["hog", "pixels", "pixels-norm", "hog+pixels", "hog+pixels-norm"]
-
-
-@dataclass(frozen=True)
-class TargetConfig:
-    """What the model predicts in the masked region."""
-
-    name: TargetName = "hog"
-    """HOG features, raw pixels, pixels normalised per patch (of the encoder's stride), or two at once."""
-    bins: int = 9
-    """Orientation bins of HOG over 0..pi."""
-    cell: int | None = None
-    """Side of a HOG cell, in pixels. Default: 8, or the largest divisor of the encoder's stride below."""
-    normalize: bool = True
-    """Scale each HOG histogram to unit L2 norm."""
-    pixel_weight: float = 1.0
-    """Weight of the pixel loss beside HOG's, for hog+pixels and hog+pixels-norm."""
-    loss: LossName = "l2"
-    """How prediction and target are compared, on masked cells only."""
-
-    def __post_init__(self) -> None:
-        if self.bins < 1:
-            raise UsageError(f"target.bins = {self.bins} must be at least 1")
-        if self.cell is not None and self.cell < 1:
-            raise UsageError(f"target.cell = {self.cell} must be at least 1 pixel")
-        if self.pixel_weight <= 0:
-            raise UsageError(f"target.pixel_weight = {self.pixel_weight} must be above 0")
 
 
 def build_target(config: TargetConfig, stride: int) -> Target:

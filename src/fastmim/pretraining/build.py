@@ -17,14 +17,16 @@ from fastmim.errors import UsageError
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled
 from fastmim.methods.registry import METHODS
+from fastmim.methods.settings import TRAITS
 from fastmim.mim.decoders import checkpoint_blocks
-from fastmim.mim.grids import Size
 from fastmim.mim.targets import compiled_target
-from fastmim.pretraining.teacher import Teaching, load_teaching
+from fastmim.pretraining.teacher import TeacherSetup, load_teacher
 from fastmim.pretraining.teacher_features import make_folder
-from fastmim.train.kernels import KernelConfig, Kernels, apply, checkpoint_activations
+from fastmim.system.size import Size
+from fastmim.train.kernels import KernelChoices, apply, checkpoint_activations
 from fastmim.train.optim import use_kernel
-from fastmim.train.stages import Stage
+from fastmim.train.settings import KernelConfig
+from fastmim.train.stages import StageConfig
 
 # Of a teacher, the weights decide, not where they lie or who says what they are of.
 FREE_ON_RESUME = ALWAYS_FREE | {
@@ -58,15 +60,15 @@ class Network:
     """Everything that learns, and the teacher where there is one."""
 
     method: Method
-    teaching: Teaching | None
+    teacher_setup: TeacherSetup | None
     module: Method | Distilled
     """What trains: the method, or the method with the teacher's part of the loss."""
 
     def with_teacher_at(self, config: PretrainConfig, image_size: Size) -> "Network":
         """The same with the teacher at another size of the run's images; the module stays."""
-        if self.teaching is None:
+        if self.teacher_setup is None:
             return self
-        return replace(self, teaching=load_teaching(config, self.method, image_size))
+        return replace(self, teacher_setup=load_teacher(config, self.method, image_size))
 
 
 def build_network(config: PretrainConfig, method: Method) -> Network:
@@ -74,10 +76,10 @@ def build_network(config: PretrainConfig, method: Method) -> Network:
 
     Projections are drawn from torch's generator, after the method's weights.
     """
-    teaching = load_teaching(config, method, method.image_size)
-    if teaching is None:
+    teacher_setup = load_teacher(config, method, method.image_size)
+    if teacher_setup is None:
         return Network(method, None, method)
-    return Network(method, teaching, teaching.learner(method, config.distill))
+    return Network(method, teacher_setup, teacher_setup.learner(method, config.distill))
 
 
 def resolve(config: PretrainConfig, network: Network) -> PretrainConfig:
@@ -87,24 +89,24 @@ def resolve(config: PretrainConfig, network: Network) -> PretrainConfig:
     config = resolved(
         config, encoder.stride, method.target.cell, encoder.full_kwargs, *config.crop.statistics
     )
-    if network.teaching is not None:
-        layers = tuple(map(str, network.teaching.pairs))
+    if network.teacher_setup is not None:
+        layers = tuple(map(str, network.teacher_setup.pairs))
         config = replace(config, distill=replace(config.distill, layers=layers))
     return config
 
 
 def check_stages(config: PretrainConfig, method: Method) -> None:
     """Raise UsageError unless the method works at the size of every stage; draws no random numbers."""
-    if config.activation_checkpointing and not method.recomputes:
+    if config.activation_checkpointing and not method.supports_activation_checkpointing:
         raise UsageError(f"activation_checkpointing: method = {config.method} cannot; leave it out")
     with torch.random.fork_rng(devices=[]):
         if config.activation_checkpointing:
             checkpoint_activations(copy.deepcopy(method.encoder.model), config.model)
         if config.distill.cache is not None:
             make_folder(Path(config.distill.cache).expanduser())
-        _check_batch(config, method, config.course[0])
-        grown = copy.deepcopy(method) if len(config.course) > 1 else method
-        for stage in config.course[1:]:
+        _check_batch(config, method, config.planned_stages[0])
+        grown = copy.deepcopy(method) if len(config.planned_stages) > 1 else method
+        for stage in config.planned_stages[1:]:
             with _stage_named(stage):
                 grown.set_image_size(stage.size)
                 _check_batch(config, grown, stage)
@@ -112,18 +114,18 @@ def check_stages(config: PretrainConfig, method: Method) -> None:
 
 def check_teacher(config: PretrainConfig, network: Network) -> None:
     """Raise UsageError unless the teacher takes the images of every stage; draws no random numbers."""
-    if network.teaching is None or config.distill.size is not None:
+    if network.teacher_setup is None or config.distill.size is not None:
         return
     with torch.random.fork_rng(devices=[]):
-        method = copy.deepcopy(network.method) if len(config.course) > 1 else network.method
-        for stage in config.course[1:]:
+        method = copy.deepcopy(network.method) if len(config.planned_stages) > 1 else network.method
+        for stage in config.planned_stages[1:]:
             with _stage_named(stage):
                 method.set_image_size(stage.size)
-                load_teaching(config, method, stage.size)
+                load_teacher(config, method, stage.size)
 
 
 @contextlib.contextmanager
-def _stage_named(stage: Stage) -> Iterator[None]:
+def _stage_named(stage: StageConfig) -> Iterator[None]:
     """Name the stage in a UsageError that is raised within the block."""
     try:
         yield
@@ -131,7 +133,7 @@ def _stage_named(stage: Stage) -> Iterator[None]:
         raise UsageError(f"stages: {stage}: {error}") from error
 
 
-def _check_batch(config: PretrainConfig, method: Method, stage: Stage) -> None:
+def _check_batch(config: PretrainConfig, method: Method, stage: StageConfig) -> None:
     encoder = method.encoder
     share = (stage.batch_size or config.batch_size) // (config.devices * config.num_nodes)
     micro_batch = stage.micro_batch or config.micro_batch
@@ -147,7 +149,8 @@ def kernel_config(config: PretrainConfig) -> KernelConfig:
 
 def kernel_facts(config: PretrainConfig, method: Method, image_size: Size) -> dict[str, Any]:
     """What decides how fast which kernels are: the network, and what the method does with it."""
-    own = asdict(getattr(config, method.own)) if method.own else {}
+    group = TRAITS[config.method].config_group
+    own = asdict(getattr(config, group)) if group else {}
     return {
         "model": config.model,
         "arguments": repr(method.encoder.model_kwargs),
@@ -159,7 +162,7 @@ def kernel_facts(config: PretrainConfig, method: Method, image_size: Size) -> di
 
 
 def use_kernels(
-    config: PretrainConfig, method: Method, optimizer: torch.optim.AdamW, kernels: Kernels
+    config: PretrainConfig, method: Method, optimizer: torch.optim.AdamW, kernels: KernelChoices
 ) -> None:
     """Compute the method's and the optimiser's steps with the chosen kernels."""
     apply(method, kernels)

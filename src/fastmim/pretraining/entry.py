@@ -11,11 +11,11 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from fastmim.config import PretrainConfig, merge, run_settings
+from fastmim.config.usage import check_pretraining
 from fastmim.data.loading.channel_stats import channel_statistics
 from fastmim.data.sources.base import ImageSource
 from fastmim.data.sources.open import open_images
 from fastmim.encoders.build import name_of
-from fastmim.errors import UsageError
 from fastmim.pretraining.build import (
     Network,
     build_method,
@@ -31,7 +31,7 @@ from fastmim.recipes import base_config
 from fastmim.train.checkpoint_folder import newest_checkpoint
 from fastmim.train.distributed import run_everywhere, starts_processes, teller
 from fastmim.train.run import train
-from fastmim.train.run_dir import NEW_RUN, Resume, StartMode, goes_on
+from fastmim.train.settings import NEW_RUN, Resume, StartMode
 
 
 def pretrain(
@@ -101,12 +101,8 @@ def run_pretraining(
         module: what ``config.model`` names, where that is no name that a model can be built from.
         trust_code: the factory that the teacher's file names may be imported, too.
     """
+    resumes = check_pretraining(config, start)
     run = Path(config.out).expanduser()
-    resumes = bool(config.out) and goes_on(run, start.resume)
-    if not config.data:
-        raise UsageError("data is missing: give a folder of images, or demo:photos to try it")
-    if not config.out:
-        raise UsageError("out is missing: give a folder that the run is written to")
     config = replace(config, out=str(run))
     if trust_code:
         config = replace(config, distill=with_factory(config.distill))

@@ -9,27 +9,27 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from fastmim.config import PretrainConfig
-from fastmim.data.loading.train_loader import Feeder
+from fastmim.data.loading.train_loader import TrainLoader
 from fastmim.data.loading.unreadable import SKIPPED
 from fastmim.encoders.kept_tables import with_own_tables
 from fastmim.encoders.registry import weights_tag
 from fastmim.methods.base import Method
-from fastmim.mim.grids import Size
 from fastmim.pretraining.build import Network
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.pretraining.report import Outcome, write_report
+from fastmim.system.size import Size
 from fastmim.train.checkpoint import Choices
 from fastmim.train.distributed import hardware
 from fastmim.train.optim import scaled_lr
-from fastmim.train.run_dir import REPORT
-from fastmim.train.stages import Leg, Plan
+from fastmim.train.run_files import REPORT
+from fastmim.train.stages import Stage, TrainingPlan
 from fastmim.weights.batchnorm import batch_norms, recalibrated
 from fastmim.weights.encoder_file import WEIGHTS, describe_encoder, save_encoder
 
 
-def summary(config: PretrainConfig, network: Network, plan: Plan, held_out: int) -> Iterator[str]:
+def summary(config: PretrainConfig, network: Network, plan: TrainingPlan, held_out: int) -> Iterator[str]:
     """Lines about the model, its teacher and the data, for the start of a run."""
-    method, teaching = network.method, network.teaching
+    method, teacher_setup = network.method, network.teacher_setup
     height, width = method.image_size
     h, w = _grid(method)
     parameters = sum(p.numel() for p in method.encoder.parameters()) / 1e6
@@ -42,34 +42,34 @@ def summary(config: PretrainConfig, network: Network, plan: Plan, held_out: int)
             f"it begins with random weights, not with timm's {tag}; "
             f"`fastmim finetune --encoder timm:{config.model}` takes those"
         )
-    if teaching is not None:
-        teacher = teaching.teacher.encoder
+    if teacher_setup is not None:
+        teacher = teacher_setup.teacher.encoder
         parameters = sum(p.numel() for p in teacher.parameters()) / 1e6
         height, width = teacher.image_size
         yield (
             f"teacher {config.distill.teacher}: {teacher.model_name}, {parameters:.1f} M parameters, at "
-            f"{height}x{width} pixels; layers {' '.join(map(str, teaching.pairs))}"
+            f"{height}x{width} pixels; layers {' '.join(map(str, teacher_setup.pairs))}"
         )
     yield f"{config.data}: {plan.images} images to train on, {held_out} held out"
 
 
 def kernels_line(
-    fabric: Fabric, config: PretrainConfig, method: Method, plan: Plan, leg: Leg, choices: Choices
+    fabric: Fabric, config: PretrainConfig, method: Method, plan: TrainingPlan, stage: Stage, choices: Choices
 ) -> Iterator[str]:
     """A line or two about how a stage's steps are computed."""
-    height, width = leg.image_size
+    height, width = stage.image_size
     h, w = _grid(method)
     batch = (
-        f"batch {leg.batch_size} as {fabric.world_size} x {choices.micro_batch} "
+        f"batch {stage.batch_size} as {fabric.world_size} x {choices.micro_batch} "
         f"on {fabric.device.type} in {choices.precision}, {choices.kernels}"
     )
-    lr = scaled_lr(config.optim.base_lr, leg.batch_size)
-    if leg.number:
-        yield f"{_stage(plan, leg)}: {h}x{w} tokens at {height}x{width} pixels; {batch}; peak lr {lr:.3g}"
+    lr = scaled_lr(config.optim.base_lr, stage.batch_size)
+    if stage.number:
+        yield f"{_stage(plan, stage)}: {h}x{w} tokens at {height}x{width} pixels; {batch}; peak lr {lr:.3g}"
     else:
         yield f"{batch}; peak lr {lr:.3g}, {plan.total_steps} steps"
-    if len(plan.legs) > 1 and not leg.number:
-        yield f"{_stage(plan, leg)}: {leg.last_step} steps at {height}x{width} pixels"
+    if len(plan.stages) > 1 and not stage.number:
+        yield f"{_stage(plan, stage)}: {stage.last_step} steps at {height}x{width} pixels"
 
 
 def _grid(method: Method) -> Size:
@@ -77,16 +77,16 @@ def _grid(method: Method) -> Size:
     return h, w
 
 
-def _stage(plan: Plan, leg: Leg) -> str:
-    return f"stage {leg.number + 1} of {len(plan.legs)}"
+def _stage(plan: TrainingPlan, stage: Stage) -> str:
+    return f"stage {stage.number + 1} of {len(plan.stages)}"
 
 
 class Trained(NamedTuple):
     """What a run has trained, and with what, in its last stage."""
 
     network: Network
-    loader: Feeder
-    stage: Leg
+    loader: TrainLoader
+    stage: Stage
     held_out: HeldOut
 
 
@@ -100,11 +100,11 @@ def write_outputs(
 ) -> None:
     """Write the encoder, the sheet of samples and the report; say how the run went."""
     run = Path(config.out)
-    encoder, teaching = trained.network.method.encoder, trained.network.teaching
+    encoder, teacher_setup = trained.network.method.encoder, trained.network.teacher_setup
     origin = describe_encoder(encoder, *config.crop.statistics, config.method, config.target.name)
     origin["trained_on"] = hardware(fabric)
-    if teaching is not None:
-        teacher = teaching.teacher
+    if teacher_setup is not None:
+        teacher = teacher_setup.teacher
         origin["teacher"] = {"model": teacher.encoder.model_name, "digest": teacher.digest}
     model = encoder.model
     if complete and config.bn_recalibrate and batch_norms(model):

@@ -10,7 +10,7 @@ from fastmim.report.samples import Samples, draw_losses, draw_samples
 from fastmim.system.files import write_atomically
 from fastmim.train.logs import read_metrics
 from fastmim.train.optim import scaled_lr
-from fastmim.train.run_dir import REPORT, SAMPLES
+from fastmim.train.run_files import REPORT, SAMPLES
 
 SAMPLE_ROWS = 6
 
@@ -63,7 +63,10 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
         outcome.verdict,
         [
             ("data", f"{config.data} ({outcome.images} images, {outcome.skipped_images} unreadable)"),
-            ("image size", ", then ".join(f"{h} x {w} pixels" for h, w in (s.size for s in config.course))),
+            (
+                "image size",
+                ", then ".join(f"{h} x {w} pixels" for h, w in (s.size for s in config.planned_stages)),
+            ),
             ("steps", f"{outcome.steps} of {outcome.total_steps}"),
             ("batch", f"{config.batch_size} images"),
             ("peak learning rate", f"{scaled_lr(config.optim.base_lr, config.batch_size):.3g}"),

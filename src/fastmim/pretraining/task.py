@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmim.config import PretrainConfig, check_resumed
-from fastmim.data.loading.dataset import Crops, to_images
-from fastmim.data.loading.train_loader import Feeder, Share, held_out_crops, split_images
-from fastmim.data.loading.unreadable import SKIPPED, SkipList
+from fastmim.data.loading.dataset import CropDataset, to_images
+from fastmim.data.loading.train_loader import Share, TrainLoader, held_out_crops, split_images
+from fastmim.data.loading.unreadable import SKIPPED, UnreadableLog
 from fastmim.data.parts import splits_note
 from fastmim.data.seeds import HELD_OUT_SEED, MASK_SEED, seeded_generator
 from fastmim.data.sources.base import ImageSource, fingerprint, notes_of
@@ -24,15 +24,15 @@ from fastmim.pretraining.build import FREE_ON_RESUME, Network, kernel_facts, use
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.pretraining.outputs import Trained, kernels_line, summary, write_outputs
 from fastmim.pretraining.report import Outcome
-from fastmim.pretraining.teacher_features import lessons_of, measure_both, taught
+from fastmim.pretraining.teacher_features import build_teacher_features, measure_both, with_teacher_features
 from fastmim.system.hardware import loader_workers
 from fastmim.train.autotune import StepToTune
 from fastmim.train.checkpoint import Checkpoint, Choices
-from fastmim.train.optim import build_adamw, carry_state
+from fastmim.train.optim import build_adamw, resample_state
 from fastmim.train.run import FILES
-from fastmim.train.run_dir import REPORT, SAMPLES
-from fastmim.train.sampler import Stream
-from fastmim.train.stages import Leg, build_plan
+from fastmim.train.run_files import REPORT, SAMPLES
+from fastmim.train.sampler import InfiniteSampler
+from fastmim.train.stages import Stage, build_plan
 from fastmim.train.task import Ended, StageData, StageSetup
 from fastmim.weights.encoder_file import ORIGIN, WEIGHTS
 
@@ -70,7 +70,9 @@ class PretrainTask:
         self.network = network
         self.run = Path(config.out)
         self.split = split_images(len(source), config.held_out, config.seed)
-        self.plan = build_plan(config.course, len(self.split.training), config.batch_size, config.micro_batch)
+        self.plan = build_plan(
+            config.planned_stages, len(self.split.training), config.batch_size, config.micro_batch
+        )
         self.optimizer = build_adamw(network.module, config.optim)
         self.mean, self.std = (torch.tensor(v, device=fabric.device) for v in config.crop.statistics)
         self.stage_number = 0  # that the network's size is of
@@ -79,31 +81,31 @@ class PretrainTask:
     def identity(self) -> dict[str, str]:
         """Digests of the images and of the teacher's weights."""
         digests = {"data_digest": fingerprint(self.source)}
-        if self.network.teaching is not None:
-            digests["teacher_digest"] = self.network.teaching.teacher.digest
+        if self.network.teacher_setup is not None:
+            digests["teacher_digest"] = self.network.teacher_setup.teacher.digest
         return digests
 
     def check_resumable(self, checkpoint: Checkpoint) -> None:
         """Raise UsageError unless settings, images and teacher are those that the run began with."""
         check_resumed(self.config, FREE_ON_RESUME, checkpoint.identity, self.identity())
 
-    def enter(self, stage: Leg, say: Callable[[str], None]) -> StageSetup:
+    def enter(self, stage: Stage, say: Callable[[str], None]) -> StageSetup:
         """Bring network and optimiser to the stage's image size, and fix the held-out images."""
         config, fabric = self.config, self.fabric
         self.say = say
         if not self.stage_number:
-            self.skips = SkipList(self.run / SKIPPED, len(self.source), config.max_unreadable)
-        for passed in self.plan.legs[self.stage_number + 1 : stage.number + 1]:
+            self.unreadable_log = UnreadableLog(self.run / SKIPPED, len(self.source), config.max_unreadable)
+        for passed in self.plan.stages[self.stage_number + 1 : stage.number + 1]:
             resample = self.network.module.set_image_size(passed.image_size)
             smaller, self.optimizer = self.optimizer, build_adamw(self.network.module, config.optim)
-            carry_state(smaller, self.optimizer, resample)
+            resample_state(smaller, self.optimizer, resample)
         if stage.number > self.stage_number:
             self.network = self.network.with_teacher_at(config, stage.image_size)
         self.stage_number = stage.number
         method, module = self.network.method, self.network.module
         module.to(fabric.device)
-        if self.network.teaching is not None:
-            self.network.teaching.teacher.to(fabric.device)
+        if self.network.teacher_setup is not None:
+            self.network.teacher_setup.teacher.to(fabric.device)
 
         images, mask = self._held_out_images(stage)
         self.images, self.mask = images, mask
@@ -122,20 +124,20 @@ class PretrainTask:
             forward=self._forward,
         )
 
-    def _held_out_images(self, stage: Leg) -> tuple[Tensor, Tensor]:
+    def _held_out_images(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """Normalised images (B, C, H, W) and their masks (B, h, w), on the device; always the same."""
         config = self.config
         crops = held_out_crops(
-            self._crops(self.split.held_out, stage), config.held_out, config.seed, self.skips
+            self._crops(self.split.held_out, stage), config.held_out, config.seed, self.unreadable_log
         )
         images = to_images(crops, self.mean, self.std)
         generator = seeded_generator(HELD_OUT_SEED, MASK_SEED, config.seed)
         mask = self.network.method.draw_mask(generator, len(images), stage.image_size)
         return images, mask.to(self.fabric.device)
 
-    def _crops(self, indices: NDArray[np.int64], stage: Leg) -> Crops:
+    def _crops(self, indices: NDArray[np.int64], stage: Stage) -> CropDataset:
         config = self.config
-        return Crops(
+        return CropDataset(
             self.source,
             indices,
             config.crop,
@@ -145,22 +147,22 @@ class PretrainTask:
         )
 
     def _forward(self, count: int) -> object:
-        teaching = self.network.teaching
-        features = teaching.teacher.blank(count) if teaching is not None else []
+        teacher_setup = self.network.teacher_setup
+        features = teacher_setup.teacher.blank(count) if teacher_setup is not None else []
         return self.network.module(self.images[:count], self.mask[:count], *features)
 
-    def load(self, stage: Leg, choices: Choices) -> StageData:
+    def load(self, stage: Stage, choices: Choices) -> StageData:
         """The stream of crops and masks, and the loss on held-out images, with a teacher's features."""
         config, method = self.config, self.network.method
         share = Share.of(stage.batch_size, self.fabric.global_rank, self.fabric.world_size)
-        stream = Stream(self.split.training, config.seed)
-        self.loader = Feeder(
+        stream = InfiniteSampler(self.split.training, config.seed)
+        self.loader = TrainLoader(
             self._crops(self.split.training, stage),
             batches=lambda step: stream.batches(stage, step, share.part),
-            beside=lambda _, step: method.draw_mask(
+            extra_inputs=lambda _, step: method.draw_mask(
                 seeded_generator(MASK_SEED, config.seed, step), share.whole, stage.image_size
             )[share.part],
-            skips=self.skips,
+            unreadable_log=self.unreadable_log,
             micro_batch=choices.micro_batch,
             workers=loader_workers(config.workers, self.fabric.world_size // config.num_nodes),
             seed=config.seed,
@@ -172,7 +174,7 @@ class PretrainTask:
         self.held_out = HeldOut(method, self.images, self.mask, choices.micro_batch, self.fabric.autocast)
         if not isinstance(self.network.module, Distilled):
             return StageData(self.loader, partial(self.held_out.measure, self.say))
-        assert self.network.teaching is not None
+        assert self.network.teacher_setup is not None
         drawn = {
             **self.identity(),
             "world_size": self.fabric.world_size,
@@ -180,13 +182,15 @@ class PretrainTask:
             "micro_batch": choices.micro_batch,
             "split": len(self.split.held_out),
         }
-        lessons = lessons_of(self.fabric, config, self.network.teaching, stage, drawn, self.say)
+        teacher_features = build_teacher_features(
+            self.fabric, config, self.network.teacher_setup, stage, drawn, self.say
+        )
         return StageData(
-            taught(self.loader, lessons, share.first),
-            partial(measure_both, self.held_out, self.network.module, lessons, self.say),
+            with_teacher_features(self.loader, teacher_features, share.first),
+            partial(measure_both, self.held_out, self.network.module, teacher_features, self.say),
         )
 
-    def summary(self, stage: Leg) -> Iterator[str]:
+    def summary(self, stage: Stage) -> Iterator[str]:
         """Lines about the data, the model and its teacher, when the run starts."""
         if stage.number:
             return
@@ -195,7 +199,7 @@ class PretrainTask:
                 yield f"data: {note}"
         yield from summary(self.config, self.network, self.plan, len(self.split.held_out))
 
-    def progress_line(self, stage: Leg, choices: Choices) -> Iterator[str]:
+    def progress_line(self, stage: Stage, choices: Choices) -> Iterator[str]:
         """Lines about how the stage's steps are computed."""
         return kernels_line(self.fabric, self.config, self.network.method, self.plan, stage, choices)
 
@@ -210,11 +214,11 @@ class PretrainTask:
             self.held_out.loss(),
             self.held_out.trivial,
             len(self.source),
-            len(self.skips.skipped),
+            len(self.unreadable_log.skipped),
             self.split.shared,
         )
         if self.fabric.is_global_zero:
-            trained = Trained(self.network, self.loader, self.plan.legs[self.stage_number], self.held_out)
+            trained = Trained(self.network, self.loader, self.plan.stages[self.stage_number], self.held_out)
             write_outputs(self.fabric, self.config, trained, self.outcome, ended.complete, say)
 
     def result(self, ended: Ended) -> RunResult:

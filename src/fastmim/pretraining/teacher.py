@@ -9,20 +9,22 @@ import torch
 
 from fastmim.config import PretrainConfig
 from fastmim.encoders.adapter import Encoder
-from fastmim.encoders.registry import create, fit_kwargs, is_custom
+from fastmim.encoders.names import is_custom
+from fastmim.encoders.registry import create, fit_kwargs
 from fastmim.encoders.resize import resize
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method
-from fastmim.methods.distillation import NEW, WITH_TIMM_WEIGHTS, DistillConfig, Distilled, Pair, pairs_of
+from fastmim.methods.distillation import Distilled, Pair, pairs_of
 from fastmim.methods.frozen_teacher import Statistics, Teacher
-from fastmim.mim.grids import Size
+from fastmim.methods.settings import NEW, WITH_TIMM_WEIGHTS, DistillConfig
+from fastmim.system.size import Size
 from fastmim.weights.load import Loaded, factory_of, load_with, replace_classifier, timm_weights
 from fastmim.weights.timm_file import timm_file
 
 
-class Teaching(NamedTuple):
-    """A teacher at the size of one leg of a run."""
+class TeacherSetup(NamedTuple):
+    """A teacher at the size of one stage of a run."""
 
     teacher: Teacher
     pairs: tuple[Pair, ...]
@@ -38,7 +40,7 @@ class Teaching(NamedTuple):
         )
 
 
-def load_teaching(config: PretrainConfig, method: Method, image_size: Size) -> Teaching | None:
+def load_teacher(config: PretrainConfig, method: Method, image_size: Size) -> TeacherSetup | None:
     """The teacher at ``image_size``, the run's, read from its source anew; None where there is none.
 
     Args:
@@ -80,7 +82,7 @@ def load_teaching(config: PretrainConfig, method: Method, image_size: Size) -> T
         [method.encoder.layers[pair.student].grid for pair in pairs],
         digest,
     )
-    return Teaching(teacher, pairs)
+    return TeacherSetup(teacher, pairs)
 
 
 def _load(told: DistillConfig, in_chans: int, seed: int) -> Loaded:

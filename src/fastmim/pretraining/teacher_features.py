@@ -26,9 +26,9 @@ from fastmim.errors import RunError, UsageError
 from fastmim.methods.distillation import Distilled
 from fastmim.methods.frozen_teacher import Teacher
 from fastmim.pretraining.evaluation import HeldOut
-from fastmim.pretraining.teacher import Teaching
+from fastmim.pretraining.teacher import TeacherSetup
 from fastmim.system.files import write_atomically
-from fastmim.train.stages import Leg
+from fastmim.train.stages import Stage
 from fastmim.train.task import Loader, MicroBatch
 
 RESERVE = 2 << 30  # bytes of the disk that a cache leaves free: checkpoints need them
@@ -39,7 +39,7 @@ KEY = "key.json"
 Say = Callable[[str], None]
 
 
-class LessonCache:
+class FeatureCache:
     """Maps of micro-batches on disk, a file each, under a folder that is named after all they depend on.
 
     A file is either whole or not there. It is used only where its crops are the same. When the disk is full
@@ -102,7 +102,7 @@ class LessonCache:
         self.say(f"distill.cache: no more features are kept: {reason}")
 
 
-class Lessons:
+class TeacherFeatures:
     """The teacher's maps of images.
 
     Args:
@@ -115,7 +115,7 @@ class Lessons:
         self,
         teacher: Teacher,
         autocast: Callable[[], AbstractContextManager[object]],
-        cache: LessonCache | None,
+        cache: FeatureCache | None,
     ) -> None:
         self.teacher = teacher
         self.autocast = autocast
@@ -141,7 +141,7 @@ class Lessons:
         )
 
 
-def taught(feed: Loader, lessons: Lessons, first: int) -> Loader:
+def with_teacher_features(feed: Loader, teacher_features: TeacherFeatures, first: int) -> Loader:
     """``feed`` with the teacher's maps beside images and masks, in its micro-batches.
 
     Args:
@@ -151,7 +151,7 @@ def taught(feed: Loader, lessons: Lessons, first: int) -> Loader:
     def with_lessons(micro_batches: Iterable[MicroBatch], step: int) -> Iterator[MicroBatch]:
         place = first
         for (images, *beside), count in micro_batches:
-            maps = lessons(images, f"{step:09d}-{place}")
+            maps = teacher_features(images, f"{step:09d}-{place}")
             yield (images, *beside, *maps), count
             place += count
 
@@ -162,47 +162,49 @@ def taught(feed: Loader, lessons: Lessons, first: int) -> Loader:
     return feed_with_lessons
 
 
-def lessons_of(
+def build_teacher_features(
     fabric: Fabric,
     config: PretrainConfig,
-    teaching: Teaching,
-    leg: Leg,
+    teacher_setup: TeacherSetup,
+    stage: Stage,
     drawn: dict[str, Any],
     say: Say,
-) -> Lessons:
-    """What the teacher has to say in a leg, kept where that is asked for.
+) -> TeacherFeatures:
+    """What the teacher has to say in a stage, kept where that is asked for.
 
     Args:
-        drawn: what the crops and the teacher's features depend on, besides configuration and leg.
+        drawn: what the crops and the teacher's features depend on, besides configuration and stage.
     """
-    teacher, cache = teaching.teacher, None
+    teacher, cache = teacher_setup.teacher, None
     if config.distill.cache is not None:
         key = {
             **drawn,
             "crop": asdict(config.crop),
             "seed": config.seed,
             "in_chans": config.in_chans,
-            "leg": [leg.image_size, leg.batch_size, leg.first_step, leg.first_sample],
+            "leg": [stage.image_size, stage.batch_size, stage.first_step, stage.first_sample],
             "held_out": config.held_out,
             "teacher": [teacher.encoder.model_name, teacher.encoder.model_kwargs, teacher.encoder.image_size],
             "maps": [teacher.layers, teacher.shapes],
         }
-        cache = LessonCache(config.distill.cache, key, say)
-        images = (leg.last_step - leg.first_step) * leg.batch_size
+        cache = FeatureCache(config.distill.cache, key, say)
+        images = (stage.last_step - stage.first_step) * stage.batch_size
         say(estimate(cache.folder, teacher.bytes_per_image, images))
-    return Lessons(teacher, fabric.autocast, cache)
+    return TeacherFeatures(teacher, fabric.autocast, cache)
 
 
-def measure_both(held_out: HeldOut, learner: Distilled, lessons: Lessons, say: Say) -> dict[str, float]:
+def measure_both(
+    held_out: HeldOut, learner: Distilled, teacher_features: TeacherFeatures, say: Say
+) -> dict[str, float]:
     """The losses of `HeldOut.measure`, and beside them the distance from the teacher."""
     losses = held_out.measure(say)
-    distillation = held_out_distillation(learner, held_out, lessons)
+    distillation = held_out_distillation(learner, held_out, teacher_features)
     say(f"held-out distillation loss {distillation:.4f}")
     return {**losses, "held_out_distillation_loss": distillation}
 
 
 @torch.no_grad()
-def held_out_distillation(learner: Distilled, held_out: HeldOut, lessons: Lessons) -> float:
+def held_out_distillation(learner: Distilled, held_out: HeldOut, teacher_features: TeacherFeatures) -> float:
     """Mean distance from the teacher's features on the held-out images, masked as ever."""
     was_training = learner.training
     learner.eval()
@@ -212,7 +214,7 @@ def held_out_distillation(learner: Distilled, held_out: HeldOut, lessons: Lesson
         torch.split(held_out.mask, held_out.micro_batch),
         strict=True,
     ):
-        maps = lessons(images, f"held_out-{start}")
+        maps = teacher_features(images, f"held_out-{start}")
         with held_out.autocast():
             result = learner(images, mask, *maps)
         total += float(result.distillation) * len(images) / len(held_out.images)

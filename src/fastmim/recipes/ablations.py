@@ -11,10 +11,8 @@ from dataclasses import replace
 from typing import Literal
 
 from fastmim.config import PretrainConfig
-from fastmim.encoders.build import EncoderConfig
-from fastmim.mim.decoders import DecoderConfig
-from fastmim.mim.masking import Masking
-from fastmim.mim.targets import TargetConfig
+from fastmim.encoders.settings import EncoderConfig
+from fastmim.mim.settings import DecoderConfig, Masking, TargetConfig
 from fastmim.recipes.backbones import pyramid, swin_b, swin_l, vit_b, vit_l
 from fastmim.recipes.methods import VIT_B, at_length, mae
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from fastmim.config import PretrainConfig
 from fastmim.errors import UsageError
-from fastmim.mim.decoders import DecoderConfig
-from fastmim.train.schedules import ScheduleConfig
+from fastmim.mim.settings import DecoderConfig
+from fastmim.train.settings import ScheduleConfig
 from fastmim.train.stages import parse_stages
 
 _VIT: dict[str, Any] = {"embed_dim": 32, "num_heads": 2}

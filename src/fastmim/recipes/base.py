@@ -7,12 +7,12 @@ from typing import Any, TypeVar, cast
 
 from fastmim.config import FinetuneConfig, PretrainConfig, RunConfig, build, merge, read_yaml
 from fastmim.config.settings import flat
-from fastmim.encoders.registry import is_custom
+from fastmim.encoders.names import is_custom
 from fastmim.encoders.trust import Trust, check_plain
 from fastmim.errors import UsageError
 from fastmim.recipes.catalogue import recipe
 from fastmim.recipes.methods import defaults_of
-from fastmim.train.run_dir import CONFIG, holds_run
+from fastmim.train.run_files import CONFIG, holds_run
 
 C = TypeVar("C", bound=RunConfig)
 MODELS = ("model", "distill.model")  # settings that name a model

@@ -6,13 +6,8 @@ from typing import cast
 
 from fastmim.config import FinetuneConfig, PretrainConfig, resolved, to_yaml
 from fastmim.config.finetune import SCRATCH
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.encoders.adapter import Encoder
-from fastmim.encoders.build import build_encoder
-from fastmim.encoders.registry import without_memory
-from fastmim.methods.distillation import NEW, DistillConfig
-from fastmim.methods.registry import METHODS
-from fastmim.mim.targets import build_target
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.methods.settings import NEW, DistillConfig
 from fastmim.recipes.backbones import narrow_kwargs
 
 NO_FIGURE = "no figure"
@@ -76,6 +71,12 @@ class Recipe:
 
 def resolve(config: PretrainConfig) -> PretrainConfig:
     """``config`` with what a run would derive from the backbone written out; no weights are drawn."""
+    from fastmim.encoders.adapter import Encoder
+    from fastmim.encoders.build import build_encoder
+    from fastmim.encoders.registry import without_memory
+    from fastmim.methods.registry import METHODS
+    from fastmim.mim.targets import build_target
+
     size = METHODS[config.method].encoder_size(config.size)
     build = partial(build_encoder, config.model, size, config.in_chans, config.model_kwargs, config.encoder)
     encoder = cast(Encoder, without_memory(build))

@@ -13,8 +13,7 @@ from typing import Any
 from fastmim.config import FinetuneConfig, PretrainConfig
 from fastmim.recipes.definition import NO_FIGURE, Recipe
 from fastmim.recipes.supervised import AUTHORS
-from fastmim.train.optim import OptimConfig
-from fastmim.train.schedules import ScheduleConfig
+from fastmim.train.settings import OptimConfig, ScheduleConfig
 
 BATCH = 1024
 TABLE9_EPOCHS = 100.0  # its caption

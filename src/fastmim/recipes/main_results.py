@@ -9,7 +9,7 @@ none of them was measured with this code.
 from dataclasses import replace
 
 from fastmim.config import PretrainConfig
-from fastmim.methods.distillation import DistillConfig
+from fastmim.methods.settings import DistillConfig
 from fastmim.recipes.backbones import in_stages, pyramid, swin_b, swin_l, vit_b, vit_l
 from fastmim.recipes.methods import (
     fcmae_convnextv2_b,

@@ -14,15 +14,12 @@ from inspect import getdoc
 from typing import Any
 
 from fastmim.config import PretrainConfig
-from fastmim.data.transforms.crops import CropConfig
-from fastmim.encoders.build import EncoderConfig
-from fastmim.methods.registry import MethodName
-from fastmim.mim.decoders import DecoderConfig
-from fastmim.mim.masking import Masking
-from fastmim.mim.targets import TargetConfig
+from fastmim.data.settings import CropConfig
+from fastmim.encoders.settings import EncoderConfig
+from fastmim.methods.settings import MethodName
+from fastmim.mim.settings import DecoderConfig, Masking, TargetConfig
 from fastmim.recipes.definition import NO_FIGURE, Recipe
-from fastmim.train.optim import OptimConfig
-from fastmim.train.schedules import ScheduleConfig
+from fastmim.train.settings import OptimConfig, ScheduleConfig
 
 LINEAR = DecoderConfig(depth=0)
 TIMMS = EncoderConfig(init="timm")  # nearest to what codes with truncated normals draw

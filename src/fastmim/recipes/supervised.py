@@ -7,8 +7,7 @@ would be weaker than the figure that stands beside it. ``source`` says where eac
 from dataclasses import dataclass, replace
 
 from fastmim.config import FinetuneConfig
-from fastmim.train.optim import OptimConfig
-from fastmim.train.schedules import ScheduleConfig
+from fastmim.train.settings import OptimConfig, ScheduleConfig
 
 
 @dataclass(frozen=True)

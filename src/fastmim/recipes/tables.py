@@ -13,7 +13,7 @@ from inspect import getdoc
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from fastmim.mim.decoders import DecoderConfig
+from fastmim.mim.settings import DecoderConfig
 from fastmim.recipes import ablations, main_results
 from fastmim.recipes.definition import Recipe
 from fastmim.system.documents import parse_yaml

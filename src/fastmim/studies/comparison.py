@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
+from fastmim.studies.settings import FROM_SCRATCH, LONGER, OURS
 from fastmim.system.markdown import table
 
-OURS, FROM_SCRATCH, LONGER = "pre-trained", "scratch", "scratch, equal total time"
 CONFIDENCE = 0.95
 NORMAL = float(norm.ppf((1 + CONFIDENCE) / 2))
 LEAST_SEEDS = 3  # for a verdict: of two, chance alone often gives the same difference twice

@@ -1,51 +1,6 @@
 """The grid of a sweep: 3 x 3 points at first, larger while the best lies on its border (appendix A.3.3)."""
 
-from dataclasses import dataclass
-
-from fastmim.config import check_least
-from fastmim.config.finetune import PAPERS_LAYER_DECAY, PAPERS_LR
-from fastmim.errors import UsageError
-
-Point = tuple[int, int]
-"""Steps from the centre: of the learning rate, of the layer decay."""
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    """The grid."""
-
-    centre_lr: float | None = None
-    """Base learning rate in the middle of the first grid. Default: optim.base-lr (paper: 1e-3)."""
-    centre_decay: float | None = None
-    """Layer decay there. Default: layer-decay (paper: 0.75)."""
-    lr_factor: float = 2.0
-    """From one base learning rate to the next."""
-    decay_step: float = 0.05
-    """From one layer decay to the next."""
-    max_trials: int = 25
-    """Points at most, 9 or more: a grid that wants more stops growing."""
-    storage: str | None = None
-    """Where the study lives, as optuna's URL (postgresql://..., sqlite:///...): give all machines the same.
-    Default: sweep.db in --out."""
-    study: str = "fastmim"
-    """Name of the study in its storage."""
-
-    def __post_init__(self) -> None:
-        check_least(self, {"max_trials": 9})
-        for name in ("centre_lr", "decay_step"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UsageError(f"{name} = {value} must be above 0")
-        if self.centre_decay is not None and not 0 < self.centre_decay <= 1:
-            raise UsageError(f"centre_decay = {self.centre_decay} must be above 0 and at most 1")
-        if self.lr_factor <= 1:
-            raise UsageError(f"lr_factor = {self.lr_factor} must be above 1")
-
-    def at(self, point: Point) -> tuple[float, float]:
-        """(base_lr, layer_decay) of a point, rounded so that the same point is the same number."""
-        rate = (self.centre_lr or PAPERS_LR) * self.lr_factor ** point[0]
-        decay = min(1.0, (self.centre_decay or PAPERS_LAYER_DECAY) + self.decay_step * point[1])
-        return float(f"{rate:.6g}"), round(decay, 6)
+from fastmim.studies.settings import Point, SweepConfig
 
 
 def wanted_points(top1: dict[Point, float], config: SweepConfig) -> list[Point]:

@@ -17,56 +17,28 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from fastmim.config import FinetuneConfig, build, check_least, read_yaml
+from fastmim.config import FinetuneConfig, build, read_yaml
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.downstream.classification.entry import run_finetuning, with_factory
 from fastmim.downstream.classification.outputs import RESULTS
 from fastmim.encoders.trust import Trust
 from fastmim.errors import RunError, StoppedError, UsageError
-from fastmim.studies.comparison import CONFIDENCE, FROM_SCRATCH, LONGER, OURS, Cell, Payoff, verdicts
+from fastmim.studies.comparison import CONFIDENCE, Cell, Payoff, verdicts
+from fastmim.studies.settings import FROM_SCRATCH, LONGER, OURS, PayoffConfig, check_payoff
 from fastmim.system.documents import Count, Finite, checked, read_json
 from fastmim.system.files import write_atomically
 from fastmim.system.hardware import available_cpus
 from fastmim.train.distributed import build_fabric, precision_of
-from fastmim.train.logs import METRICS, read_metrics
-from fastmim.train.run_dir import CONFIG, StartMode
-from fastmim.weights.load import load_with, read_encoder, timm_weights
+from fastmim.train.logs import read_metrics
+from fastmim.train.run_files import CONFIG, METRICS
+from fastmim.train.settings import StartMode
+from fastmim.weights.encoder_file import read_encoder
+from fastmim.weights.load import load_with, timm_weights
 
 PAYOFF = "payoff.json"
 HARDWARE = ("device", "processes", "threads")
 # What a classifier adds to a backbone's arguments: the arms choose these alike.
 NOT_THE_BACKBONE = ("img_size", "num_classes", "global_pool", "drop_path_rate", "in_chans")
-
-
-@dataclass(frozen=True)
-class PayoffConfig:
-    """What is compared."""
-
-    shares: tuple[str, ...] = ("0.01", "0.1", "1")
-    """Labels that are used: shares of each class (0.01), or numbers of each (10/class)."""
-    seeds: int = 3
-    """Fine-tuning runs of each arm, 3 or more for a verdict: each draws its labels, order, augmentations and
-    new weights anew."""
-    against: tuple[str, ...] = ()
-    """Further starting points: other runs, or timm:NAME for timm's own weights."""
-    equal_time: bool = True
-    """Also train from scratch, on the most labels, for as long as pre-training and fine-tuning took."""
-    scratch_lr: float | None = None
-    """Base learning rate from scratch. Default: that of fine-tuning."""
-    processes: int = 1
-    """Runs at a time, on a CPU."""
-
-    def __post_init__(self) -> None:
-        check_least(self, {"seeds": 1, "processes": 1})
-        for name in self.against:
-            if name in (OURS, FROM_SCRATCH, LONGER, SCRATCH):
-                raise UsageError(f"against = {name}: an arm has this name already; give a path, as ./{name}")
-        if self.scratch_lr is not None and self.scratch_lr <= 0:
-            raise UsageError(f"scratch_lr = {self.scratch_lr} must be above 0")
-        if len(set(self.shares)) < len(self.shares):
-            raise UsageError(f"shares = {' '.join(self.shares)}: each only once")
-        if not self.shares:
-            raise UsageError("shares is empty: give shares of the labels, as 0.01 0.1 1")
 
 
 @dataclass(frozen=True)
@@ -104,13 +76,8 @@ def payoff(
         UsageError: a setting, path or model that does not work.
         RunError: a run failed.
     """
-    if config.labels is not None:
-        raise UsageError(f"labels = {config.labels}: payoff takes --shares")
-    if config.encoder in ("", SCRATCH):
-        raise UsageError("encoder is missing: give the run, or the encoder.safetensors, that is to be judged")
+    check_payoff(config)
     out = Path(config.out).expanduser()
-    if not config.out:
-        raise UsageError("out is missing: give a folder for the runs and the comparison")
     trust = Trust.of(config.model, everything=trust_code)
     starts = [replace(config, encoder=name, model=None) for name in (config.encoder, *what.against)]
     starts = [with_factory(start, trust) for start in starts]

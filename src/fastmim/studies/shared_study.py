@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from fastmim.config import ALWAYS_FREE, FinetuneConfig
 from fastmim.config.finetune import SCRATCH
 from fastmim.errors import UsageError, first_line
-from fastmim.studies.grid import Point, SweepConfig, wanted_points
-from fastmim.weights.load import encoder_digest
+from fastmim.studies.grid import wanted_points
+from fastmim.studies.settings import Point, SweepConfig
+from fastmim.weights.encoder_file import encoder_digest
 
 if TYPE_CHECKING:
     import optuna

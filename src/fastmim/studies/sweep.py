@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastmim.config import FinetuneConfig
 from fastmim.downstream.classification.entry import run_finetuning, with_factory
 from fastmim.encoders.trust import Trust
-from fastmim.errors import RunError, StoppedError, UsageError
-from fastmim.studies.grid import Point, SweepConfig, wanted_points
+from fastmim.errors import RunError, StoppedError
+from fastmim.studies.grid import wanted_points
+from fastmim.studies.settings import Point, SweepConfig, check_sweep
 from fastmim.studies.shared_study import claim_point, known_points, open_study, quiet_optuna
 from fastmim.system.files import write_atomically
 from fastmim.train.distributed import build_fabric, precision_of
-from fastmim.train.run_dir import StartMode
+from fastmim.train.settings import StartMode
 
 if TYPE_CHECKING:
     import optuna
 
 SWEEP = "sweep.json"
-NEEDS = "a sweep needs optuna: pip install 'fastmim[sweep]'"
 POLL_SECONDS = 10.0
 RATE, DECAY = "base_lr", "layer_decay"
 
@@ -59,12 +59,9 @@ def sweep(
         UsageError: a setting, path or model that does not work, or optuna is not there.
         RunError: every run failed.
     """
-    if not config.out:
-        raise UsageError("out is missing: give a folder for the runs and the heat map")
-    try:
-        import optuna
-    except ImportError as error:
-        raise UsageError(NEEDS) from error
+    check_sweep(config)
+    import optuna
+
     out = Path(config.out).expanduser()
     fabric = build_fabric(config.accelerator, 1, 1, config.precision)
     config = replace(config, precision=precision_of(fabric))  # found by timing: all points must have the same

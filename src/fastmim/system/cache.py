@@ -26,7 +26,7 @@ def cache_folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastmim"
 
 
-def remembered(
+def cached_on_disk(
     kind: str,
     key: dict[str, Any],
     find_out: Callable[[], dict[str, Any]],

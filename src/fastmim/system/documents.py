@@ -5,8 +5,9 @@ Every fault is one `UsageError` that names the file, and where there is one the 
 
 import json
 import math
+import operator
 import reprlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -23,6 +24,13 @@ MOST_DEPTH = 32  # mappings and lists inside one another
 MOST_SCALAR = 10_000  # characters of one value in YAML
 MOST_BITS = 1 << 10  # of an integer in a message
 SHOWN = 60  # characters of a value in a message
+# Bounds by pydantic's names: in words, and whether a value is within.
+BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
+}
 
 
 def _bare(name: str) -> str:
@@ -134,9 +142,18 @@ def complaint(error: ValidationError) -> str:
     fault = (fault[:1].lower() + fault[1:]).replace("tuple", "list")  # as JSON and YAML call it
     if first["type"] == "missing":
         return f"{name} is missing"
+    for bound in BOUNDS:
+        if name and bound in first.get("ctx", {}):
+            return out_of_bounds(name, first["input"], bound, first["ctx"][bound])
     if first["type"] in ("dataclass_type", "model_type", "dict_type"):
         fault = "must hold names and values"
     return f"{name} = {shown(first['input'])}: {fault}" if name else f"{shown(first['input'])}: {fault}"
+
+
+def out_of_bounds(name: str, value: Any, bound: str, limit: float) -> str:
+    """The line that says which bound a value breaks."""
+    number = int(limit) if limit == int(limit) else limit  # pydantic says 1.0 of the 1 that stands at a field
+    return f"{name} = {shown(value)} must be {BOUNDS[bound][0]} {number:,}"
 
 
 def shown(value: Any) -> str:

@@ -59,7 +59,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def about(device: torch.device) -> dict[str, Any]:
+def device_fingerprint(device: torch.device) -> dict[str, Any]:
     """What measurements of speed depend on, besides what is measured."""
     return {
         "device": device_name(device),

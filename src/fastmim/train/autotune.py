@@ -14,12 +14,13 @@ from lightning_fabric import Fabric
 from pydantic import Field
 from torch import Tensor, nn
 
-from fastmim.system.cache import remembered
+from fastmim.system.cache import cached_on_disk
 from fastmim.system.documents import Finite
-from fastmim.system.hardware import about, others_compute
+from fastmim.system.hardware import device_fingerprint, others_compute
 from fastmim.system.threads import THREADS
 from fastmim.train.distributed import precision_of
-from fastmim.train.kernels import KernelConfig, Kernels, OptimizerKernel, check_kernels
+from fastmim.train.kernels import KernelChoices, OptimizerKernel, check_kernels
+from fastmim.train.settings import KernelConfig
 from fastmim.train.trial_process import Trial
 from fastmim.train.trials import NotTried, Trials
 
@@ -30,7 +31,7 @@ TRIAL_IMAGES = 64  # at most
 OPTIMIZER_TRIAL = 2**22  # parameters
 
 Question = tuple[str, list[Any]]
-"""A field of Kernels, and the answers there are, the usual one first."""
+"""A field of KernelChoices, and the answers there are, the usual one first."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class StepToTune:
     """What else the fastest way depends on: the model, what is done with it, and the images' size."""
 
 
-def settle_kernels(
+def autotune(
     fabric: Fabric, config: KernelConfig, step: StepToTune, say: Callable[[str], object] = str
-) -> Kernels:
+) -> KernelChoices:
     """Settle what ``config`` leaves open, by measuring a copy of ``step`` unless that was done before.
 
     A way is taken only where its loss and gradients are those of the usual way but for rounding. One that
@@ -87,16 +88,18 @@ def settle_kernels(
     return settled
 
 
-def _settled(fabric: Fabric, config: KernelConfig, step: StepToTune, say: Callable[[str], object]) -> Kernels:
+def _settled(
+    fabric: Fabric, config: KernelConfig, step: StepToTune, say: Callable[[str], object]
+) -> KernelChoices:
     device = fabric.device
     images = min(TRIAL_IMAGES, step.most_images)
     told = config.told
-    here = about(device)
+    here = device_fingerprint(device)
     precision = precision_of(fabric)
     key = here | step.facts | {"images": images, "told": told, "precision": precision}
-    usual = replace(Kernels(), **told)
+    usual = replace(KernelChoices(), **told)
     if config.optimizer == "auto":
-        usual = replace(usual, **remembered("optimizer", here, lambda: _faster_adamw(device), _Faster))
+        usual = replace(usual, **cached_on_disk("optimizer", here, lambda: _faster_adamw(device), _Faster))
 
     def quiet() -> bool:
         busy = device.type == "cpu" and others_compute(torch.get_num_threads())
@@ -104,7 +107,9 @@ def _settled(fabric: Fabric, config: KernelConfig, step: StepToTune, say: Callab
             say("other processes keep this machine busy, so that is measured again in the next run")
         return not busy
 
-    def ask(trials: Trials, kind: str, start: Kernels, questions: list[Question]) -> tuple[Kernels, float]:
+    def ask(
+        trials: Trials, kind: str, start: KernelChoices, questions: list[Question]
+    ) -> tuple[KernelChoices, float]:
         """The fastest answer to each question, and seconds of a step, an image."""
 
         def measured() -> dict[str, Any]:
@@ -116,7 +121,7 @@ def _settled(fabric: Fabric, config: KernelConfig, step: StepToTune, say: Callab
             return {name: getattr(best, name) for name in _WAYS} | {"seconds": seconds}
 
         about_it = key | {"start": asdict(start), "questions": questions}
-        known = remembered(kind, about_it, measured, _Answers, quiet)
+        known = cached_on_disk(kind, about_it, measured, _Answers, quiet)
         return replace(start, **{name: known[name] for name in _WAYS}), known["seconds"]
 
     questions = _questions(config, step.module, device)
@@ -133,7 +138,7 @@ def _settled(fabric: Fabric, config: KernelConfig, step: StepToTune, say: Callab
     return chosen
 
 
-_WAYS = ("attention", "memory_format", "compile", "threads")  # of Kernels, those that trials settle
+_WAYS = ("attention", "memory_format", "compile", "threads")  # of KernelChoices, those that trials settle
 
 
 def _questions(config: KernelConfig, module: nn.Module, device: torch.device) -> list[Question]:
@@ -152,11 +157,11 @@ def _questions(config: KernelConfig, module: nn.Module, device: torch.device) ->
 
 
 def _fastest(
-    start: Kernels,
+    start: KernelChoices,
     questions: list[Question],
-    trial_of: Callable[[Kernels], Trial],
+    trial_of: Callable[[KernelChoices], Trial],
     say: Callable[[str], object],
-) -> tuple[Kernels, Trial]:
+) -> tuple[KernelChoices, Trial]:
     """One question after the other. Where the usual way itself does not run, nothing else is tried."""
     best, usual = start, trial_of(start)
     fastest = usual
@@ -165,7 +170,7 @@ def _fastest(
         return best, usual
     for name, (_, *others) in questions:
         for other in others:
-            candidate: Kernels = replace(best, **{name: other})
+            candidate: KernelChoices = replace(best, **{name: other})
             trial = trial_of(candidate)
             enough = FEWER_MAY_TAKE * fastest.seconds if name == "threads" else fastest.seconds / WORTH_IT
             if not trial.ran:

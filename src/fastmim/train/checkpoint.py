@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from fastmim.system.documents import Count, Finite
-from fastmim.train.kernels import Kernels
+from fastmim.train.kernels import KernelChoices
 from fastmim.train.seal import Damaged, check_sealed, write_sealed
 
 VERSION: Literal[2] = 2
@@ -45,7 +45,7 @@ class Choices:
 
     precision: Literal["bf16-mixed", "32-true"]
     micro_batch: Annotated[int, Field(strict=True, ge=1)]
-    kernels: Kernels | None = None
+    kernels: KernelChoices | None = None
     """None: of a run from before kernels were chosen."""
 
 

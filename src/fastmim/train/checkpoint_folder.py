@@ -4,7 +4,6 @@ A new checkpoint is written whole or not at all. A run never starts over where t
 """
 
 import contextlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -14,16 +13,13 @@ import torch
 from fastmim.errors import RunError, UsageError
 from fastmim.system.files import _unwritten, link_atomically, write_atomically
 from fastmim.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fastmim.train.run_files import LAST, OLDER, STARTING, older_checkpoints
 from fastmim.train.seal import Damaged, sealed_step
-from fastmim.train.stages import Leg, Plan
+from fastmim.train.stages import Stage, TrainingPlan
 
-LAST = "last.ckpt"
-OLDER = "checkpoints"
-STARTING = ".starting"  # lies in a run's folder until its first checkpoint is written
 EARLIER = (
     "this run was begun by an earlier version: from here on its crops and masks are drawn in another way"
 )
-_OLDER_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> None:
@@ -49,13 +45,6 @@ def replace_last(run: Path, write: Callable[[IO[bytes]], object], keep: int) -> 
     if keep > 1:
         for surplus in older_checkpoints(run)[keep - 1 :]:
             surplus.unlink()
-
-
-def older_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints before the last one, newest first."""
-    found = {file: _OLDER_NAME.fullmatch(file.name) for file in (run / OLDER).glob("step-*.ckpt")}
-    steps = {file: int(match[1]) for file, match in found.items() if match}
-    return sorted(steps, key=lambda file: steps[file], reverse=True)
 
 
 def _keep_last(run: Path) -> None:
@@ -107,22 +96,21 @@ class ResumePoint(NamedTuple):
     note: str
     """For a person: that it is not the last one that the run wrote, or of an earlier version."""
 
-    def stage_of(self, plan: Plan) -> Leg:
+    def stage_of(self, plan: TrainingPlan) -> Stage:
         """The stage of a run's plan at which it stands. Raises RunError where the plan has no such place."""
-        stage, step = self.checkpoint.stage, self.checkpoint.progress.step
-        where = f"stands at step {step} in stage {stage + 1}"
+        number, step = self.checkpoint.stage, self.checkpoint.progress.step
         reason = ""
-        if stage >= len(plan.legs):
-            reason = f"stands in stage {stage + 1}, but the run has {len(plan.legs)}"
-        elif not plan.legs[stage].first_step <= step <= plan.legs[stage].last_step:
-            leg = plan.legs[stage]
-            reason = f"{where}, which has steps {leg.first_step} to {leg.last_step}"
+        if number >= len(plan.stages):
+            reason = f"stands in stage {number + 1}, but the run has {len(plan.stages)}"
+        elif not plan.stages[number].first_step <= step <= plan.stages[number].last_step:
+            first, last = plan.stages[number].first_step, plan.stages[number].last_step
+            reason = f"stands at step {step} in stage {number + 1}, which has steps {first} to {last}"
         if reason:
             raise RunError(
                 f"{self.file} {reason}: it is not of this run; put a sound one there, or delete it to go on "
                 "from an older one"
             )
-        return plan.legs[stage]
+        return plan.stages[number]
 
 
 def newest_checkpoint(run: Path) -> ResumePoint | None:

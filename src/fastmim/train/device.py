@@ -10,11 +10,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from fastmim.encoders.batch_size import has_batch_norm
-from fastmim.system.cache import remembered
+from fastmim.system.cache import cached_on_disk
 from fastmim.system.documents import Finite
-from fastmim.system.hardware import about, free_bytes
-
-Precision = Literal["auto", "bf16-mixed", "32-true"]
+from fastmim.system.hardware import device_fingerprint, free_bytes
 
 CPU_MICRO_BATCH = 64  # larger ones are no faster on a CPU and cost memory
 MEMORY_SHARE = 0.6  # of what is free, for activations; the rest is for gradients, buffers and surprises
@@ -34,7 +32,7 @@ def choose_precision(device: torch.device) -> Literal["bf16-mixed", "32-true"]:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if device.type != "cpu":
         return "32-true"
-    kept = remembered("bfloat16", about(device), lambda: {"times": _bfloat16_gain()}, _Gain)
+    kept = cached_on_disk("bfloat16", device_fingerprint(device), lambda: {"times": _bfloat16_gain()}, _Gain)
     times_faster: float = kept["times"]
     return "bf16-mixed" if times_faster > WORTH_IT else "32-true"
 

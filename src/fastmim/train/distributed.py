@@ -15,8 +15,9 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from fastmim.errors import UsageError
 from fastmim.system.hardware import device_name, keep_freed_memory
-from fastmim.train.device import Precision, choose_precision
+from fastmim.train.device import choose_precision
 from fastmim.train.processes import as_one_of_many, launch_processes, logger_level
+from fastmim.train.settings import Precision
 
 T = TypeVar("T")
 

@@ -5,13 +5,14 @@ They give the same numbers but for rounding, so a checkpoint holds what was chos
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from fastmim.errors import UsageError
+from fastmim.train.settings import KernelConfig
 
 Attention = Literal["fused", "plain"]
 MemoryFormat = Literal["contiguous", "channels-last"]
@@ -22,34 +23,7 @@ COMPILES = "the first step compiles, which can take minutes"
 
 
 @dataclass(frozen=True)
-class KernelConfig:
-    """How a step is computed. auto: the fastest way on this device, measured once and remembered."""
-
-    attention: Literal["auto", "fused", "plain"] = "auto"
-    """timm's attention: PyTorch's fused kernel, or matrix products and a softmax."""
-    memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
-    """Layout of images and convolutions in memory."""
-    compile: Literal["auto", "none", "target", "model", "cudagraphs"] = "auto"
-    """torch.compile: of nothing, of the target (HOG) alone, of the whole model, or that with CUDA graphs.
-    auto tries the model where the run takes half an hour or more."""
-    optimizer: Literal["auto", "fused", "foreach"] = "auto"
-    """AdamW in one kernel, or tensor by tensor; foreach waits for the device once a step."""
-    threads: int = 0
-    """Of a CPU's computations. 0: the fewest that are as fast as all, which is for small models often one;
-    where OMP_NUM_THREADS is set, that many."""
-
-    def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise UsageError(f"kernels.threads = {self.threads} must be at least 0")
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What is not left open."""
-        return {name: value for name, value in asdict(self).items() if value not in ("auto", 0)}
-
-
-@dataclass(frozen=True)
-class Kernels:
+class KernelChoices:
     """What was chosen. As a mapping it goes into checkpoints."""
 
     attention: Attention = "fused"
@@ -72,7 +46,7 @@ def use_attention(module: nn.Module, attention: Attention) -> None:
             part.fused_attn = attention == "fused"  # type: ignore[assignment]
 
 
-def apply(module: nn.Module, kernels: Kernels) -> None:
+def apply(module: nn.Module, kernels: KernelChoices) -> None:
     """Have ``module`` computed so. The compiler itself starts at the first call.
 
     The number of threads is this process's; `own_threads` brings back the one before.

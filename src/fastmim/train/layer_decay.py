@@ -8,7 +8,7 @@ from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 
 from fastmim.encoders.levels import parameter_levels
-from fastmim.train.optim import OptimConfig
+from fastmim.train.settings import OptimConfig
 
 
 class _Levelled:

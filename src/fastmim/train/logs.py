@@ -14,9 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from fastmim.errors import RunError
-from fastmim.train.stages import Plan
+from fastmim.train.run_files import METRICS
+from fastmim.train.stages import TrainingPlan
 
-METRICS = "metrics.jsonl"
 ALWAYS_LOGGED = {"step", "epoch", "loss", "seconds"}
 
 
@@ -92,7 +92,7 @@ def _read_line(text: bytes) -> dict[str, Any] | None:
 class Display:
     """A progress bar on a terminal, plain lines elsewhere, nothing where ``quiet``."""
 
-    def __init__(self, plan: Plan, quiet: bool, stream: TextIO | None = None) -> None:
+    def __init__(self, plan: TrainingPlan, quiet: bool, stream: TextIO | None = None) -> None:
         self._console = Console(file=stream or sys.stdout, highlight=False, quiet=quiet, soft_wrap=True)
         self._plan = plan
         self._bar: Progress | None = None
@@ -126,10 +126,10 @@ class Display:
     def update(self, step: int, values: dict[str, Any]) -> None:
         """Show a log step's numbers."""
         epoch = f"epoch {values['epoch']:.4g}/{self._plan.total_epochs:.4g}"
-        if len(self._plan.legs) > 1:
+        if len(self._plan.stages) > 1:
             height, width = values["image_size"]
             size = f"{width}" if height == width else f"{height}x{width}"
-            epoch = f"stage {values['stage']}/{len(self._plan.legs)} {size}px {epoch}"
+            epoch = f"stage {values['stage']}/{len(self._plan.stages)} {size}px {epoch}"
         loss = f"loss {values['loss']:.4f}"
         speed = f"{values['images_per_second']:.0f} img/s wait {values['data_wait']:.0%}"
         if self._bar is not None:  # of 80 columns

@@ -17,12 +17,13 @@ from fastmim.encoders.batch_size import explain
 from fastmim.errors import RunError
 from fastmim.system.hardware import peak_bytes
 from fastmim.train.checkpoint import Checkpoint, Choices, OptimizerState, Progress, check_fits
-from fastmim.train.checkpoint_folder import LAST, load_checkpoint, save_checkpoint
+from fastmim.train.checkpoint_folder import load_checkpoint, save_checkpoint
 from fastmim.train.optim import guarded_step
+from fastmim.train.run_files import LAST
 from fastmim.train.schedules import build_schedule
 from fastmim.train.seal import Damaged
 from fastmim.train.session import Session
-from fastmim.train.stages import Leg
+from fastmim.train.stages import Stage
 from fastmim.train.task import MicroBatch, StageData
 
 # Places in the counters, which live on the device: sums since the last log step, then totals.
@@ -41,7 +42,7 @@ class Loop:
     def __init__(
         self,
         session: Session,
-        stage: Leg,
+        stage: Stage,
         module: nn.Module,
         optimizer: torch.optim.AdamW,
         data: StageData,

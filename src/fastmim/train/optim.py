@@ -1,45 +1,14 @@
 """AdamW as the paper uses it, and one optimiser step that a non-finite gradient cannot spoil."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastmim.errors import UsageError
+from fastmim.train.settings import OptimConfig
 
 LR_REFERENCE_BATCH = 256
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW (paper: table 11)."""
-
-    base_lr: float = 1.5e-4
-    """Learning rate for a batch of 256 images; the real one is base_lr * batch_size / 256."""
-    weight_decay: float = 0.05
-    """Decay of weight matrices and kernels; 1-D parameters (biases, norms) have none."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's two running means."""
-    clip_norm: float | None = None
-    """Largest L2 norm of the whole gradient; longer ones are scaled down. Default: no clipping."""
-    bad_steps: int = 10
-    """Steps in a row with a non-finite loss or gradient (each is skipped) after which the run goes back."""
-    rollbacks: int = 3
-    """How often a run goes back to its last checkpoint, at half the learning rate, before it fails."""
-
-    def __post_init__(self) -> None:
-        if self.base_lr <= 0:
-            raise UsageError(f"optim.base_lr = {self.base_lr} must be above 0")
-        if self.weight_decay < 0:
-            raise UsageError(f"optim.weight_decay = {self.weight_decay} must be 0 or more")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise UsageError(f"optim.clip_norm = {self.clip_norm} must be above 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UsageError(f"optim.betas = {self.betas} must be at least 0 and below 1")
-        if self.bad_steps < 1 or self.rollbacks < 0:
-            raise UsageError("optim.bad_steps must be at least 1 and optim.rollbacks at least 0")
 
 
 def scaled_lr(base_lr: float, batch_size: int) -> float:
@@ -63,8 +32,8 @@ def use_kernel(optimizer: torch.optim.AdamW, kernel: Literal["fused", "foreach"]
         group["fused"], group["foreach"] = kernel == "fused", kernel == "foreach"
 
 
-def carry_state(
-    old: torch.optim.AdamW, new: torch.optim.AdamW, carry: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+def resample_state(
+    old: torch.optim.AdamW, new: torch.optim.AdamW, resample: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> None:
     """Let ``new`` go on where ``old`` stands, though parameters have changed their shapes.
 
@@ -73,7 +42,8 @@ def carry_state(
     """
     states = dict(_named_states(old))
     means = {
-        key: carry({name: state[key] for name, state in states.items()}) for key in ("exp_avg", "exp_avg_sq")
+        key: resample({name: state[key] for name, state in states.items()})
+        for key in ("exp_avg", "exp_avg_sq")
     }
     for group in new.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):

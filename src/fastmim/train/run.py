@@ -3,17 +3,16 @@
 import torch
 from lightning_fabric import Fabric
 
-from fastmim.train.autotune import settle_kernels
+from fastmim.train.autotune import autotune
 from fastmim.train.checkpoint import Choices, Progress
-from fastmim.train.checkpoint_folder import LAST
 from fastmim.train.device import fit_micro_batch
 from fastmim.train.distributed import precision_of, quiet_warnings
 from fastmim.train.kernels import COMPILES, check_kernels, own_threads
-from fastmim.train.logs import METRICS
 from fastmim.train.loop import Loop
-from fastmim.train.run_dir import CONFIG, open_run_dir
-from fastmim.train.session import RunSettings, Session, open_session
-from fastmim.train.stages import Leg
+from fastmim.train.run_files import CONFIG, LAST, METRICS
+from fastmim.train.session import Session, open_run_dir, open_session
+from fastmim.train.settings import RunSettings
+from fastmim.train.stages import Stage
 from fastmim.train.task import Ended, StageSetup, Task
 
 FILES = (CONFIG, METRICS, LAST)
@@ -35,14 +34,14 @@ def train(task: Task, fabric: Fabric, settings: RunSettings) -> Ended:
     files = (*FILES, *task.files)
     with own_threads() as threads, open_run_dir(fabric, settings.out, files, settings.start) as point:
         # Where the run stands.
-        first, checkpoint = plan.legs[0], None
+        first, checkpoint = plan.stages[0], None
         if point is not None:
             first, checkpoint = point.stage_of(plan), point.checkpoint
             task.check_resumable(checkpoint)
 
         with open_session(fabric, settings, plan, identity, point) as session:
             progress, complete = Progress(), False
-            for stage in plan.legs[first.number :]:
+            for stage in plan.stages[first.number :]:
                 torch.set_num_threads(threads)  # an earlier stage may have chosen fewer
                 setup = task.enter(stage, session.say)
                 for line in task.summary(stage):
@@ -79,12 +78,12 @@ def train(task: Task, fabric: Fabric, settings: RunSettings) -> Ended:
             return ended
 
 
-def _choose(session: Session, setup: StageSetup, stage: Leg, known: Choices | None) -> Choices:
+def _choose(session: Session, setup: StageSetup, stage: Stage, known: Choices | None) -> Choices:
     """Settle kernels and micro-batch, and have the module and the optimiser use them."""
     fabric = session.fabric
     kernels = known.kernels if known is not None else None
     if kernels is None:
-        kernels = settle_kernels(fabric, session.settings.kernels, setup.step, session.say)
+        kernels = autotune(fabric, session.settings.kernels, setup.step, session.say)
     setup.use(kernels)
     micro_batch = known.micro_batch if known is not None else stage.micro_batch
     if micro_batch is None:

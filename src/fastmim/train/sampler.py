@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmim.train.stages import Leg
+from fastmim.train.stages import Stage
 
 
-class Stream:
+class InfiniteSampler:
     """Positions 0, 1, 2, ... -> entries of ``pool``, each epoch in a new order."""
 
     def __init__(self, pool: NDArray[np.int64], seed: int) -> None:
@@ -40,9 +40,9 @@ class Stream:
         return np.concatenate(pieces)
 
     def batches(
-        self, leg: Leg, first_step: int, part: slice = slice(None)
+        self, stage: Stage, first_step: int, part: slice = slice(None)
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """(step, ``part`` of the step's batch) for the steps of ``leg`` from ``first_step`` on."""
-        start, stop, _ = part.indices(leg.batch_size)
-        for step in range(first_step, leg.last_step):
-            yield step, self.take(leg.samples_before(step) + start, stop - start)
+        """(step, ``part`` of the step's batch) for the steps of ``stage`` from ``first_step`` on."""
+        start, stop, _ = part.indices(stage.batch_size)
+        for step in range(first_step, stage.last_step):
+            yield step, self.take(stage.samples_before(step) + start, stop - start)

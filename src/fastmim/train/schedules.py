@@ -2,35 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-from fastmim.errors import UsageError
 from fastmim.train.optim import scaled_lr
-from fastmim.train.stages import Leg, Plan
+from fastmim.train.settings import ScheduleConfig
+from fastmim.train.stages import Stage, TrainingPlan
 
 WARMUP_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """How the learning rate changes during a run (paper: table 11)."""
-
-    name: Literal["cosine", "step"] = "cosine"
-    """Cosine to --schedule.min-lr, or a tenth every --schedule.decay-epochs (the paper's for Swin-L)."""
-    warmup_epochs: float | None = None
-    """Epochs of linear warm-up. Default: the paper's 10 (fine-tuning: 5), but at most a tenth of the run."""
-    decay_epochs: float = 30.0
-    """Epochs after which the step schedule divides the learning rate by ten."""
-    min_lr: float = 0.0
-    """Learning rate at the end of the cosine."""
-
-    def __post_init__(self) -> None:
-        if self.warmup_epochs is not None and self.warmup_epochs < 0:
-            raise UsageError(f"schedule.warmup_epochs = {self.warmup_epochs} must be 0 or more epochs")
-        if self.decay_epochs <= 0:
-            raise UsageError(f"schedule.decay_epochs = {self.decay_epochs} must be above 0 epochs")
-        if self.min_lr < 0:
-            raise UsageError(f"schedule.min_lr = {self.min_lr} must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -63,27 +40,27 @@ class Schedule:
         return low + (self.peak_lr - low) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
-def build_schedule(config: ScheduleConfig, base_lr: float, plan: Plan, leg: Leg) -> Schedule:
+def build_schedule(config: ScheduleConfig, base_lr: float, plan: TrainingPlan, stage: Stage) -> Schedule:
     """Convert epochs to steps (here and nowhere else for the learning rate).
 
     Args:
         base_lr: for a batch of 256 images.
-        leg: the part of ``plan`` that the schedule is asked about.
+        stage: the part of ``plan`` that the schedule is asked about.
     """
-    batch = plan.legs[0].batch_size
+    batch = plan.stages[0].batch_size
     steps_per_epoch = plan.images / batch
-    total_steps = plan.legs[-1].samples_before(plan.total_steps) / batch
+    total_steps = plan.stages[-1].samples_before(plan.total_steps) / batch
     if config.warmup_epochs is None:
         warmup = min(10 * steps_per_epoch, WARMUP_SHARE * total_steps)
     else:
         warmup = config.warmup_epochs * steps_per_epoch
     return Schedule(
-        scaled_lr(base_lr, leg.batch_size),
+        scaled_lr(base_lr, stage.batch_size),
         total_steps,
         round(warmup),
         config.decay_epochs * steps_per_epoch,
         config,
-        first_step=leg.first_step,
-        done=leg.first_sample / batch,
-        pace=leg.batch_size / batch,
+        first_step=stage.first_step,
+        done=stage.first_sample / batch,
+        pace=stage.batch_size / batch,
     )

@@ -7,47 +7,17 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
+from fastmim.errors import UsageError
 from fastmim.system.files import write_atomically
-from fastmim.train.checkpoint_folder import ResumePoint, adopt, remove_leftovers
-from fastmim.train.distributed import deterministic_kernels, started_by_launcher
-from fastmim.train.kernels import KernelConfig
+from fastmim.train.checkpoint import read_checkpoint
+from fastmim.train.checkpoint_folder import ResumePoint, adopt, newest_checkpoint, remove_leftovers
+from fastmim.train.distributed import deterministic_kernels, precision_of, started_by_launcher
 from fastmim.train.logs import Display, RunLog
-from fastmim.train.optim import OptimConfig
-from fastmim.train.run_dir import CONFIG, StartMode
-from fastmim.train.schedules import ScheduleConfig
+from fastmim.train.run_dir import goes_on, lock_run_dir, prepare_run_dir
+from fastmim.train.run_files import CONFIG
+from fastmim.train.settings import RunSettings, StartMode
 from fastmim.train.signals import StopRequest
-from fastmim.train.stages import Plan
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """When the loop logs, saves and measures."""
-
-    seed: int
-    log_every_steps: int
-    checkpoint_every_steps: int | None
-    checkpoint_every_minutes: float
-    keep_checkpoints: int
-    evaluations: int
-    """How often at most, evenly over the run, the task is measured."""
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What the engine heeds of a run's configuration."""
-
-    out: Path
-    """The run's folder."""
-    config_text: str
-    """What a new run writes to config.yaml."""
-    resume_flags: str
-    """The flags that resume the run, for the message of a stopped one."""
-    start: StartMode
-    loop: LoopConfig
-    optim: OptimConfig
-    schedule: ScheduleConfig
-    kernels: KernelConfig
-    deterministic: bool
+from fastmim.train.stages import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -56,7 +26,7 @@ class Session:
 
     fabric: Fabric
     settings: RunSettings
-    plan: Plan
+    plan: TrainingPlan
     identity: dict[str, str]
     """Digests that go into each checkpoint."""
     display: Display
@@ -75,8 +45,37 @@ class Session:
 
 
 @contextlib.contextmanager
+def open_run_dir(
+    fabric: Fabric, run: Path, files: tuple[str, ...], start: StartMode
+) -> Iterator[ResumePoint | None]:
+    """Lock ``run`` for this run and make it ready; gives where to resume, or None for a new run.
+
+    Every process of a run calls this; the one that writes holds the folder.
+
+    Raises:
+        UsageError: what `lock_run_dir` and `prepare_run_dir` raise.
+        RunError: no checkpoint of the run is sound.
+    """
+    with lock_run_dir(run) if fabric.is_global_zero else contextlib.nullcontext():
+        point = None
+        if fabric.is_global_zero:
+            prepare_run_dir(run, files, start.resume, start.overwrite)
+            point = newest_checkpoint(run) if goes_on(run, start.resume) else None
+        file = fabric.broadcast(point.file if point else None)
+        if point is None and file is not None:
+            point = ResumePoint(read_checkpoint(file), file, "")
+        if point is not None and point.checkpoint.choices.precision != precision_of(fabric):
+            raise UsageError(f"out: another process has begun a run in {run}: start anew to go on with it")
+        yield point
+
+
+@contextlib.contextmanager
 def open_session(
-    fabric: Fabric, settings: RunSettings, plan: Plan, identity: dict[str, str], point: ResumePoint | None
+    fabric: Fabric,
+    settings: RunSettings,
+    plan: TrainingPlan,
+    identity: dict[str, str],
+    point: ResumePoint | None,
 ) -> Iterator[Session]:
     """Open a run in its folder, new or from a checkpoint on.
 

@@ -1,6 +1,6 @@
 """FastMIM-P: a run in stages of growing resolution, and the plan of steps that follows (paper: section 4.2).
 
-A run without stages is a plan of one leg. Durations become steps here and nowhere else.
+A run without stages is a plan of one stage. Durations become steps here and nowhere else.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 GRAMMAR = "SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change: 128x200e,160x100e@1024"
 _STAGE = re.compile(
@@ -19,7 +19,7 @@ _STAGE = re.compile(
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageConfig:
     """A part of a run, at one image size."""
 
     image_size: int | tuple[int, int]
@@ -55,7 +55,7 @@ class Stage:
         return f"{size}x{length}{batch}"
 
 
-def parse_stages(text: str) -> tuple[Stage, ...]:
+def parse_stages(text: str) -> tuple[StageConfig, ...]:
     """``128x200e,160x100s@1024/64``: size, then epochs or steps, then batch and micro-batch if they change.
 
     A size that is not square is written HEIGHT:WIDTH. Raises UsageError.
@@ -67,7 +67,7 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
             raise UsageError(f"stages: {part!r} is not {GRAMMAR}")
         width = int(match["width"])
         stages.append(
-            Stage(
+            StageConfig(
                 (int(match["height"]), width) if match["height"] else width,
                 epochs=float(match["count"]) if match["unit"] == "e" else None,
                 steps=int(match["count"]) if match["unit"] == "s" else None,
@@ -79,7 +79,7 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
 
 
 @dataclass(frozen=True)
-class Leg:
+class Stage:
     """A stage in steps: those from ``first_step`` up to, not including, ``last_step``."""
 
     number: int
@@ -90,49 +90,51 @@ class Leg:
     first_step: int
     last_step: int
     first_sample: int
-    """Images that earlier legs have seen."""
+    """Images that earlier stages have seen."""
 
     def samples_before(self, step: int) -> int:
-        """Images seen before a step of this leg."""
+        """Images seen before a step of this stage."""
         return self.first_sample + (step - self.first_step) * self.batch_size
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A whole run: its legs one after the other."""
+class TrainingPlan:
+    """A whole run: its stages in order."""
 
-    legs: tuple[Leg, ...]
+    stages: tuple[Stage, ...]
     images: int
     """Training images, an epoch of them."""
 
     @property
     def total_steps(self) -> int:
-        return self.legs[-1].last_step
+        return self.stages[-1].last_step
 
     @property
     def total_epochs(self) -> float:
-        return self.legs[-1].samples_before(self.total_steps) / self.images
+        return self.stages[-1].samples_before(self.total_steps) / self.images
 
     def evaluation_steps(self, evaluations: int, log_every_steps: int) -> frozenset[int]:
-        """Steps after which something is measured: evenly over the run, and at the end of each leg."""
+        """Steps after which something is measured: evenly over the run, and at the end of each stage."""
         count = max(1, min(evaluations, self.total_steps // log_every_steps))
         evenly = {math.ceil(self.total_steps * i / count) for i in range(1, count + 1)}
-        return frozenset(evenly | {leg.last_step for leg in self.legs})
+        return frozenset(evenly | {stage.last_step for stage in self.stages})
 
 
-def build_plan(stages: Sequence[Stage], images: int, batch_size: int, micro_batch: int | None) -> Plan:
+def build_plan(
+    stages: Sequence[StageConfig], images: int, batch_size: int, micro_batch: int | None
+) -> TrainingPlan:
     """Convert stages to steps, each rounded up to a whole one.
 
     Args:
         images: how many there are to train on.
         batch_size, micro_batch: of stages that have none of their own.
     """
-    legs: list[Leg] = []
+    planned: list[Stage] = []
     step = sample = 0
     for number, stage in enumerate(stages):
         batch = stage.batch_size or batch_size
         steps = stage.steps or max(1, math.ceil((stage.epochs or 0) * (images / batch)))
         micro = stage.micro_batch or micro_batch
-        legs.append(Leg(number, stage.size, batch, micro, step, step + steps, sample))
+        planned.append(Stage(number, stage.size, batch, micro, step, step + steps, sample))
         step, sample = step + steps, sample + steps * batch
-    return Plan(tuple(legs), images)
+    return TrainingPlan(tuple(planned), images)

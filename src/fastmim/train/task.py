@@ -12,8 +12,8 @@ from torch import nn
 
 from fastmim.train.autotune import StepToTune
 from fastmim.train.checkpoint import Checkpoint, Choices, Progress
-from fastmim.train.kernels import Kernels
-from fastmim.train.stages import Leg, Plan
+from fastmim.train.kernels import KernelChoices
+from fastmim.train.stages import Stage, TrainingPlan
 
 MicroBatch = tuple[tuple[Any, ...], int]
 """Arguments of the module, on its device: tensors, or lists and dictionaries of them; and how many images."""
@@ -34,7 +34,7 @@ class StageSetup:
     optimizer: torch.optim.AdamW
     step: StepToTune
     """How the kernels are tried."""
-    use: Callable[[Kernels], None]
+    use: Callable[[KernelChoices], None]
     """Compute the module and the optimiser's step with these kernels."""
     forward: Callable[[int], Any]
     """Run the module on so many images, to see how much memory one takes."""
@@ -63,7 +63,7 @@ class Task(Protocol):
 
     files: tuple[str, ...]
     """Names of the files that it writes to the run's folder, besides the engine's."""
-    plan: Plan
+    plan: TrainingPlan
 
     def identity(self) -> dict[str, str]:
         """Digests that a resumed run must share with the one that began: of data, of weights."""
@@ -73,19 +73,19 @@ class Task(Protocol):
         """Raise UsageError unless the run would go on as it began."""
         ...
 
-    def enter(self, stage: Leg, say: Callable[[str], None]) -> StageSetup:
+    def enter(self, stage: Stage, say: Callable[[str], None]) -> StageSetup:
         """Build or resize what trains, for a stage: the next one, or the one a resumed run stands in."""
         ...
 
-    def load(self, stage: Leg, choices: Choices) -> StageData:
+    def load(self, stage: Stage, choices: Choices) -> StageData:
         """Build a stage's loader and evaluation, once kernels and micro-batch are known."""
         ...
 
-    def summary(self, stage: Leg) -> Iterable[str]:
+    def summary(self, stage: Stage) -> Iterable[str]:
         """Lines for a person about the model and the data, before a stage's kernels are tried."""
         ...
 
-    def progress_line(self, stage: Leg, choices: Choices) -> Iterable[str]:
+    def progress_line(self, stage: Stage, choices: Choices) -> Iterable[str]:
         """Lines about how the stage's steps are computed."""
         ...
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmim.system.hardware import keep_freed_memory
-from fastmim.train.kernels import Kernels, apply
+from fastmim.train.kernels import KernelChoices, apply
 
 SECONDS = 1.0  # of steps that are timed, for each way, after its first call
 CALLS = 5  # at most
@@ -57,7 +57,7 @@ class Parcel:
     bfloat16: bool
     threads: int
     deterministic: bool
-    start: Kernels
+    start: KernelChoices
 
 
 def one_line(error: BaseException) -> str:
@@ -87,7 +87,7 @@ def serve(file: str) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         with _alarm(asked["seconds"]):
-            trial = bench.trial(Kernels(**asked["kernels"]))
+            trial = bench.trial(KernelChoices(**asked["kernels"]))
         finite = {k: v for k, v in asdict(trial).items() if not isinstance(v, float) or math.isfinite(v)}
         print(json.dumps(finite), file=answers, flush=True)
 
@@ -131,7 +131,7 @@ class Bench:
         self.loss = self.noise = math.nan
         self.gradients: list[Tensor | None] = []
 
-    def trial(self, kernels: Kernels) -> Trial:
+    def trial(self, kernels: KernelChoices) -> Trial:
         """Try that way, on fewer images where there is no memory for all of them."""
         try:
             if not self.gradients:
@@ -177,7 +177,7 @@ class Bench:
         self.inputs = everything
         self._take(min(most, FEWEST_IMAGES * max(1, times)))
 
-    def _measured(self, kernels: Kernels) -> Trial:
+    def _measured(self, kernels: KernelChoices) -> Trial:
         self._prepare(kernels)
         times: list[float] = []
         error = math.inf
@@ -195,7 +195,7 @@ class Bench:
             self.module(*self.inputs).loss.item()  # as the run's measurements do; for its crashes
         return Trial(min(times[1:]) / self.count, error, self.noise)
 
-    def _prepare(self, kernels: Kernels) -> None:
+    def _prepare(self, kernels: KernelChoices) -> None:
         """The module as it came, computed that way."""
         apply(self.module, replace(kernels, threads=kernels.threads or self.parcel.threads))
         with torch.no_grad():

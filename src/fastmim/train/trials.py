@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmim.system.documents import checked, parse_json
-from fastmim.train.kernels import Kernels
+from fastmim.train.kernels import KernelChoices
 from fastmim.train.trial_process import READY, Parcel, Trial, one_line
 
 START_SECONDS = 300.0  # until the process has loaded PyTorch and the module
@@ -48,7 +48,9 @@ class Trials:
         usual: what the others are compared with.
     """
 
-    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...], bfloat16: bool, usual: Kernels) -> None:
+    def __init__(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], bfloat16: bool, usual: KernelChoices
+    ) -> None:
         self._what = (module, inputs)
         self._parcel = Parcel(
             str(inputs[0].device),
@@ -59,7 +61,7 @@ class Trials:
         )
         self._usual = usual
         self._usual_took = 0.0
-        self._known: dict[Kernels, Trial] = {}
+        self._known: dict[KernelChoices, Trial] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
@@ -73,7 +75,7 @@ class Trials:
             self._folder.cleanup()
             self._folder = None
 
-    def of(self, kernels: Kernels) -> Trial:
+    def of(self, kernels: KernelChoices) -> Trial:
         """Try that way, unless that was done.
 
         Raises:
@@ -83,7 +85,7 @@ class Trials:
             self._known[kernels] = self._try(kernels)
         return self._known[kernels]
 
-    def _try(self, kernels: Kernels) -> Trial:
+    def _try(self, kernels: KernelChoices) -> Trial:
         start = time.monotonic()
         process = self._running()
         seconds = self._patience(kernels)
@@ -99,7 +101,7 @@ class Trials:
             self._usual_took = time.monotonic() - start
         return trial
 
-    def _patience(self, kernels: Kernels) -> float:
+    def _patience(self, kernels: KernelChoices) -> float:
         if kernels.compile in ("model", "cudagraphs"):
             return COMPILE_SECONDS
         if kernels == self._usual or not self._usual_took:

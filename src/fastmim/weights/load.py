@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastmim.encoders.build import name_of
+from fastmim.encoders.described import check_described, most_parameters
 from fastmim.encoders.limits import limited
-from fastmim.encoders.registry import check_model_name, create, fit_kwargs, is_custom, is_known
+from fastmim.encoders.names import is_custom
+from fastmim.encoders.registry import check_model_name, create, fit_kwargs, is_known
 from fastmim.encoders.resize import resize
-from fastmim.encoders.trust import NOTHING, Trust, check_described, most_parameters
+from fastmim.encoders.trust import NOTHING, Trust
 from fastmim.errors import UsageError, first_line
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 from fastmim.weights.encoder_file import ORIGIN as ORIGIN
 from fastmim.weights.encoder_file import WEIGHTS as WEIGHTS
 from fastmim.weights.encoder_file import check_kinds, read_description, some_of

@@ -17,12 +17,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.registry import check_model_name, create, fit_kwargs, without_memory
 from fastmim.errors import UsageError
-from fastmim.weights.encoder_file import check_finite, check_kinds, some_of
-from fastmim.weights.load import describe_encoder, save_encoder
+from fastmim.weights.encoder_file import check_finite, check_kinds, describe_encoder, save_encoder, some_of
 
 Source = Literal["mae", "simmim", "fastmim"]
 State = dict[str, Tensor]

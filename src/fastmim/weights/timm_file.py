@@ -8,8 +8,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.encoders.registry import check_model_name, create, fit_kwargs, is_custom, without_memory
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.encoders.names import is_custom
+from fastmim.encoders.registry import check_model_name, create, fit_kwargs, without_memory
 from fastmim.errors import UsageError
 from fastmim.weights.encoder_file import check_finite, check_kinds, some_of
 from fastmim.weights.load import Loaded, as_size

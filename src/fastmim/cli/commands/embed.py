@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from fastmim.cli.flags import parse
-from fastmim.downstream.frozen.embed import EmbedConfig, embed
+from fastmim.downstream.frozen.settings import EmbedConfig, check_embedding
 
 SHOWN = 5
 
@@ -20,6 +20,9 @@ def run(arguments: list[str]) -> int:
         is given as --model."""
 
     command = parse(Command, arguments, "fastmim embed", Command(EmbedConfig()))
+    check_embedding(command.settings)
+    from fastmim.downstream.frozen.embed import embed
+
     written = embed(command.settings, command.trust_code)
     for note in written.notes:
         print(f"data: {note}")

@@ -2,21 +2,19 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import torch
 import tyro
-from torch import Tensor
 
 from fastmim.cli.flags import parse
-from fastmim.data.loading.eval_loader import Views
-from fastmim.data.sources.open import open_images
-from fastmim.encoders.registry import is_custom
+from fastmim.config.usage import check_given
+from fastmim.data.sources.files import check_data
+from fastmim.encoders.names import is_custom
 from fastmim.errors import UsageError
-from fastmim.export.export import export_encoder
-from fastmim.weights.load import WEIGHTS, as_size, read_encoder
-from fastmim.weights.released import import_released
+from fastmim.export.usage import Format, check_export
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COMPARED = 8  # images
 
@@ -32,7 +30,7 @@ class ExportCommand:
     """A run's folder, its encoder.safetensors, or with --from a released checkpoint."""
     out: str = ""
     """Folder to write."""
-    format: Literal["timm", "torchvision", "huggingface", "onnx"] = "timm"
+    format: Format = "timm"
     """timm: its hub's layout; torchvision: where it has the architecture (ViT, Swin, ConvNeXt, ResNet);
     huggingface: for transformers' AutoModel; onnx: for any runtime."""
     image_size: int | tuple[int, int] | None = None
@@ -54,12 +52,13 @@ class ExportCommand:
 
 def run(arguments: list[str]) -> int:
     command = parse(ExportCommand, arguments, "fastmim export", ExportCommand())
-    for name, hint in {"encoder": "give a run's folder or a file", "out": "give a folder to write"}.items():
-        if not getattr(command, name):
-            raise UsageError(f"{name} is missing: {hint}")
+    check_given(command, {"encoder": "give a run's folder or a file", "out": "give a folder to write"})
     if command.source is not None:
         if command.model is None:
             raise UsageError("model is missing: with --from, give timm's name of the checkpoint's backbone")
+        from fastmim.weights.encoder_file import WEIGHTS
+        from fastmim.weights.released import import_released
+
         imported = import_released(
             command.encoder, command.source, command.model, command.out, command.model_kwargs
         )
@@ -70,6 +69,10 @@ def run(arguments: list[str]) -> int:
         return 0
     if command.model_kwargs or (command.model is not None and not is_custom(command.model)):
         raise UsageError("model and model_kwargs go with --from only: the encoder says which model it is")
+    check_export(command.out, command.format, command.overwrite)
+    check_data(command.data)
+    from fastmim.export.export import export_encoder
+
     images = _images(command)
     exported = export_encoder(
         command.encoder,
@@ -88,14 +91,22 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _images(command: ExportCommand) -> Tensor:
+def _images(command: ExportCommand) -> "Tensor":
     """A few real images, as the encoder takes them: (B, C, H, W)."""
+    import numpy as np
+    import torch
+
+    from fastmim.data.loading.eval_loader import EvalLoader
+    from fastmim.data.sources.open import open_images
+    from fastmim.weights.encoder_file import read_encoder
+    from fastmim.weights.load import as_size
+
     origin, _ = read_encoder(command.encoder)
     size = as_size(command.image_size or origin["image_size"])
     source = open_images(command.data)
     mean, std = (torch.tensor(origin[name]) for name in ("mean", "std"))
     indices = np.arange(min(COMPARED, len(source)))
-    views = Views(source, indices, size, origin["in_chans"], COMPARED, 0, mean, std)
+    views = EvalLoader(source, indices, size, origin["in_chans"], COMPARED, 0, mean, std)
     images, shown, broken = next(iter(views))
     if not len(shown):
         raise UsageError(f"data: {command.data}: {broken[0].name} cannot be read: {broken[0].reason}")

@@ -6,11 +6,12 @@ from typing import Annotated
 import tyro
 
 from fastmim.cli.flags import asked, parse, peek
+from fastmim.cli.loading import announce_torch
 from fastmim.config import FinetuneConfig
-from fastmim.downstream.classification.entry import run_finetuning
+from fastmim.config.usage import check_finetuning
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config, recipe, smoke_finetuning
-from fastmim.train.run_dir import Resume, StartMode
+from fastmim.train.settings import Resume, StartMode
 
 
 def run(arguments: list[str]) -> int:
@@ -29,6 +30,8 @@ def run(arguments: list[str]) -> int:
         """Go on with the run in --out if there is one, else begin it."""
         overwrite: bool = False
         """Replace the run in --out."""
+        quiet: bool = False
+        """Print nothing but errors."""
         trust_code: bool = False
         """Import and call whatever factory (package.module:function) a file names: the encoder's, --config, a
         resumed run. Without it: only one that is given as --model."""
@@ -45,7 +48,10 @@ def run(arguments: list[str]) -> int:
         base = smoke_finetuning(base, recipe(given["recipe"]).backbone)
     command = parse(Command, arguments, "fastmim finetune", Command(base))
     resume: Resume = "or-begin" if command.resume_or_begin else command.resume
-    result = run_finetuning(
-        command.settings, StartMode(resume, command.overwrite), trust_code=command.trust_code
-    )
+    start = StartMode(resume, command.overwrite, command.quiet)
+    check_finetuning(command.settings, start)
+    announce_torch("finetune", command.quiet)
+    from fastmim.downstream.classification.entry import run_finetuning
+
+    result = run_finetuning(command.settings, start, trust_code=command.trust_code)
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

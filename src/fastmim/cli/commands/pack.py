@@ -4,15 +4,17 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastmim.cli.flags import parse
-from fastmim.data.decode.pixels import MAX_PIXELS
-from fastmim.data.packing.pack import SKIPPED, pack, verify
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.columns import Columns
-from fastmim.data.sources.packed import Manifest
+from fastmim.data.sources.files import check_data
 from fastmim.errors import RunError, UsageError
-from fastmim.system.hardware import available_cpus
+from fastmim.system.bounds import NonNegativeInt, PositiveInt
+
+if TYPE_CHECKING:
+    from fastmim.data.sources.packed import Manifest
 
 SHOWN = 20  # damaged rows
 
@@ -48,9 +50,9 @@ class PackCommand:
     """Arrow is read at random; parquet is for exchange, JPEG only."""
     in_chans: int = 3
     """3: RGB, 1: grey. Images of 16 bits become 8 where they are read so; others are skipped."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: PositiveInt = MAX_PIXELS
     """Most pixels of an image; larger ones are skipped."""
-    workers: int | None = None
+    workers: NonNegativeInt | None = None
     """Processes. Default: the CPUs that this process may use."""
     columns: Columns = field(default_factory=Columns)
     overwrite: bool = False
@@ -65,10 +67,11 @@ def run(arguments: list[str]) -> int:
         raise UsageError("out is missing: give a folder to write")
     if not command.data and not command.verify:
         raise UsageError("data is missing: give a folder of images")
-    if command.max_pixels < 1:
-        raise UsageError(f"max_pixels = {command.max_pixels} must be at least 1")
-    if command.workers is not None and command.workers < 0:
-        raise UsageError(f"workers = {command.workers} must be at least 0")
+    if command.data:
+        check_data(command.data)
+    from fastmim.data.packing.pack import pack
+    from fastmim.system.hardware import available_cpus
+
     workers = command.workers if command.workers is not None else available_cpus()
     if command.data:
         started = time.monotonic()
@@ -91,7 +94,9 @@ def run(arguments: list[str]) -> int:
     return _verify(command.out, workers) if command.verify else 0
 
 
-def _summary(manifest: Manifest, out: str, seconds: float) -> str:
+def _summary(manifest: "Manifest", out: str, seconds: float) -> str:
+    from fastmim.data.packing.pack import SKIPPED
+
     rows = sum(shard.rows for shard in manifest.shards)
     size = sum(shard.bytes for shard in manifest.shards)
     before = sum(shard.source_bytes for shard in manifest.shards)
@@ -104,6 +109,8 @@ def _summary(manifest: Manifest, out: str, seconds: float) -> str:
 
 
 def _verify(out: str, workers: int) -> int:
+    from fastmim.data.packing.pack import verify
+
     damages = verify(out, workers, _Line("verified"))
     if not damages:
         print(f"{out}: every row is as it was written")

@@ -7,11 +7,10 @@ from typing import Annotated
 import tyro
 
 from fastmim.cli.flags import asked, parse, peek
+from fastmim.cli.loading import announce_torch
 from fastmim.config import FinetuneConfig
 from fastmim.recipes import base_config
-from fastmim.studies.comparison import INTERVALS, as_table
-from fastmim.studies.payoff import PAYOFF, PayoffConfig, payoff
-from fastmim.studies.plots import write_payoff_plot
+from fastmim.studies.settings import PayoffConfig, check_payoff
 
 PLOT, TABLE = "payoff.png", "payoff.md"
 
@@ -42,6 +41,12 @@ def run(arguments: list[str]) -> int:
         FinetuneConfig, given["config"], given["recipe"], None, given=given, trust_code=trusted
     )
     command = parse(Command, arguments, "fastmim payoff", Command(base, PayoffConfig()))
+    check_payoff(command.settings)
+    announce_torch("payoff", command.quiet)
+    from fastmim.studies.comparison import INTERVALS, as_table
+    from fastmim.studies.payoff import PAYOFF, payoff
+    from fastmim.studies.plots import write_payoff_plot
+
     found = payoff(command.settings, command.compare, command.quiet, trust_code=command.trust_code)
     out = Path(command.settings.out).expanduser()
     text = "\n".join([as_table(found), "", INTERVALS, *found.verdicts])

@@ -6,12 +6,13 @@ from typing import Annotated
 import tyro
 
 from fastmim.cli.flags import asked, parse, peek
+from fastmim.cli.loading import announce_torch
 from fastmim.config import PretrainConfig, merge
+from fastmim.config.usage import check_pretraining
 from fastmim.errors import UsageError
-from fastmim.pretraining import run_pretraining
 from fastmim.recipes import base_config, smoke
 from fastmim.recipes.base import MODELS
-from fastmim.train.run_dir import Resume, StartMode
+from fastmim.train.settings import Resume, StartMode
 
 
 def run(arguments: list[str]) -> int:
@@ -30,6 +31,8 @@ def run(arguments: list[str]) -> int:
         """Go on with the run in --out if there is one, else begin it."""
         overwrite: bool = False
         """Replace the run in --out."""
+        quiet: bool = False
+        """Print nothing but errors."""
         trust_code: bool = False
         """Import and call whatever factory (package.module:function) a file names: --config, a resumed run,
         the teacher. Without it: only one that is given as --model, or as --distill.model."""
@@ -48,7 +51,10 @@ def run(arguments: list[str]) -> int:
         base = merge(base, {"stages": given["stages"]})  # in place of the base's one size and length
     command = parse(Command, arguments, "fastmim pretrain", Command(base))
     resume: Resume = "or-begin" if command.resume_or_begin else command.resume
-    result = run_pretraining(
-        command.settings, StartMode(resume, command.overwrite), trust_code=command.trust_code
-    )
+    start = StartMode(resume, command.overwrite, command.quiet)
+    check_pretraining(command.settings, start)
+    announce_torch("pretrain", command.quiet)
+    from fastmim.pretraining import run_pretraining
+
+    result = run_pretraining(command.settings, start, trust_code=command.trust_code)
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastmim.cli.flags import parse
-from fastmim.downstream.frozen.probe import ProbeConfig, run_probe
+from fastmim.downstream.frozen.settings import ProbeConfig, check_probe
 
 
 def run(arguments: list[str]) -> int:
@@ -25,6 +25,9 @@ def run(arguments: list[str]) -> int:
 
     command = parse(Command, arguments, "fastmim probe", Command(ProbeConfig()))
     config = command.settings
+    check_probe(config)
+    from fastmim.downstream.frozen.probe import run_probe
+
     result = run_probe(config, trust_code=command.trust_code)
     accuracy = result.accuracy
     if command.json:

@@ -5,12 +5,11 @@ import sys
 from dataclasses import dataclass, field
 
 from fastmim.cli.flags import parse
-from fastmim.data.decode.pixels import MAX_PIXELS
-from fastmim.data.loading.channel_stats import fill_note, measure_stats
-from fastmim.data.sources.base import notes_of
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.columns import Columns
-from fastmim.data.sources.open import open_images
+from fastmim.data.sources.files import check_data
 from fastmim.errors import UsageError
+from fastmim.system.bounds import NonNegativeInt, PositiveInt
 
 
 def run(arguments: list[str]) -> int:
@@ -19,17 +18,17 @@ def run(arguments: list[str]) -> int:
         data: str = ""
         """Images, as for `fastmim pretrain`."""
         columns: Columns = field(default_factory=Columns)
-        in_chans: int = 3
+        in_chans: PositiveInt = 3
         """Channels of the images."""
-        image_size: int = 128
+        image_size: PositiveInt = 128
         """Side that images are brought to before they are measured, in pixels."""
-        count: int = 1024
+        count: NonNegativeInt = 1024
         """Images to measure, drawn by the seed; 0: all."""
-        seed: int = 0
+        seed: NonNegativeInt = 0
         """Fixes which images are drawn."""
-        workers: int = 0
+        workers: NonNegativeInt = 0
         """Processes that read images."""
-        max_pixels: int = MAX_PIXELS
+        max_pixels: PositiveInt = MAX_PIXELS
         """Most pixels of an image; larger ones are left out."""
         json: bool = False
         """One JSON object."""
@@ -37,10 +36,11 @@ def run(arguments: list[str]) -> int:
     command = parse(Command, arguments, "fastmim stats", Command())
     if not command.data:
         raise UsageError("data is missing: give a folder of images")
-    limits = {"in_chans": 1, "image_size": 1, "count": 0, "seed": 0, "workers": 0, "max_pixels": 1}
-    for name, least in limits.items():
-        if getattr(command, name) < least:
-            raise UsageError(f"{name} = {getattr(command, name)} must be at least {least}")
+    check_data(command.data)
+    from fastmim.data.loading.channel_stats import fill_note, measure_stats
+    from fastmim.data.sources.base import notes_of
+    from fastmim.data.sources.open import open_images
+
     size = (command.image_size, command.image_size)
     source = open_images(command.data, command.columns)
     for note in notes_of(source):  # not among what may be written to a file and given as --config

@@ -7,11 +7,10 @@ from typing import Annotated
 import tyro
 
 from fastmim.cli.flags import asked, parse, peek
+from fastmim.cli.loading import announce_torch
 from fastmim.config import FinetuneConfig
 from fastmim.recipes import base_config
-from fastmim.studies.grid import SweepConfig
-from fastmim.studies.plots import write_heat_map
-from fastmim.studies.sweep import SWEEP, sweep
+from fastmim.studies.settings import SweepConfig, check_sweep
 
 PLOT = "sweep.png"
 
@@ -42,6 +41,11 @@ def run(arguments: list[str]) -> int:
         FinetuneConfig, given["config"], given["recipe"], None, given=given, trust_code=trusted
     )
     command = parse(Command, arguments, "fastmim sweep", Command(base, SweepConfig()))
+    check_sweep(command.settings)
+    announce_torch("sweep", command.quiet)
+    from fastmim.studies.plots import write_heat_map
+    from fastmim.studies.sweep import SWEEP, sweep
+
     found = sweep(command.settings, command.grid, command.quiet, trust_code=command.trust_code)
     out = Path(command.settings.out).expanduser()
     write_heat_map(out / PLOT, found.accuracy)

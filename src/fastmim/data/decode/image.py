@@ -16,7 +16,6 @@ from PIL import Image, UnidentifiedImageError
 
 from fastmim.data.decode import jpeg, tiff
 from fastmim.data.decode.pixels import (
-    MAX_PIXELS,
     NPY_MAGIC,
     RGB_OR_GREY,
     Pixels,
@@ -40,6 +39,7 @@ from fastmim.data.decode.resize import (
     sample,
     sample_fast,
 )
+from fastmim.data.settings import MAX_PIXELS
 
 # Formats by content, of Pillow's names: those of photos and scans. Its readers of others run programs
 # (PostScript), or were never meant for files from anywhere.

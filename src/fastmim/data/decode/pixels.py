@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8 | np.float32]  # uint8 stands for 0..255, float32 for 0..1
 
 NPY_MAGIC = b"\x93NUMPY"
-MAX_PIXELS = 100_000_000  # of the largest image that is decoded, unless another limit is given
 BYTES_A_PIXEL = 8  # of the largest decoded image, on average: bounds images of many or deep channels
 NO_DATA = 1e30  # no measurement is as large; writers mark missing pixels with the largest float
 ORIENTATION_TAG = 0x0112

@@ -10,15 +10,15 @@ from torch.utils.data import Dataset
 
 from fastmim.data.decode import tiff
 from fastmim.data.decode.image import decode
-from fastmim.data.decode.pixels import MAX_PIXELS, NPY_MAGIC, UnreadableImage, to_float
+from fastmim.data.decode.pixels import NPY_MAGIC, UnreadableImage, to_float
 from fastmim.data.decode.resize import Box
 from fastmim.data.loading.dataset import read_crop
 from fastmim.data.loading.workers import answers
 from fastmim.data.seeds import STATS_SEED
+from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, CropConfig
 from fastmim.data.sources.base import ImageSource
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 MEASURED_IMAGES = 1024  # where the statistics are not given
 RANGED_IMAGES = 32  # whose range tells what floating-point RGB means

@@ -13,18 +13,19 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from fastmim.data.decode.image import BoxChooser, Quality, crop_and_resize
-from fastmim.data.decode.pixels import MAX_PIXELS, Pixels, UnreadableImage, to_float
+from fastmim.data.decode.pixels import Pixels, UnreadableImage, to_float
 from fastmim.data.loading.workers import answers, check_shared_memory
+from fastmim.data.settings import MAX_PIXELS, CropConfig
 from fastmim.data.sources.base import ImageSource
-from fastmim.data.transforms.crops import CropConfig, draw_crops
+from fastmim.data.transforms.crops import draw_crops
 from fastmim.errors import RunError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 REPLACEMENTS = 100
 
 
 @dataclass(frozen=True)
-class Draw:
+class BatchRequest:
     """A part of one batch: which images, and what seeds the crops of the whole batch.
 
     What is drawn for an image follows from its place in the whole batch, so it does not matter how many
@@ -40,7 +41,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnreadableRecord:
     """An image that was skipped, and why."""
 
     index: int
@@ -56,7 +57,7 @@ class Batch:
     flips_B: Tensor  # bool
     indices: NDArray[np.int64]  # of the images that the crops are of
     tried: NDArray[np.int64]  # indices that were opened, unreadable ones included
-    unreadable: list[Unreadable]
+    unreadable: list[UnreadableRecord]
 
     def part(self, part: slice) -> "Batch":
         """Some of its crops; what was tried and could not be read stays with the whole."""
@@ -72,12 +73,12 @@ class Batch:
 Augment = Callable[[Pixels, tuple[int, ...]], Pixels]  # (crop, seeds) -> a crop of the same size
 
 
-def as_it_is(crop: Pixels, _: tuple[int, ...]) -> Pixels:
+def identity(crop: Pixels, _: tuple[int, ...]) -> Pixels:
     return crop
 
 
-class Crops(Dataset[Batch]):
-    """Answers a `Draw` with a `Batch`. An unreadable image is replaced by another and reported.
+class CropDataset(Dataset[Batch]):
+    """Answers a `BatchRequest` with a `Batch`. An unreadable image is replaced by another and reported.
 
     Args:
         source: the images.
@@ -96,7 +97,7 @@ class Crops(Dataset[Batch]):
         config: CropConfig,
         size: Size,
         chans: int,
-        augment: Augment = as_it_is,
+        augment: Augment = identity,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.source = source
@@ -107,7 +108,7 @@ class Crops(Dataset[Batch]):
         self.augment = augment
         self.max_pixels = max_pixels
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: BatchRequest) -> Batch:
         count = len(draw.indices)
         draws = draw_crops(self.config, draw.whole or count, draw.seeds)
         if draw.whole is not None:
@@ -115,7 +116,7 @@ class Crops(Dataset[Batch]):
         canvas = Canvas(count, self.size, self.chans)
         shown: list[int] = []
         tried: list[int] = []
-        unreadable: list[Unreadable] = []
+        unreadable: list[UnreadableRecord] = []
         for row, index in enumerate(draw.indices):
             seeds = (*draw.seeds, draw.first + row)
             for candidate in self._candidates(int(index), seeds):
@@ -128,7 +129,7 @@ class Crops(Dataset[Batch]):
                     shown.append(candidate)
                     break
                 except UnreadableImage as error:
-                    unreadable.append(Unreadable(candidate, self.source.name(candidate), str(error)))
+                    unreadable.append(UnreadableRecord(candidate, self.source.name(candidate), str(error)))
             else:
                 last = unreadable[-1]
                 raise RunError(

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastmim.data.decode.pixels import MAX_PIXELS, Pixels, UnreadableImage
+from fastmim.data.decode.pixels import Pixels, UnreadableImage
 from fastmim.data.decode.resize import Box
-from fastmim.data.loading.dataset import Batch, Canvas, Unreadable, load_batches, read_crop, to_images
+from fastmim.data.loading.dataset import Batch, Canvas, UnreadableRecord, load_batches, read_crop, to_images
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.base import FileImages, ImageSource
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 SHARE_UP_TO_224 = 0.875  # of the shorter side, at up to 224 pixels; larger inputs see all of it
 
@@ -35,7 +36,7 @@ class CenterBox:
         return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-class CenterCrops(Dataset[Batch]):
+class EvalDataset(Dataset[Batch]):
     """Answers a list of images with the `Batch` of those that can be read."""
 
     def __init__(self, source: ImageSource, size: Size, chans: int, max_pixels: int = MAX_PIXELS) -> None:
@@ -47,7 +48,7 @@ class CenterCrops(Dataset[Batch]):
     def __getitem__(self, indices: NDArray[np.int64]) -> Batch:
         canvas = Canvas(len(indices), self.size, self.chans)
         shown: list[int] = []
-        unreadable: list[Unreadable] = []
+        unreadable: list[UnreadableRecord] = []
         box = CenterBox(self.size)
         for index in map(int, indices):
             row = len(shown)
@@ -55,7 +56,7 @@ class CenterCrops(Dataset[Batch]):
                 canvas.put(row, self._read(index, box, canvas.place(row)))
                 shown.append(index)
             except UnreadableImage as error:
-                unreadable.append(Unreadable(index, self.source.name(index), str(error)))
+                unreadable.append(UnreadableRecord(index, self.source.name(index), str(error)))
         pixels = canvas.batch(len(shown))
         flips = torch.zeros(len(shown), dtype=torch.bool)
         return Batch(pixels, flips, np.array(shown, np.int64), np.unique(indices), unreadable)
@@ -100,7 +101,7 @@ def load_image(
 
 
 @dataclass(frozen=True)
-class Views:
+class EvalLoader:
     """Every one of some images once, in order, on the device of ``mean`` and ``std``."""
 
     source: ImageSource
@@ -113,9 +114,9 @@ class Views:
     std: Tensor
     max_pixels: int = MAX_PIXELS
 
-    def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64], list[Unreadable]]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64], list[UnreadableRecord]]]:
         """(images (B, C, H, W), their indices, what could not be read)."""
-        crops = CenterCrops(self.source, self.size, self.chans, self.max_pixels)
+        crops = EvalDataset(self.source, self.size, self.chans, self.max_pixels)
         parts = [
             self.indices[start : start + self.batch] for start in range(0, len(self.indices), self.batch)
         ]

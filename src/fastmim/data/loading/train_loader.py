@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmim.data.loading.dataset import Batch, Crops, Draw, copied, load_batches, to_images
-from fastmim.data.loading.unreadable import SkipList
+from fastmim.data.loading.dataset import Batch, BatchRequest, CropDataset, copied, load_batches, to_images
+from fastmim.data.loading.unreadable import UnreadableLog
 from fastmim.data.seeds import CROP_SEED, HELD_OUT_SEED, MIX_SEED, SPLIT_SEED
 
 # (images (B, C, H, W), what goes beside them, seeds) -> both, as the module gets them
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 
 
-def as_they_are(images_BCHW: Tensor, beside: Tensor, _: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    return images_BCHW, beside
+def identity_pair(images_BCHW: Tensor, extra_inputs: Tensor, _: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return images_BCHW, extra_inputs
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ def split_images(count: int, held_out: int, seed: int) -> Split:
     return Split(np.sort(order[kept:]), order[:kept], shared=False)
 
 
-def held_out_crops(crops: Crops, count: int, seed: int, skips: SkipList | None) -> Batch:
+def held_out_crops(crops: CropDataset, count: int, seed: int, unreadable_log: UnreadableLog | None) -> Batch:
     """``count`` fixed crops of the held-out images, as many of each as needed."""
     indices = np.resize(crops.pool, count)
-    batch = crops[Draw(indices, (HELD_OUT_SEED, seed))]
-    if skips is not None:
-        skips.note(batch)
+    batch = crops[BatchRequest(indices, (HELD_OUT_SEED, seed))]
+    if unreadable_log is not None:
+        unreadable_log.note(batch)
     return batch
 
 
@@ -83,48 +83,48 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Feeder:
+class TrainLoader:
     """Feeds a training loop: (images, what goes beside them) in micro-batches, from any step on.
 
     All that is drawn is a function of (seed, step, place in the whole batch), not of the process.
     """
 
-    crops: Crops
+    crops: CropDataset
     batches: Callable[[int], Iterator[tuple[int, NDArray[np.int64]]]]
     """First step -> (step, this rank's images of its batch), see `train.sampler.Stream.batches`."""
-    beside: Callable[[Batch, int], Tensor]
+    extra_inputs: Callable[[Batch, int], Tensor]
     """(batch, step) -> what the module gets beside these images, (B, ...), on the CPU: masks or classes."""
-    skips: SkipList
+    unreadable_log: UnreadableLog
     micro_batch: int
     workers: int
     seed: int
     share: Share
     mean: Tensor
     std: Tensor
-    mix: Mix = as_they_are
+    mix: Mix = identity_pair
     avoid_single: bool = False
     """Rather one image more at a time than one alone: a batch norm has no variance of that."""
 
     def __call__(self, first_step: int) -> Iterator[Iterable[tuple[tuple[Tensor, ...], int]]]:
         draws = (
-            Draw(indices, (CROP_SEED, self.seed, step), self.share.first, self.share.whole)
+            BatchRequest(indices, (CROP_SEED, self.seed, step), self.share.first, self.share.whole)
             for step, indices in self.batches(first_step)
         )
         on_gpu = self.mean.device.type == "cuda"
         for step, batch in enumerate(load_batches(self.crops, draws, self.workers, on_gpu), first_step):
-            self.skips.note(batch)
-            beside = self.beside(batch, step)
-            yield self._micro_batches(batch, beside.pin_memory() if on_gpu else beside, step)
+            self.unreadable_log.note(batch)
+            extra_inputs = self.extra_inputs(batch, step)
+            yield self._micro_batches(batch, extra_inputs.pin_memory() if on_gpu else extra_inputs, step)
 
     def _micro_batches(
-        self, batch: Batch, beside: Tensor, step: int
+        self, batch: Batch, extra_inputs: Tensor, step: int
     ) -> Iterator[tuple[tuple[Tensor, ...], int]]:
         count = len(batch.flips_B)
-        beside = beside.to(self.mean.device, non_blocking=True)
+        extra_inputs = extra_inputs.to(self.mean.device, non_blocking=True)
         ends = list(itertools.accumulate(micro_batches(count, self.micro_batch, self.avoid_single)))
         for start, end in itertools.pairwise([0, *ends]):
             part = slice(start, end)
             images = to_images(copied(batch.part(part), self.mean.device), self.mean, self.std)
             place = self.share.first + start
-            pair = self.mix(images, beside[part], (MIX_SEED, self.seed, step, place))
+            pair = self.mix(images, extra_inputs[part], (MIX_SEED, self.seed, step, place))
             yield pair, end - start

@@ -17,7 +17,7 @@ from fastmim.errors import RunError
 SKIPPED = "skipped.jsonl"
 
 
-class SkipList:
+class UnreadableLog:
     """Keeps skipped.jsonl, one object an image: index, image, reason.
 
     Args:

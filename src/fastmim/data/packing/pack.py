@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastmim.data.decode.pixels import MAX_PIXELS
 from fastmim.data.labelled import class_names, in_order
 from fastmim.data.packing.shards import Damage, Part, features_of, verify_shard, write_shard
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.base import ImageSource, fingerprint, notes_of
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.open import open_images

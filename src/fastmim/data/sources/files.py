@@ -3,6 +3,9 @@
 import errno
 import os
 import stat
+from pathlib import Path
+
+from fastmim.errors import UsageError
 
 MOST_BYTES = 1 << 30  # of a file that is read as a whole: larger ones hold no single image
 KINDS = {
@@ -14,6 +17,7 @@ KINDS = {
 }
 # A FIFO would wait for a writer; a terminal would become the process's own.
 FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
+NOT_PATHS = ("demo:", "hf:")  # what data begins with that is no path
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
@@ -58,3 +62,27 @@ def _check(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "no file")
         raise OSError(errno.EINVAL, f"{kind}, not a regular file")
+
+
+def check_data(spec: str) -> None:
+    """Raise UsageError where ``spec`` is a path to images and nothing is there."""
+    if not spec.startswith(NOT_PATHS):
+        find_path(spec)
+
+
+def find_path(spec: str) -> Path:
+    """The folder or file that is named. Raises UsageError where there is none, or none that can be read."""
+    path = Path(spec).expanduser()
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except ValueError:  # a zero byte
+        there = folder = False
+    if not there:
+        raise UsageError(
+            f"data: {spec} does not exist; "
+            "give a folder, a .tar, .parquet, hf:NAME, demo:photos or demo:digits"
+        )
+    reason = None if folder else why_not_regular(path)
+    if reason:
+        raise UsageError(f"data: {spec} cannot be read: {reason}; give a folder, a .tar or a .parquet file")
+    return path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastmim.data.sources.base import FileImages, ImageSource, notes_of
 from fastmim.data.sources.columns import Columns
-from fastmim.data.sources.files import why_not_regular
+from fastmim.data.sources.files import find_path
 from fastmim.data.sources.index import IMAGE_SUFFIXES, left_out, list_images, list_tables
 from fastmim.data.sources.packed import Manifest, PackedImages, is_packed
 from fastmim.data.sources.tables import is_saved, open_hub, open_packed, open_parquet, open_saved
@@ -44,24 +44,6 @@ def open_images(
     if not len(source):
         raise UsageError(f"data: {spec} holds no images{_said(notes_of(source))}")
     return source
-
-
-def find_path(spec: str) -> Path:
-    """The folder or file that is named. Raises UsageError where there is none, or none that can be read."""
-    path = Path(spec).expanduser()
-    try:
-        there, folder = path.exists(), path.is_dir()
-    except ValueError:  # a zero byte
-        there = folder = False
-    if not there:
-        raise UsageError(
-            f"data: {spec} does not exist; "
-            "give a folder, a .tar, .parquet, hf:NAME, demo:photos or demo:digits"
-        )
-    reason = None if folder else why_not_regular(path)
-    if reason:
-        raise UsageError(f"data: {spec} cannot be read: {reason}; give a folder, a .tar or a .parquet file")
-    return path
 
 
 def _open_file(path: Path, columns: Columns) -> ImageSource:

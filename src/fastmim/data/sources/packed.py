@@ -68,6 +68,13 @@ class Manifest:
     shards: tuple[Shard, ...] = ()
     version: Whole = field(default=VERSION)
 
+    def __repr__(self) -> str:
+        rows, size = (sum(getattr(shard, name) for shard in self.shards) for name in ("rows", "bytes"))
+        return (
+            f"Manifest(data={self.data!r}, images={rows} of {self.settings.images}, bytes={size}, "
+            f"files={len(self.shards)}, complete={self.complete})"
+        )
+
     def write(self, folder: Path) -> None:
         """Raises OSError."""
         write_json(folder / MANIFEST, asdict(self))

@@ -7,7 +7,6 @@ afterwards, so that what is drawn is a function of the seed. torch's own, which 
 import contextlib
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,43 +19,10 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from fastmim.data.decode.pixels import Pixels
-from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.data.settings import AugmentConfig
+from fastmim.system.size import Size
 
 MOST_SHIFT = 0.45  # of the image's shorter side, by which RandAugment moves it
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """How training images and their labels are varied (paper: table 12)."""
-
-    rand_magnitude: float = 9.0
-    """RandAugment's strength, 0 to 10; 0: none. It needs RGB images of 8 bits: others stay as they are."""
-    rand_std: float = 0.5
-    """Standard deviation of its strength."""
-    mixup: float = 0.8
-    """Alpha of mixup; 0: none."""
-    cutmix: float = 1.0
-    """Alpha of CutMix; 0: none. With mixup, one of the two is drawn for each micro-batch."""
-    smoothing: float = 0.1
-    """Label smoothing, 0..1."""
-    erase: float = 0.25
-    """Chance of an image to have a rectangle replaced by noise."""
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "rand_magnitude": 10.0,
-            "rand_std": 10.0,
-            "mixup": float("inf"),
-            "cutmix": float("inf"),
-            "smoothing": 1.0,
-            "erase": 1.0,
-        }
-        for name, most in bounds.items():
-            value = getattr(self, name)
-            if not 0 <= value <= most:
-                above = "0 or more" if most == float("inf") else f"in 0..{most:g}"
-                raise UsageError(f"augment.{name} = {value} must be {above}")
 
 
 class RandAugment:

@@ -4,62 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
 from fastmim.data.decode.resize import Box
-from fastmim.errors import UsageError
+from fastmim.data.settings import CropConfig
 
 ATTEMPTS = 10
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class CropConfig:
-    """Which part of an image the model sees, and how its values are scaled."""
-
-    scale: tuple[float, float] = (0.2, 1.0)
-    """Least and largest share of the image's area that a crop takes."""
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and largest ratio of a crop's width to its height."""
-    flip: bool = True
-    """Mirror half of the crops."""
-    mean: tuple[float, ...] | None = None
-    """Mean of each channel (8-bit values as 0..1) that is subtracted; default: the encoder's in
-    fine-tuning; else ImageNet's for 3 channels, or measured on the data."""
-    std: tuple[float, ...] | None = None
-    """Standard deviation of each channel that values are divided by; default: as for the mean."""
-    decode: Literal["full", "fast"] = "full"
-    """full: training crops as Pillow's antialiased bicubic makes them. fast: blurred, from a JPEG decoded to
-    fewer pixels than the crop has; quicker on large files, and HOG targets differ by a fifth of what the
-    mean of all targets gets wrong. Evaluation never takes it."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UsageError(f"crop.scale = {self.scale} must be two shares, 0 < least <= largest <= 1")
-        if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise UsageError(f"crop.aspect = {self.aspect} must be two ratios, 0 < least <= largest")
-        if (self.mean is None) != (self.std is None):
-            raise UsageError(
-                f"crop.mean = {self.mean} and crop.std = {self.std} go together: give both or neither"
-            )
-        if self.mean is not None and self.std is not None:
-            finite = all(math.isfinite(number) for number in (*self.mean, *self.std))
-            if not finite or len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
-                raise UsageError(
-                    f"crop.mean = {self.mean} and crop.std = {self.std} must be one finite number a channel "
-                    "each, and std above 0"
-                )
-
-    @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation, which a resolved configuration has."""
-        if self.mean is None or self.std is None:
-            raise ValueError("the channels' mean and std are not known yet")
-        return self.mean, self.std
 
 
 @dataclass(frozen=True)

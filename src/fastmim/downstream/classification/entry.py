@@ -12,8 +12,9 @@ from torch import nn
 
 from fastmim.config import FinetuneConfig, merge, run_settings
 from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
+from fastmim.config.usage import check_finetuning
 from fastmim.data.labelled import Labelled, few_labels, open_labelled
-from fastmim.downstream.classification.start import Start, build_classifier
+from fastmim.downstream.classification.start import InitialModel, build_classifier
 from fastmim.downstream.classification.task import ClassificationTask, FinetuneResult, resolve
 from fastmim.encoders.build import name_of
 from fastmim.encoders.trust import Trust
@@ -22,7 +23,7 @@ from fastmim.recipes import base_config
 from fastmim.train.checkpoint_folder import newest_checkpoint
 from fastmim.train.distributed import run_everywhere, starts_processes, teller
 from fastmim.train.run import train
-from fastmim.train.run_dir import NEW_RUN, Resume, StartMode, goes_on
+from fastmim.train.settings import NEW_RUN, Resume, StartMode
 from fastmim.weights.load import factory_of
 
 
@@ -81,20 +82,10 @@ def run_finetuning(
         config: its ``model`` may be imported: whoever read it from a file has asked.
         trust_code: so may the factory that the encoder's file names.
     """
+    resumes = check_finetuning(config, start)
     run = Path(config.out).expanduser()
-    resumes = bool(config.out) and goes_on(run, start.resume)
-    hints = {
-        "encoder": "give a run's folder, an encoder.safetensors, timm:NAME or none",
-        "data": "give a folder with train/ and val/, or demo:digits to try it",
-        "out": "give a folder that the run is written to",
-    }
-    for setting, hint in hints.items():
-        if not getattr(config, setting):
-            raise UsageError(f"{setting} is missing: {hint}")
     if trust_code and module is None:
         config = with_factory(config, Trust(everything=True))
-    if run.resolve() == Path(config.data).expanduser().resolve():
-        raise UsageError(f"out: {run} is where the data lies; give another folder")
     config = replace(config, out=str(run))
     say = teller(start.quiet)
     say(f"{config.data}: looking for images")
@@ -121,7 +112,7 @@ def run_finetuning(
     return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, worker)
 
 
-def build(config: FinetuneConfig, classes: int, module: nn.Module | None) -> Start:
+def build(config: FinetuneConfig, classes: int, module: nn.Module | None) -> InitialModel:
     """The classifier that ``config`` asks for, with new weights drawn from the seed."""
     torch.manual_seed(config.seed)
     return build_classifier(config, classes, module)
@@ -134,7 +125,7 @@ def run_on(
     config: FinetuneConfig,
     start: StartMode,
     module: nn.Module | None,
-    classifier: Start | None,
+    classifier: InitialModel | None,
 ) -> FinetuneResult:
     """A run on the devices of ``fabric``; every process of a run calls this."""
     if classifier is None:

@@ -34,7 +34,7 @@ class Step(NamedTuple):
     loss: Tensor
 
 
-class Learner(nn.Module):
+class ClassificationModel(nn.Module):
     """The classifier in training, its loss, and the running mean of its weights where that is wanted."""
 
     def __init__(self, model: nn.Module, ema: float | None) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 from fastmim._version import __version__
 from fastmim.config import FinetuneConfig
 from fastmim.downstream.accuracy import Accuracy
-from fastmim.downstream.classification.model import Learner, PooledClassifier
-from fastmim.downstream.classification.start import Start
+from fastmim.downstream.classification.model import ClassificationModel, PooledClassifier
+from fastmim.downstream.classification.start import InitialModel
 from fastmim.system.files import write_atomically
-from fastmim.weights.load import save_encoder
+from fastmim.weights.encoder_file import save_encoder
 
 RESULTS = "results.json"
 
@@ -18,7 +18,7 @@ RESULTS = "results.json"
 def write_results(
     run: Path,
     config: FinetuneConfig,
-    start: Start,
+    start: InitialModel,
     accuracy: Accuracy,
     classes: tuple[str, ...],
     facts: dict[str, Any],
@@ -44,7 +44,11 @@ def write_results(
 
 
 def write_classifier(
-    run: Path, config: FinetuneConfig, start: Start, learner: Learner, classes: tuple[str, ...]
+    run: Path,
+    config: FinetuneConfig,
+    start: InitialModel,
+    learner: ClassificationModel,
+    classes: tuple[str, ...],
 ) -> None:
     """Write the classifier as encoder.safetensors; of a module that took none by itself, the backbone."""
     model = learner.best

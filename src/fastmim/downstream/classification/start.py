@@ -14,19 +14,12 @@ from fastmim.encoders.build import build_encoder, name_of
 from fastmim.encoders.registry import arguments_of, check_model_name, create, weights_tag, without_memory
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
-from fastmim.weights.load import (
-    Loaded,
-    as_size,
-    check_encoder,
-    load_with,
-    read_encoder,
-    replace_classifier,
-    timm_weights,
-)
+from fastmim.weights.encoder_file import read_encoder
+from fastmim.weights.load import Loaded, as_size, check_encoder, load_with, replace_classifier, timm_weights
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialModel:
     """What fine-tuning starts from."""
 
     model: nn.Module
@@ -47,7 +40,7 @@ class Start:
 RGB = 3  # channels, unless they are told
 
 
-def build_classifier(config: FinetuneConfig, classes: int, module: nn.Module | None = None) -> Start:
+def build_classifier(config: FinetuneConfig, classes: int, module: nn.Module | None = None) -> InitialModel:
     """The classifier that ``config`` asks for, at its image size; new weights are torch's next random ones.
 
     Args:
@@ -71,7 +64,7 @@ def build_classifier(config: FinetuneConfig, classes: int, module: nn.Module | N
     return start
 
 
-def _from_file(config: FinetuneConfig, classes: int, module: nn.Module | None) -> Start:
+def _from_file(config: FinetuneConfig, classes: int, module: nn.Module | None) -> InitialModel:
     origin, state = read_encoder(config.encoder)
     if config.in_chans not in (RGB, origin["in_chans"]):
         raise UsageError(f"in_chans = {config.in_chans}: the encoder was trained on {origin['in_chans']}")
@@ -85,14 +78,14 @@ def _from_file(config: FinetuneConfig, classes: int, module: nn.Module | None) -
     return _with_classifier(config, loaded, classes, notes)
 
 
-def _from_timm(config: FinetuneConfig, classes: int) -> Start:
+def _from_timm(config: FinetuneConfig, classes: int) -> InitialModel:
     name = config.encoder.removeprefix(WITH_TIMM_WEIGHTS)
     check_model_name(name)
     changes, notes = _changes(config, name, {})
     return _with_classifier(config, timm_weights(name, changes, config.size), classes, notes)
 
 
-def _from_scratch(config: FinetuneConfig, classes: int, module: nn.Module | None) -> Start:
+def _from_scratch(config: FinetuneConfig, classes: int, module: nn.Module | None) -> InitialModel:
     name = config.model or ""
     origin = {"model": name, "in_chans": config.in_chans, "mean": None, "std": None}
     if module is not None:
@@ -108,7 +101,7 @@ def _from_scratch(config: FinetuneConfig, classes: int, module: nn.Module | None
     return _with_classifier(config, loaded, classes, notes)
 
 
-def _with_classifier(config: FinetuneConfig, loaded: Loaded, classes: int, notes: list[str]) -> Start:
+def _with_classifier(config: FinetuneConfig, loaded: Loaded, classes: int, notes: list[str]) -> InitialModel:
     model, kwargs, origin = loaded.model, loaded.kwargs, loaded.origin
     if hasattr(model, "reset_classifier") and hasattr(model, "get_classifier"):
         replace_classifier(loaded, classes)
@@ -125,7 +118,7 @@ def _with_classifier(config: FinetuneConfig, loaded: Loaded, classes: int, notes
     if trained_at is not None and as_size(trained_at) != config.size:
         height, width = config.size
         notes.append(f"trained at {trained_at[0]}x{trained_at[1]} pixels, here {height}x{width}")
-    return Start(
+    return InitialModel(
         model,
         loaded.name,
         kwargs,

@@ -16,27 +16,27 @@ from fastmim.config import ALWAYS_FREE, FinetuneConfig, check_resumed
 from fastmim.config.finetune import SCRATCH
 from fastmim.data.labelled import Labelled, imbalance
 from fastmim.data.loading.channel_stats import channel_statistics
-from fastmim.data.loading.dataset import Crops, as_it_is
-from fastmim.data.loading.eval_loader import Views
-from fastmim.data.loading.train_loader import Feeder, Share
-from fastmim.data.loading.unreadable import SKIPPED, SkipList
+from fastmim.data.loading.dataset import CropDataset, identity
+from fastmim.data.loading.eval_loader import EvalLoader
+from fastmim.data.loading.train_loader import Share, TrainLoader
+from fastmim.data.loading.unreadable import SKIPPED, UnreadableLog
 from fastmim.data.sources.base import fingerprint
 from fastmim.data.transforms.augment import Mixing, RandAugment
 from fastmim.downstream.accuracy import Accuracy, check_readable, measure_accuracy
-from fastmim.downstream.classification.model import Learner
+from fastmim.downstream.classification.model import ClassificationModel
 from fastmim.downstream.classification.outputs import RESULTS, write_classifier, write_results
-from fastmim.downstream.classification.start import Start
+from fastmim.downstream.classification.start import InitialModel
 from fastmim.encoders.batch_size import check_batch, has_batch_norm
 from fastmim.errors import UsageError
 from fastmim.system.hardware import loader_workers
 from fastmim.train.autotune import StepToTune
 from fastmim.train.checkpoint import Checkpoint, Choices
 from fastmim.train.distributed import hardware
-from fastmim.train.kernels import Kernels, apply, checkpoint_activations
+from fastmim.train.kernels import KernelChoices, apply, checkpoint_activations
 from fastmim.train.layer_decay import build_layered_adamw, levels_line
 from fastmim.train.optim import scaled_lr, use_kernel
-from fastmim.train.sampler import Stream
-from fastmim.train.stages import Leg, build_plan
+from fastmim.train.sampler import InfiniteSampler
+from fastmim.train.stages import Stage, build_plan
 from fastmim.train.task import Ended, StageData, StageSetup
 from fastmim.weights.encoder_file import ORIGIN, WEIGHTS, encoder_digest
 
@@ -70,7 +70,12 @@ class ClassificationTask:
     files: tuple[str, ...] = (WEIGHTS, ORIGIN, RESULTS, SKIPPED)
 
     def __init__(
-        self, fabric: Fabric, training: Labelled, validation: Labelled, config: FinetuneConfig, start: Start
+        self,
+        fabric: Fabric,
+        training: Labelled,
+        validation: Labelled,
+        config: FinetuneConfig,
+        start: InitialModel,
     ) -> None:
         self.fabric = fabric
         self.training = training
@@ -79,12 +84,12 @@ class ClassificationTask:
         self.start = start
         self.run = Path(config.out)
         self.classes = len(training.classes)
-        self.plan = build_plan(config.course, len(training), config.batch_size, config.micro_batch)
+        self.plan = build_plan(config.planned_stages, len(training), config.batch_size, config.micro_batch)
         self.mean, self.std = (torch.tensor(v, device=fabric.device) for v in config.crop.statistics)
-        (stage,) = self.plan.legs
+        (stage,) = self.plan.stages
         share = stage.batch_size // fabric.world_size
         check_batch(start.model, start.name, stage.image_size, start.in_chans, share, stage.micro_batch)
-        self.learner = Learner(start.model, config.ema).to(fabric.device)
+        self.learner = ClassificationModel(start.model, config.ema).to(fabric.device)
         self.optimizer = build_layered_adamw(
             self.learner.model, config.known_layer_decay, config.optim, config.layer_decay_blocks
         )
@@ -104,7 +109,7 @@ class ClassificationTask:
         free = ALWAYS_FREE if self.config.encoder == SCRATCH else ALWAYS_FREE | {"model"}  # its file names it
         check_resumed(self.config, free, checkpoint.identity, self.identity())
 
-    def enter(self, stage: Leg, say: Callable[[str], None]) -> StageSetup:
+    def enter(self, stage: Stage, say: Callable[[str], None]) -> StageSetup:
         """The classifier as it was built: a run has one stage."""
         self.say = say
         world = self.fabric.world_size
@@ -129,11 +134,11 @@ class ClassificationTask:
         images = torch.randn(count, config.in_chans, *config.size, generator=torch.Generator().manual_seed(0))
         return images.to(device), torch.full((count, self.classes), 1 / self.classes, device=device)
 
-    def _use(self, kernels: Kernels) -> None:
+    def _use(self, kernels: KernelChoices) -> None:
         apply(self.learner, kernels)
         use_kernel(self.optimizer, kernels.optimizer)
 
-    def load(self, stage: Leg, choices: Choices) -> StageData:
+    def load(self, stage: Stage, choices: Choices) -> StageData:
         """The stream of augmented and mixed images, and the accuracy on the validation images."""
         config, training, rank = self.config, self.training, self.fabric.global_rank
         size, chans = stage.image_size, config.in_chans
@@ -141,22 +146,25 @@ class ClassificationTask:
         workers = loader_workers(config.workers, world // config.num_nodes)
         labels = torch.from_numpy(training.by_index())
         varies = config.augment.rand_magnitude > 0
-        stream, share = Stream(training.indices, config.seed), Share.of(stage.batch_size, rank, world)
-        self.skips = SkipList(self.run / SKIPPED, len(training.source), config.max_unreadable)
+        stream, share = (
+            InfiniteSampler(training.indices, config.seed),
+            Share.of(stage.batch_size, rank, world),
+        )
+        self.unreadable_log = UnreadableLog(self.run / SKIPPED, len(training.source), config.max_unreadable)
         self.choices = choices
-        loader = Feeder(
-            Crops(
+        loader = TrainLoader(
+            CropDataset(
                 training.source,
                 training.indices,
                 config.crop,
                 size,
                 chans,
-                RandAugment(config.augment, size, config.crop.statistics[0]) if varies else as_it_is,
+                RandAugment(config.augment, size, config.crop.statistics[0]) if varies else identity,
                 config.max_pixels,
             ),
             batches=lambda step: stream.batches(stage, step, share.part),
-            beside=lambda batch, _: labels[batch.indices],
-            skips=self.skips,
+            extra_inputs=lambda batch, _: labels[batch.indices],
+            unreadable_log=self.unreadable_log,
             micro_batch=choices.micro_batch,
             workers=workers,
             seed=config.seed,
@@ -166,7 +174,7 @@ class ClassificationTask:
             mix=Mixing(config.augment, self.classes),
             avoid_single=has_batch_norm(self.start.model),
         )
-        views = Views(
+        views = EvalLoader(
             self.validation.source,
             self.validation.indices[rank::world],
             size,
@@ -186,7 +194,7 @@ class ClassificationTask:
         self.say(f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % of validation")
         return {"top1": accuracy.top1, "top5": accuracy.top5}
 
-    def summary(self, stage: Leg) -> Iterator[str]:
+    def summary(self, stage: Stage) -> Iterator[str]:
         """Lines about the classifier and the data."""
         start, training = self.start, self.training
         millions = sum(p.numel() for p in start.model.parameters()) / 1e6
@@ -200,7 +208,7 @@ class ClassificationTask:
             f"{len(self.validation)} to measure on"
         )
 
-    def progress_line(self, stage: Leg, choices: Choices) -> Iterator[str]:
+    def progress_line(self, stage: Stage, choices: Choices) -> Iterator[str]:
         """Lines about how the steps are computed, and how fast each layer learns."""
         total = self.plan.total_steps
         yield (
@@ -232,7 +240,7 @@ class ClassificationTask:
             facts = {
                 "training_images": len(training),
                 "data_notes": training.notes,
-                "unreadable_training": len(self.skips.skipped),
+                "unreadable_training": len(self.unreadable_log.skipped),
                 "training_images_per_class": dict(zip(training.classes, per_class, strict=True)),
                 "micro_batch": self.choices.micro_batch,
                 "epochs": self.plan.total_epochs,
@@ -247,7 +255,7 @@ class ClassificationTask:
             f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, mean over classes "
             f"{accuracy.mean_class_top1:.2f} %, on {int(accuracy.images.sum())} images, after {seconds:.0f} s"
         )
-        if broken := len(self.skips.skipped) + accuracy.unreadable:
+        if broken := len(self.unreadable_log.skipped) + accuracy.unreadable:
             say(
                 f"{broken} unreadable images were left out, {accuracy.unreadable} of them in validation: "
                 f"{self.run / SKIPPED} lists those of training"
@@ -261,7 +269,7 @@ class ClassificationTask:
 
 
 def resolve(
-    config: FinetuneConfig, start: Start, training: Labelled, say: Callable[[str], None]
+    config: FinetuneConfig, start: InitialModel, training: Labelled, say: Callable[[str], None]
 ) -> FinetuneConfig:
     """``config`` with all that follows from encoder and data written out."""
     crop, schedule, chans = config.crop, config.schedule, start.in_chans
@@ -274,7 +282,7 @@ def resolve(
             mean, std = channel_statistics(crop, source, chans, config.size, seed, config.max_pixels, say)
         crop = replace(crop, mean=mean, std=std)
     if schedule.warmup_epochs is None:
-        plan = build_plan(config.course, len(training), config.batch_size, config.micro_batch)
+        plan = build_plan(config.planned_stages, len(training), config.batch_size, config.micro_batch)
         warmup = min(WARMUP_EPOCHS, 0.1 * plan.total_epochs)
         schedule = replace(schedule, warmup_epochs=round(warmup, 6))
     if len(crop.statistics[0]) != chans:

@@ -1,54 +1,21 @@
 """Features of images as a parquet file: a row an image, with its name, its vector, and its class."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastmim._version import __version__
-from fastmim.config import check_least
-from fastmim.data.decode.pixels import MAX_PIXELS
 from fastmim.data.labelled import class_names
 from fastmim.data.sources.base import ImageSource, notes_of
-from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.names import as_text
 from fastmim.data.sources.open import open_images
 from fastmim.downstream.frozen.features import Extractor, build_extractor
-from fastmim.errors import RunError, UsageError, why
+from fastmim.downstream.frozen.settings import EmbedConfig, check_embedding
+from fastmim.errors import RunError, why
 from fastmim.system.files import replacing
-
-SUFFIXES = (".parquet", ".pq")
-
-
-@dataclass(frozen=True)
-class EmbedConfig:
-    """Everything that `fastmim embed` can be told."""
-
-    encoder: str = ""
-    """A run's folder, its encoder.safetensors, or timm:NAME."""
-    data: str = ""
-    """Images, as for `fastmim pretrain`."""
-    out: str = ""
-    """Parquet file to write: columns image (name), class (where the data has classes) and embedding."""
-    image_size: int | tuple[int, int] | None = None
-    """Pixels, a side or height and width. Default: that of the weights."""
-    columns: Columns = field(default_factory=Columns)
-    overwrite: bool = False
-    """Replace the file."""
-    max_pixels: int = MAX_PIXELS
-    """Most pixels of an image; larger ones are left out."""
-    workers: int | None = None
-    """Processes that read images. Default: this machine's CPUs, less one, at most 8."""
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Kind of device."""
-    model: str | None = None
-    """The package.module:factory that the encoder's file names, without which that is not imported."""
-
-    def __post_init__(self) -> None:
-        check_least(self, {"max_pixels": 1, "workers": 0})
 
 
 class Embedded(NamedTuple):
@@ -73,19 +40,8 @@ def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
         UsageError: a setting, path or model does not work.
         RunError: no image could be read, or the file could not be written.
     """
-    for name, hint in {"data": "give a folder of images", "out": "give a parquet file to write"}.items():
-        if not getattr(config, name):
-            raise UsageError(f"{name} is missing: {hint}")
+    check_embedding(config)
     file = Path(config.out).expanduser()
-    if file.is_dir():
-        raise UsageError(f"out: {file} is a folder; give a file, such as {file / 'features.parquet'}")
-    if file.suffix.lower() not in SUFFIXES:
-        raise UsageError(
-            f"out: {file.name}: what is written is parquet, so the name has to end in .parquet; "
-            "pandas.read_parquet and pyarrow read it and write other formats"
-        )
-    if file.exists() and not config.overwrite:
-        raise UsageError(f"out: {file} is there already; --overwrite replaces it")
     source = open_images(config.data, config.columns)
     extractor = build_extractor(
         config.encoder,

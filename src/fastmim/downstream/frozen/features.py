@@ -10,15 +10,15 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
-from fastmim.data.decode.pixels import MAX_PIXELS
-from fastmim.data.loading.dataset import Unreadable
-from fastmim.data.loading.eval_loader import Views
+from fastmim.config.finetune import WITH_TIMM_WEIGHTS
+from fastmim.data.loading.dataset import UnreadableRecord
+from fastmim.data.loading.eval_loader import EvalLoader
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.base import ImageSource
+from fastmim.downstream.frozen.settings import check_encoder
 from fastmim.encoders.adapter import Encoder
-from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
 from fastmim.system.hardware import loader_workers
+from fastmim.system.size import Size
 from fastmim.train.distributed import build_fabric
 from fastmim.weights.load import as_given, load_with, replace_classifier, timm_weights
 
@@ -31,7 +31,7 @@ class Features(NamedTuple):
     values: Tensor
     """(B, D) or (B, D, h, w), float32, on the CPU."""
     indices: NDArray[np.int64]
-    unreadable: list[Unreadable]
+    unreadable: list[UnreadableRecord]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Extractor:
         self, source: ImageSource, indices: NDArray[np.int64], pooled: bool = True
     ) -> Iterator[Features]:
         """Features of each image once, in order; pooled, the mean over the map."""
-        views = Views(
+        views = EvalLoader(
             source,
             indices,
             self.size,
@@ -94,8 +94,7 @@ def build_extractor(
     Raises:
         UsageError: there are no such weights, or they do not take the size.
     """
-    if encoder in ("", SCRATCH):
-        raise UsageError("encoder is missing: give a run's folder, an encoder.safetensors or timm:NAME")
+    check_encoder(encoder)
     if encoder.startswith(WITH_TIMM_WEIGHTS):
         loaded = timm_weights(encoder.removeprefix(WITH_TIMM_WEIGHTS), {}, image_size)
     else:

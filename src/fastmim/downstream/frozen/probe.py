@@ -9,9 +9,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,75 +19,19 @@ from numpy.typing import NDArray
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
-from fastmim.config import build, check_least
-from fastmim.data.decode.pixels import MAX_PIXELS
-from fastmim.data.labelled import Labelled, few_labels, open_labelled, parse_labels, split_classes
-from fastmim.data.loading.dataset import Unreadable
+from fastmim.config import build
+from fastmim.data.labelled import Labelled, few_labels, open_labelled, split_classes
+from fastmim.data.loading.dataset import UnreadableRecord
 from fastmim.data.seeds import PROBE_SEED, seeded_generator
-from fastmim.data.sources.columns import Columns
 from fastmim.downstream.accuracy import Accuracy, count_hits
 from fastmim.downstream.frozen.features import Extractor, build_extractor
-from fastmim.errors import RunError, UsageError
+from fastmim.downstream.frozen.settings import ProbeConfig, check_probe
+from fastmim.errors import RunError
 
-Kind = Literal["linear", "knn", "attentive"]
 DECAYS = tuple(10.0**power for power in range(-5, 2))  # strengths of L2 that a linear probe tries
 LINEAR_STEPS = 100
 CHOOSING_SHARE = 0.2  # of the training images, on which the strength is chosen
 VOTES = 1024  # validation images at a time
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """Everything that `fastmim probe` can be told."""
-
-    encoder: str = ""
-    """A run's folder, its encoder.safetensors, or timm:NAME."""
-    data: str = ""
-    """Images with classes, as for `fastmim finetune`."""
-    kind: Kind = "linear"
-    """linear: a linear classifier; knn: votes of the nearest neighbours; attentive: a linear classifier on
-    features that one attention layer pools."""
-    image_size: int | tuple[int, int] | None = None
-    """Pixels, a side or height and width. Default: that of the weights."""
-    labels: str | None = None
-    """Labels to use: a share of each class (0.01), or a number of each (10/class). Default: all."""
-    val_share: float = 0.2
-    """Share of each class that is kept to measure on, where the data has no such split."""
-    split_seed: int = 0
-    """Draws them."""
-    seed: int = 0
-    """Draws the labels to use, and an attentive probe's weights and order."""
-    neighbours: int = 20
-    """Of knn: how many vote."""
-    temperature: float = 0.07
-    """Of knn: a vote weighs exp(cosine / temperature)."""
-    epochs: int = 20
-    """Of attentive: passes over the training images."""
-    base_lr: float = 1e-3
-    """Of attentive: AdamW's learning rate for a batch of 256."""
-    columns: Columns = field(default_factory=Columns)
-    max_unreadable: float = 0.05
-    """Share of the images that may be unreadable."""
-    max_pixels: int = MAX_PIXELS
-    """Most pixels of an image; larger ones count as unreadable."""
-    workers: int | None = None
-    """Processes that read images. Default: this machine's CPUs, less one, at most 8."""
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Kind of device."""
-    model: str | None = None
-    """The package.module:factory that the encoder's file names, without which that is not imported."""
-
-    def __post_init__(self) -> None:
-        least = {"neighbours": 1, "epochs": 1, "seed": 0, "split_seed": 0, "workers": 0, "max_unreadable": 0}
-        least["max_pixels"] = 1
-        check_least(self, least)
-        for name in ("temperature", "base_lr"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} = {getattr(self, name)} must be above 0")
-        if not 0 < self.val_share < 1:
-            raise UsageError(f"val_share = {self.val_share} must be a share, 0 < val_share < 1")
-        if self.labels is not None:
-            parse_labels(self.labels)
 
 
 class ProbeResult(NamedTuple):
@@ -101,8 +44,15 @@ class ProbeResult(NamedTuple):
     """What was chosen on the way."""
     data_notes: tuple[str, ...] = ()
     """What a person should be told of the images."""
-    unreadable: tuple[Unreadable, ...] = ()
+    unreadable: tuple[UnreadableRecord, ...] = ()
     """Images that were left out, of both parts."""
+
+    def __repr__(self) -> str:
+        return (
+            f"ProbeResult(top1={self.accuracy.top1:.2f}, top5={self.accuracy.top5:.2f}, "
+            f"images={int(self.accuracy.images.sum())}, training_images={self.training_images}, "
+            f"classes={len(self.classes)}, unreadable={len(self.unreadable)}, note={self.note!r})"
+        )
 
 
 Scorer = Callable[[Tensor], Tensor]  # features -> scores (B, classes)
@@ -142,8 +92,7 @@ def run_probe(config: ProbeConfig, module: nn.Module | None = None, trust_code: 
         UsageError: a setting, path or model does not work.
         RunError: too many images cannot be read.
     """
-    if not config.data:
-        raise UsageError("data is missing: give a folder with train/ and val/, or demo:digits to try it")
+    check_probe(config)
     extractor = build_extractor(
         config.encoder,
         config.image_size,
@@ -182,7 +131,7 @@ class _Known(NamedTuple):
     values: NDArray[np.float32] | NDArray[np.float16]
     """(N, D) or (N, D, h, w); maps lie on disk."""
     labels: NDArray[np.int64]
-    unreadable: list[Unreadable]
+    unreadable: list[UnreadableRecord]
 
 
 def _all_features(
@@ -192,7 +141,7 @@ def _all_features(
     labels: list[NDArray[np.int64]] = []
     store: NDArray[np.float32] | NDArray[np.float16] | None = None
     filled = 0
-    broken: list[Unreadable] = []
+    broken: list[UnreadableRecord] = []
     for values, indices, unreadable in extractor.features(data.source, data.indices, pooled):
         broken += unreadable
         if store is None and len(values):

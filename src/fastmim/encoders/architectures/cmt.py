@@ -24,7 +24,7 @@ from fastmim.encoders.architectures.tables import (
     FIRST_STRIDE,
     TIMM_CFG,
     ReducedAttention,
-    Stage,
+    StageConfig,
     TablePyramid,
     build,
     checked_size,
@@ -32,7 +32,8 @@ from fastmim.encoders.architectures.tables import (
     resample,
     same_lengths,
 )
-from fastmim.mim.grids import Size, map_to_tokens, tokens_to_map
+from fastmim.mim.grids import map_to_tokens, tokens_to_map
+from fastmim.system.size import Size
 
 
 class InvertedResidual(nn.Module):
@@ -75,7 +76,7 @@ class Block(nn.Module):
         return tokens_to_map(tokens_BND, grid) + fed
 
 
-class CMTStage(Stage):
+class CMTStage(StageConfig):
     """Patch embedding of 2x2 places, then blocks. (B, C, H, W) -> (B, D, H/2, W/2).
 
     ``table`` (heads, h, w, h/k, w/k) is the position bias of each query and key; a stage without blocks

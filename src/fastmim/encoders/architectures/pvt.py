@@ -22,7 +22,7 @@ from fastmim.encoders.architectures.tables import (
     FIRST_STRIDE,
     TIMM_CFG,
     ReducedAttention,
-    Stage,
+    StageConfig,
     TablePyramid,
     build,
     checked_size,
@@ -30,7 +30,8 @@ from fastmim.encoders.architectures.tables import (
     resample,
     same_lengths,
 )
-from fastmim.mim.grids import Size, map_to_tokens, tokens_to_map
+from fastmim.mim.grids import map_to_tokens, tokens_to_map
+from fastmim.system.size import Size
 
 
 class Block(nn.Module):
@@ -54,7 +55,7 @@ class Block(nn.Module):
         return after_BND
 
 
-class PVTStage(Stage):
+class PVTStage(StageConfig):
     """Patch embedding, position embedding, blocks. (B, C, H, W) -> map (B, D, h, w), or with a class token
     -> tokens (B, 1 + h*w, D).
 

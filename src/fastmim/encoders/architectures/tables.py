@@ -16,7 +16,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastmim.mim.grids import Size, map_to_tokens, tokens_to_map
+from fastmim.mim.grids import map_to_tokens, tokens_to_map
+from fastmim.system.size import Size
 
 FIRST_STRIDE = 4  # pixels between the places of the first stage's map; each further stage doubles it
 UNDECAYED = ("table", "cls_token")
@@ -79,7 +80,7 @@ class ReducedAttention(nn.Module):
         return tokens_BND.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
 
 
-class Stage(nn.Module):
+class StageConfig(nn.Module):
     """Downsampling, a table, blocks. A map (B, C, H, W) goes in; what comes out, the subclass says."""
 
     downsample: nn.Module
@@ -108,7 +109,7 @@ class TablePyramid(nn.Module):
     def __init__(
         self,
         stem: nn.Module,
-        stages: Sequence[Stage],
+        stages: Sequence[StageConfig],
         in_chans: int,
         embed_dims: Sequence[int],
         drop_rate: float,
@@ -200,7 +201,7 @@ class TablePyramid(nn.Module):
         """Resample every table, as new parameters, for a side or (H, W). Raises as `checked_size`."""
         size = checked_size(img_size, self.stride)
         for index, stage in enumerate(self.stages):
-            assert isinstance(stage, Stage)
+            assert isinstance(stage, StageConfig)
             stage.set_grid(grid_at(size, index))
         self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # where timm looks the size up
 
@@ -235,7 +236,7 @@ class TablePyramid(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether backward passes compute the insides of blocks anew instead of keeping them."""
         for stage in self.stages:
-            assert isinstance(stage, Stage)
+            assert isinstance(stage, StageConfig)
             stage.checkpointing = enable
 
 

@@ -13,23 +13,38 @@ No architecture is known here: a model can do this if a strip of all blocks give
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastmim.encoders.probe import Features, last_features
 from fastmim.encoders.registry import MODEL_ERRORS
-from fastmim.encoders.visible.windows import Windows, find_windows, grouped
+from fastmim.encoders.visible.windows import Layout, Windows, find_windows, grouped
 from fastmim.errors import UsageError, first_line
-from fastmim.mim.grids import Size, put_blocks, take_blocks
+from fastmim.mim.grids import put_blocks, take_blocks
+from fastmim.system.size import Size
 
 MOST_DIFFERENT = 1e-3  # of the features' spread: rounding stays well below, a wrong neighbour above
 
 
+class Strip(NamedTuple):
+    """The blocks of a strip."""
+
+    places_BV: Tensor
+    """Where they stand, row by row."""
+    grid: Size
+    """(h, w) of all blocks."""
+    places_V: Tensor | None = None
+    """The places on the CPU, if they are known there; window attention needs them."""
+    layouts: set[Layout] | None = None
+    """Those of the model's windows, see `Windows`."""
+
+
 @contextlib.contextmanager
-def on_strip(model: nn.Module, places_BV: Tensor, grid: Size) -> Iterator[None]:
-    """Within the block, the model takes strips of the blocks at ``places_BV`` among ``grid`` = (h, w)."""
+def on_strip(model: nn.Module, strip: Strip) -> Iterator[None]:
+    """Within the block, the model takes strips of these blocks."""
+    places_BV, grid, places_V, layouts = strip
 
     def spread(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (put_blocks(inputs[0], places_BV, grid),)
@@ -42,7 +57,7 @@ def on_strip(model: nn.Module, places_BV: Tensor, grid: Size) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         with_windows = find_windows(model)
-        windows = Windows(places_BV, grid) if with_windows else None
+        windows = Windows(places_BV, grid, places_V, layouts) if with_windows else None
         for module, method in with_windows:
             setattr(module, method, grouped(module, windows))  # type: ignore[arg-type]
             stack.callback(delattr, module, method)
@@ -62,12 +77,11 @@ def _overlaps(convolution: nn.Conv2d) -> bool:
     return any((kernel - 1) * dilation + 1 > stride for kernel, dilation, stride in sides)
 
 
-def strip_features(
-    model: nn.Module, images_BCHW: Tensor, places_BV: Tensor, grid: Size, features: Features
-) -> Tensor:
-    """The features of the blocks at ``places_BV``, one each: (B, V, D)."""
-    with on_strip(model, places_BV, grid):
-        output = last_features(model, take_blocks(images_BCHW, places_BV, features.stride), features.way)
+def strip_features(model: nn.Module, images_BCHW: Tensor, strip: Strip, features: Features) -> Tensor:
+    """The features of the strip's blocks, one each: (B, V, D)."""
+    with on_strip(model, strip):
+        blocks = take_blocks(images_BCHW, strip.places_BV, features.stride)
+        output = last_features(model, blocks, features.way)
     return _as_tokens(output, features)
 
 
@@ -77,8 +91,14 @@ def _as_tokens(output: Tensor, features: Features) -> Tensor:
     return output.flatten(1, 2) if features.layout == "channels-last" else output[:, features.prefix_tokens :]
 
 
-def check_strips(model: nn.Module, name: str, image_size: Size, in_chans: int, features: Features) -> None:
-    """Raise UsageError unless blocks can be left out of what the model computes, seen by trying it."""
+def check_strips(
+    model: nn.Module, name: str, image_size: Size, in_chans: int, features: Features, layouts: set[Layout]
+) -> None:
+    """Raise UsageError unless blocks can be left out of what the model computes, seen by trying it.
+
+    Args:
+        layouts: takes in those of the model's windows.
+    """
     grid = (image_size[0] // features.stride, image_size[1] // features.stride)
     places = torch.arange(grid[0] * grid[1]).unsqueeze(0)
     trial = _lively(model)
@@ -90,8 +110,8 @@ def check_strips(model: nn.Module, name: str, image_size: Size, in_chans: int, f
     try:
         with torch.no_grad():
             whole = _as_tokens(last_features(trial, images, features.way), features)
-            strip = strip_features(trial, images, places, grid, features)
-            part = strip_features(trial, images, places[:, ::2], grid, features)
+            strip = strip_features(trial, images, Strip(places, grid, layouts=layouts), features)
+            part = strip_features(trial, images, Strip(places[:, ::2], grid), features)
         same = strip.shape == whole.shape and part.shape == whole[:, ::2].shape
         if same and (strip - whole).abs().max() <= MOST_DIFFERENT * whole.std():
             return

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastmim.encoders.probe import Features, last_features
 from fastmim.encoders.registry import MODEL_ERRORS, weightless
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 PART = "patch_drop"
 

@@ -7,7 +7,7 @@ groups of one size, and tokens attend within their group, but to those of their 
 Letters: B batch, K tokens of a strip (`encoders.visible.blocks`), G groups, S places in a group, C width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,9 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmim.errors import UsageError
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 ATTENTION = ("qkv", "proj", "num_heads", "scale", "attn_drop", "proj_drop")
+
+
+class Layout(NamedTuple):
+    """Windows on the map of a stage."""
+
+    side: int
+    """Tokens along a block's side."""
+    window: Size
+    """Tokens of a window."""
+    shift: Size
+    """Tokens by which windows are shifted."""
 
 
 class Groups(NamedTuple):
@@ -82,35 +93,60 @@ def _filled(sizes: tuple[int, ...], size: int) -> tuple[tuple[int, ...], ...]:
 
 
 class Windows:
-    """The groups of a batch's tokens, for each window that is asked for.
+    """The groups of a batch's tokens, for each layout of windows that is asked for.
+
+    Groups are planned on the host, and go to the device in one copy that nobody waits for.
 
     Args:
         places_BV: where the visible blocks stand, row by row; the same in all images.
         grid: (h, w) of all blocks.
+        places_V: the same on the CPU; without it, ``places_BV`` is read back.
+        layouts: those that have been asked for before and will be again: planned at the first request. Takes
+            in new ones.
 
     Raises:
         ValueError: the images have different blocks.
     """
 
-    def __init__(self, places_BV: Tensor, grid: Size) -> None:
-        places = places_BV.cpu()
-        if (places != places[:1]).any():
-            raise ValueError("windows can be grouped only where all images of a batch have the same mask")
-        self.places = places[0].numpy()
+    def __init__(
+        self,
+        places_BV: Tensor,
+        grid: Size,
+        places_V: Tensor | None = None,
+        layouts: set[Layout] | None = None,
+    ) -> None:
+        if places_V is None:
+            places = places_BV.cpu()
+            if (places != places[:1]).any():
+                raise ValueError("windows can be grouped only where all images of a batch have the same mask")
+            places_V = places[0]
+        self.places = places_V.numpy()
         self.grid = grid
         self.device = places_BV.device
-        self.known: dict[tuple[int, Size, Size], Groups] = {}
+        self.layouts = set() if layouts is None else layouts
+        self.planned: dict[Layout, Groups] = {}
 
     def groups(self, side: int, window: Size, shift: Size) -> Groups:
-        """Args:
-        side: tokens along a block's side.
-        window, shift: in tokens.
-        """
-        key = (side, window, shift)
-        if key not in self.known:
-            owner_K, within_K = self._owners(*key)
-            self.known[key] = Groups(*(part.to(self.device) for part in _grouped(owner_K, within_K)))
-        return self.known[key]
+        """The groups for windows of that layout, on the device."""
+        layout = Layout(side, window, shift)
+        if layout not in self.planned:
+            self.layouts.add(layout)
+            self._plan(sorted(self.layouts - self.planned.keys()))
+        return self.planned[layout]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _plan(self, layouts: Sequence[Layout]) -> None:
+        plans = [_grouped(*self._owners(*layout)) for layout in layouts]
+        parts = [part for plan in plans for part in plan]
+        packed = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
+        if self.device.type == "cuda":
+            packed = packed.pin_memory()  # or the copy might wait for the device
+        sent = packed.to(self.device, non_blocking=True)
+        pieces = iter(torch.split(sent, [part.size for part in parts]))
+        for layout, plan in zip(layouts, plans, strict=True):
+            members_GS, place_K, within_GS, owner_GS = (next(pieces).view(part.shape) for part in plan)
+            together_GSS = owner_GS.unsqueeze(2) == owner_GS.unsqueeze(1)
+            self.planned[layout] = Groups(members_GS, place_K, within_GS, together_GSS)
 
     def _owners(self, side: int, window: Size, shift: Size) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The window that each token of the strip attends in, and its place there.
@@ -137,9 +173,8 @@ class Windows:
         return owner.ravel(), within.ravel()
 
 
-def _grouped(
-    owner_K: NDArray[np.int64], within_K: NDArray[np.int64]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _grouped(owner_K: NDArray[np.int64], within_K: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Of `Groups`: members, place and within; and the window of each member, -1 at spare places."""
     _, window_K, counts = np.unique(owner_K, return_inverse=True, return_counts=True)
     size, groups = best_groups(tuple(counts.tolist()))
     tokens = np.split(np.argsort(window_K, kind="stable"), np.cumsum(counts)[:-1])
@@ -151,8 +186,7 @@ def _grouped(
         members[number, : len(taken)] = taken
         owner[number, : len(taken)] = window_K[taken]
         place_K[taken] = number * size + np.arange(len(taken))
-    together = owner[:, :, None] == owner[:, None, :]
-    return tuple(torch.from_numpy(part) for part in (members, place_K, within_K[members], together))  # type: ignore[return-value]
+    return members, place_K, within_K[members], owner
 
 
 def find_windows(model: nn.Module) -> list[tuple[nn.Module, str]]:

@@ -3,19 +3,20 @@
 import torch
 from torch import Tensor
 
+from fastmim.methods.masked.shared_mask import SharedMask
 from fastmim.methods.masked.visible_blocks import VisibleBlocks
 from fastmim.mim.decoders import FillingDecoder
-from fastmim.mim.grids import Size
+from fastmim.system.size import Size
 
 
 class GreenMIM(VisibleBlocks):
     """MAE for Swin: one mask a batch, its uneven windows attend in groups (`encoders.visible.windows`).
 
-    Every process draws a mask of its own, so that a step on several devices has as many.
+    All processes of a step draw the same mask, which is a function of the seed and the step.
     """
 
     filling = FillingDecoder
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
         """The same mask for each image: windows are grouped once for all (arXiv 2205.13515, section 3.1)."""
-        return super().draw_mask(generator, 1, size).repeat(batch, 1, 1)
+        return super().draw_mask(generator, 1, size).repeat(batch, 1, 1).as_subclass(SharedMask)

@@ -12,11 +12,12 @@ from torch import Tensor
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction, size_of
-from fastmim.mim.decoders import Decoder, DecoderConfig, add_mask_token
-from fastmim.mim.grids import Size, grid_of, mask_to_pixels, spread_mask, visible_places
-from fastmim.mim.losses import LossName
-from fastmim.mim.masking import Masking, masked_count
+from fastmim.mim.decoders import Decoder, add_mask_token
+from fastmim.mim.grids import grid_of, mask_to_pixels, spread_mask, visible_places
+from fastmim.mim.masking import masked_count
+from fastmim.mim.settings import DecoderConfig, LossName, Masking
 from fastmim.mim.targets import Target
+from fastmim.system.size import Size
 
 
 class InputMasking(Method):
@@ -30,7 +31,6 @@ class InputMasking(Method):
         loss_name: how prediction and target are compared.
     """
 
-    sees_all = True
     mask_token: Tensor
 
     def __init__(

@@ -1,6 +1,5 @@
 """LoMaR (Chen et al. 2022, arXiv 2206.00790): windows of an image are reconstructed, each for itself."""
 
-from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -10,9 +9,9 @@ from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction
 from fastmim.methods.masked.mae import check_patches
-from fastmim.mim.decoders import Decoder, DecoderConfig, add_mask_token
+from fastmim.methods.settings import LoMaRConfig
+from fastmim.mim.decoders import Decoder, add_mask_token
 from fastmim.mim.grids import (
-    Size,
     grid_of,
     map_to_tokens,
     put_tokens,
@@ -23,25 +22,10 @@ from fastmim.mim.grids import (
     tokens_to_map,
     visible_places,
 )
-from fastmim.mim.losses import LossName, masked_loss
-from fastmim.mim.masking import Masking
+from fastmim.mim.losses import masked_loss
+from fastmim.mim.settings import DecoderConfig, LossName, Masking
 from fastmim.mim.targets import Target
-
-
-@dataclass(frozen=True)
-class LoMaRConfig:
-    """The windows of LoMaR, which no other method has."""
-
-    windows: int = 4
-    """Windows an image; they may overlap."""
-    window: int = 7
-    """Side of a window, in patches."""
-
-    def __post_init__(self) -> None:
-        if self.windows < 1 or self.window < 2:
-            raise UsageError(
-                f"lomar.windows = {self.windows} must be at least 1, lomar.window = {self.window} at least 2"
-            )
+from fastmim.system.size import Size
 
 
 class LoMaR(Method):
@@ -63,8 +47,6 @@ class LoMaR(Method):
         config: the windows.
     """
 
-    unused = ("mask.place", "mask.pattern")
-    own = "lomar"
     mask_token: Tensor
 
     def __init__(
@@ -104,7 +86,7 @@ class LoMaR(Method):
             seen, blank = (_in_windows(tokens, places_BK) for tokens in tokens_BND.chunk(2))
             return torch.where(hidden_BK.unsqueeze(-1), blank, seen)
 
-        _, tokens_BKD = self.encoder.some(images_BCHW, places_BK, choose, edit=self._and_blank)
+        _, tokens_BKD = self.encoder.forward_tokens(images_BCHW, places_BK, choose, edit=self._and_blank)
         predictions = self.decoder(tokens_to_map(tokens_BKD, side))
         prediction = tokens_to_cells(predictions, self.block, self.target.cell)
 
@@ -158,7 +140,7 @@ class LoMaR(Method):
     def check_size(self) -> None:
         self.draw_mask(torch.Generator().manual_seed(0), 1, self.encoder.image_size)
 
-    def hidden(self, mask_BW2hw: Tensor) -> Tensor:
+    def input_mask(self, mask_BW2hw: Tensor) -> Tensor:
         """Patches that no window shows."""
         within_BWhw, masked_BWhw = mask_BW2hw.unbind(2)
         return ~(within_BWhw & ~masked_BWhw).any(dim=1)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction
-from fastmim.mim.decoders import DecoderConfig, FillingDecoder
+from fastmim.mim.decoders import FillingDecoder
 from fastmim.mim.grids import take_tokens, visible_places
-from fastmim.mim.losses import LossName
-from fastmim.mim.masking import Masking, masked_count
+from fastmim.mim.masking import masked_count
+from fastmim.mim.settings import DecoderConfig, LossName, Masking
 from fastmim.mim.targets import Target
 
 
@@ -29,8 +29,6 @@ class MAE(Method):
         loss_name: how prediction and target are compared.
     """
 
-    unused = ("mask.place",)
-
     def __init__(
         self,
         encoder: Encoder,
@@ -48,7 +46,7 @@ class MAE(Method):
     def forward(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Reconstruction:
         _, h, w = mask_Bhw.shape
         places_BK = visible_places(mask_Bhw, h * w - masked_count(h * w, self.masking.ratio))
-        prefix_BPD, visible_BKD = self.encoder.some(
+        prefix_BPD, visible_BKD = self.encoder.forward_tokens(
             images_BCHW, places_BK, partial(take_tokens, places_BK=places_BK)
         )
         predictions = self.decoder(self.embed(visible_BKD), places_BK, (h, w), self.embed(prefix_BPD))

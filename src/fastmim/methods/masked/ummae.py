@@ -1,6 +1,5 @@
 """UM-MAE (Li et al. 2022, arXiv 2205.10063): MAE for pyramids, by uniform sampling and secondary masking."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -9,9 +8,9 @@ from torch import Tensor, nn
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction, size_of
-from fastmim.mim.decoders import DecoderConfig, FillingDecoder, add_mask_token
+from fastmim.methods.settings import UMMAEConfig
+from fastmim.mim.decoders import FillingDecoder, add_mask_token
 from fastmim.mim.grids import (
-    Size,
     depth_to_space,
     grid_of,
     map_to_tokens,
@@ -20,23 +19,12 @@ from fastmim.mim.grids import (
     spread_mask,
     tokens_to_map,
 )
-from fastmim.mim.losses import LossName
-from fastmim.mim.masking import Masking, masked_count
+from fastmim.mim.masking import masked_count
+from fastmim.mim.settings import DecoderConfig, LossName, Masking
 from fastmim.mim.targets import Target
+from fastmim.system.size import Size
 
 PAIR = 2  # patches along each side of the squares of which one patch is kept
-
-
-@dataclass(frozen=True)
-class UMMAEConfig:
-    """Secondary masking, which no other method has."""
-
-    secondary_ratio: float = 0.25
-    """Share of the sampled patches that a mask token takes the place of."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.secondary_ratio < 1:
-            raise UsageError(f"ummae.secondary_ratio = {self.secondary_ratio} must be at least 0 and below 1")
 
 
 class UMMAE(Method):
@@ -58,8 +46,6 @@ class UMMAE(Method):
         config: how many of the sampled patches are masked.
     """
 
-    unused = ("mask.place", "mask.pattern", "mask.ratio")  # the sampling leaves a quarter
-    own = "ummae"
     mask_token: Tensor
 
     def __init__(
@@ -119,7 +105,7 @@ class UMMAE(Method):
         predictions = self.decoder(map_to_tokens(patches_Bdij), _places(quadrant_Bij, w), (h, w))
         return self.compare(images_BCHW, predictions, mask_B2hw)
 
-    def scored(self, mask_B2hw: Tensor) -> Tensor:
+    def loss_mask(self, mask_B2hw: Tensor) -> Tensor:
         return mask_B2hw[:, 0]
 
     def _sampled(self, mask_B2hw: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +148,7 @@ class UMMAE(Method):
         mask[:, 1].scatter_(1, places, order < count)
         return mask.view(batch, 2, h, w)
 
-    def hidden(self, mask_B2hw: Tensor) -> Tensor:
+    def input_mask(self, mask_B2hw: Tensor) -> Tensor:
         """All but what is sampled and not masked."""
         return mask_B2hw.any(dim=1)
 

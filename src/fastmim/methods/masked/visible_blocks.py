@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction
-from fastmim.mim.decoders import ConvFillingDecoder, DecoderConfig, FillingDecoder
+from fastmim.methods.masked.shared_mask import on_host
+from fastmim.mim.decoders import ConvFillingDecoder, FillingDecoder
 from fastmim.mim.grids import spread_mask, visible_places
-from fastmim.mim.losses import LossName
-from fastmim.mim.masking import Masking, masked_count
+from fastmim.mim.masking import masked_count
+from fastmim.mim.settings import DecoderConfig, LossName, Masking
 from fastmim.mim.targets import Target
 
 
@@ -25,8 +26,9 @@ class VisibleBlocks(Method):
         loss_name: how prediction and target are compared.
     """
 
-    unused = ("mask.place",)
-    recomputes = False  # stand-ins tell the encoder where its blocks are, for the time of a forward pass
+    supports_activation_checkpointing = (
+        False  # stand-ins tell the encoder where its blocks are, for the time of a forward pass
+    )
     filling: ClassVar[type[FillingDecoder | ConvFillingDecoder]]
 
     def __init__(
@@ -53,7 +55,10 @@ class VisibleBlocks(Method):
         grid = (h * finer, w * finer)
         visible = (h * w - masked_count(h * w, self.masking.ratio)) * finer**2
         places_BV = visible_places(spread_mask(mask_Bhw, finer, grid), visible)
-        features_BVD = self.encoder.visible(images_BCHW, places_BV)
+        places_V = None
+        if (mask_hw := on_host(mask_Bhw)) is not None:
+            places_V = visible_places(spread_mask(mask_hw.unsqueeze(0), finer, grid), visible)[0]
+        features_BVD = self.encoder.forward_blocks(images_BCHW, places_BV, places_V)
         predictions = self.decoder(self.embed(features_BVD), places_BV, grid)
         return self.compare(images_BCHW, predictions, mask_Bhw)
 

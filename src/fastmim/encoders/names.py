@@ -1,0 +1,39 @@
+"""Names and arguments of backbones, as a person or a file gives them. This module needs no torch."""
+
+import re
+from collections.abc import Iterable
+
+from fastmim.errors import UsageError
+
+FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+# Arguments of timm.create_model that are not the backbone's: what reads weights, and what changes its form.
+READING = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"}
+    | {"pretrained_custom_load", "checkpoint_path", "cache_dir"}
+)
+CHANGING = frozenset(
+    {"features_only", "feature_cfg", "out_indices", "kwargs_filter", "scriptable", "exportable", "no_jit"}
+    | {"device", "dtype"}
+)
+
+
+def is_custom(model_name: str) -> bool:
+    """Whether the name is that of a factory, ``package.module:factory``."""
+    return ":" in model_name
+
+
+def check_loaders(names: Iterable[str], where: str, custom: bool) -> None:
+    """Raise UsageError where arguments are not for the backbone but for what timm does around it.
+
+    Args:
+        where: begins the message.
+        custom: they are for somebody's own factory, which may give another form, but no other weights.
+    """
+    for name in names:
+        if name in READING:
+            raise UsageError(
+                f"{where}{name} is not taken: a backbone is built without weights; --encoder timm:NAME, or a "
+                "file of weights, brings them"
+            )
+        if name in CHANGING and not custom:
+            raise UsageError(f"{where}{name} is not taken: it is for timm.create_model, not for the backbone")

@@ -1,0 +1,132 @@
+"""What is known of the methods without their networks: names, settings of each, and which ones it uses."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from fastmim.errors import UsageError
+from fastmim.system.bounds import PositiveFloat, PositiveInt, check_bounds
+from fastmim.system.size import Size
+
+MethodName = Literal["fastmim", "simmim", "maskfeat", "mae", "lomar", "ummae", "greenmim", "fcmae"]
+NEW = "none"  # a teacher without weights
+WITH_TIMM_WEIGHTS = "timm:"
+
+
+def _pairs_as_text(value: Any) -> Any:
+    """[[2, 5]] and 2:5 are ["2:5"]."""
+    if isinstance(value, str):
+        return tuple(value.replace(",", " ").split())
+    if isinstance(value, list | tuple):
+        return tuple(
+            ":".join(map(str, pair)) if isinstance(pair, list | tuple) and len(pair) == 2 else pair
+            for pair in value
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """A teacher for the features, beside the method's own task (paper: section 5.6)."""
+
+    teacher: str = ""
+    """Whose features the backbone learns, too: a run's folder, an encoder.safetensors, timm:NAME for timm's
+    weights, or with --distill.model a .safetensors or .pth of its weights; none: new ones, to try it.
+    Default: no teacher."""
+    model: str | None = None
+    """timm name of the teacher, where a file does not say it; or the package.module:factory that it names,
+    without which that is not imported."""
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of that model, as JSON."""
+    layers: Annotated[tuple[str, ...], BeforeValidator(_pairs_as_text)] = ()
+    """Pairs STUDENT:TEACHER of blocks (of pyramids: stages), counted from 0: 5:11 11:23. Default: the last
+    of each quarter of both."""
+    weight: PositiveFloat = 1.0
+    """What the distance of the features is multiplied by."""
+    normalize: bool = False
+    """Compare each place's features with mean 0 and variance 1, so that neither the teacher's scale nor a few
+    large channels decide. The paper's formula does not."""
+    size: int | tuple[int, int] | None = None
+    """Side, or height and width, of the teacher's images in pixels. Default: the student's."""
+    cache: str | None = None
+    """Folder that keeps the teacher's features for other runs that see the very same crops: the same data,
+    seed, batch and image size, and the same layers of the teacher. Default: none is kept."""
+
+    def __post_init__(self) -> None:
+        for pair in self.layers:
+            if not re.fullmatch(r"\d+:\d+", str(pair)):
+                raise UsageError(
+                    f"distill.layers = {pair}: pairs STUDENT:TEACHER of numbers from 0 are needed, as 5:11 "
+                    "(in YAML in quotation marks)"
+                )
+        check_bounds(self, "distill")
+        if self.size is not None and min(self.teacher_size((0, 0))) < 2:
+            raise UsageError(f"distill.size = {self.size} must be at least 2 pixels")
+
+    def teacher_size(self, image_size: Size) -> Size:
+        """(H, W) of what the teacher sees, for images of ``image_size``."""
+        if self.size is None:
+            return image_size
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+@dataclass(frozen=True)
+class LoMaRConfig:
+    """The windows of LoMaR, which no other method has."""
+
+    windows: PositiveInt = 4
+    """Windows an image; they may overlap."""
+    window: Annotated[int, Field(ge=2)] = 7
+    """Side of a window, in patches."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "lomar")
+
+
+@dataclass(frozen=True)
+class UMMAEConfig:
+    """Secondary masking, which no other method has."""
+
+    secondary_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of the sampled patches that a mask token takes the place of."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "ummae")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How a method uses the settings."""
+
+    ignored_settings: tuple[str, ...] = ()
+    """Settings that all methods share and this one does not use, by their dotted names."""
+    config_group: str | None = None
+    """The group of settings that belongs to this method alone."""
+    encodes_all_tokens: bool = False
+    """Whether its encoder sees every place of the image where it is, masked or not."""
+
+
+INPUT_MASKING = Traits(encodes_all_tokens=True)
+DROPPING = Traits(ignored_settings=("mask.place",))
+TRAITS: dict[MethodName, Traits] = {
+    "fastmim": INPUT_MASKING,
+    "simmim": INPUT_MASKING,
+    "maskfeat": INPUT_MASKING,
+    "mae": DROPPING,
+    "lomar": Traits(ignored_settings=("mask.place", "mask.pattern"), config_group="lomar"),
+    "ummae": Traits(
+        ignored_settings=("mask.place", "mask.pattern", "mask.ratio"), config_group="ummae"
+    ),  # it samples a quarter
+    "greenmim": DROPPING,
+    "fcmae": DROPPING,
+}
+
+
+def unused_settings(name: MethodName) -> tuple[str, ...]:
+    """Settings, and groups of them, that the method does not use."""
+    groups = {other.config_group for other in TRAITS.values() if other.config_group} - {
+        TRAITS[name].config_group
+    }
+    return (*TRAITS[name].ignored_settings, *sorted(groups))

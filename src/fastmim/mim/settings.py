@@ -1,0 +1,72 @@
+"""Settings of masks, targets and decoders. This module needs no torch."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fastmim.errors import UsageError
+from fastmim.system.bounds import PositiveFloat, PositiveInt, Share, check_bounds
+
+Pattern = Literal["random", "blockwise"]
+TargetName = Literal["hog", "pixels", "pixels-norm", "hog+pixels", "hog+pixels-norm"]
+LossName = Literal["l2", "l1", "smooth-l1", "cosine"]
+
+HEAD_WIDTH = 32
+MOST_DEPTH, MOST_WIDTH = 256, 1 << 16
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What is hidden from the encoder."""
+
+    ratio: Share = 0.75
+    """Share of the blocks that is masked, between 0 and 1."""
+    size: PositiveInt | None = None
+    """Side of a masked block, in pixels. Default: the encoder's stride (ViT-B/16: 16, Swin: 32)."""
+    token: Literal["learned", "zeros"] = "learned"
+    """What stands in a masked place: one learned number a channel, or zeros."""
+    place: Literal["image", "patch"] = "image"
+    """Where it stands: in the image's pixels, or in the tokens that the patch embedding makes of them
+    (paper: table 10a)."""
+    pattern: Pattern = "random"
+    """Blocks drawn one by one, or in BEiT's rectangles until there are enough of them."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "mask")
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """What the model predicts in the masked region."""
+
+    name: TargetName = "hog"
+    """HOG features, raw pixels, pixels normalised per patch (of the encoder's stride), or two at once."""
+    bins: PositiveInt = 9
+    """Orientation bins of HOG over 0..pi."""
+    cell: PositiveInt | None = None
+    """Side of a HOG cell, in pixels. Default: 8, or the largest divisor of the encoder's stride below."""
+    normalize: bool = True
+    """Scale each HOG histogram to unit L2 norm."""
+    pixel_weight: PositiveFloat = 1.0
+    """Weight of the pixel loss beside HOG's, for hog+pixels and hog+pixels-norm."""
+    loss: LossName = "l2"
+    """How prediction and target are compared, on masked cells only."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "target")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The decoder, which is thrown away after pre-training (paper: table 16)."""
+
+    depth: Annotated[int, Field(ge=0, le=MOST_DEPTH)] = 1
+    """Transformer blocks. Paper: 1 for ViT-B, 4 for Swin-B/L, 8 for ViT-L; 0: LayerNorm and linear only."""
+    width: Annotated[int, Field(le=MOST_WIDTH)] = 256
+    """Channels of a token in the decoder (not used at depth 0); a head takes 32 of them."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "decoder")
+        if self.depth and (self.width < HEAD_WIDTH or self.width % HEAD_WIDTH):
+            raise UsageError(f"decoder.width = {self.width} must be a multiple of {HEAD_WIDTH}")
