@@ -17,7 +17,7 @@ from fastmim.cli.entry import main
 from fastmim.errors import UsageError
 from fastmim.methods.frozen_teacher import Teacher
 from fastmim.methods.masked.input_masking import InputMasking
-from fastmim.pretraining import task as run
+from fastmim.pretraining import build
 from fastmim.pretraining import teacher_features as teacher_features
 from fastmim.pretraining.teacher_features import FeatureCache, bytes_text
 
@@ -80,14 +80,14 @@ def test_the_held_out_loss_stays_the_methods_own(finished):
 
 
 def test_the_teacher_does_not_change(photos, teacher, tmp_path, monkeypatch):
-    load, seen = run.load_teacher, []
+    load, seen = build.load_teacher, []
 
     def spy(*arguments):
         teacher_setup = load(*arguments)
         seen.append((teacher_setup.teacher, copy.deepcopy(teacher_setup.teacher.state_dict())))
         return teacher_setup
 
-    monkeypatch.setattr(run, "load_teacher", spy)
+    monkeypatch.setattr(build, "load_teacher", spy)
     before = (teacher / "encoder.safetensors").read_bytes()
     distil(photos, tmp_path / "run", teacher, steps=3)
     ((teach, state),) = seen

@@ -14,8 +14,8 @@ from fastmim.train.run_dir import lock_run_dir
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from fastmim.train.run_dir import held
-with held(Path(sys.argv[1])):
+from fastmim.train.run_dir import lock_run_dir
+with lock_run_dir(Path(sys.argv[1])):
     if os.fork():  # its child outlives it
         print("held", flush=True)
     time.sleep(600)
