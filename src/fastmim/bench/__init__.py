@@ -1,1 +1,1 @@
-"""`fastmim bench`: how fast it is, as ratios measured side by side in one run."""
+"""Benchmarks (`fastmim bench`): ratios, measured side by side in one run."""

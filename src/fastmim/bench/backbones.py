@@ -1,4 +1,4 @@
-"""Backbones as lines, JSON or a page: which there are, and which of them pass a step of pre-training."""
+"""List backbones and check them with a step of pre-training; output as lines, JSON or a Markdown page."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,12 @@ HEADER = f"{'name':<40} {'M':>6} {'stride':>6}  sizes that work"
 
 
 def choose_backbones(part: str, families: bool, every: int, processes: int) -> list[str]:
-    """Names that hold ``part``, or fit it as a pattern; of each family one, and of these every so many."""
+    """Select the models whose name contains ``part`` or matches it as a pattern.
+
+    Args:
+        families: keep only the smallest model of each family.
+        every: keep every n-th of the remaining names.
+    """
     names = names_like(part)
     if families:
         names = smallest_of_each_family(names, processes)
@@ -36,15 +41,15 @@ def list_backbones(names: Sequence[str], processes: int, as_json: bool) -> None:
 def check_backbones(
     names: Sequence[str], processes: int, as_json: bool, by_command: bool, page: Path | None, command: str
 ) -> bool:
-    """Pre-train each backbone for a step, and print a line with the verdict.
+    """Pre-train each backbone for one step and print a line with the verdict.
 
     Args:
-        by_command: by `fastmim pretrain`, each in a process of its own.
-        page: file that the table is written to after each of them, so that it is kept where this is stopped.
-        command: what the page says that it was written by.
+        by_command: run `fastmim pretrain`, in a separate process for each backbone.
+        page: Markdown file, rewritten after each backbone, so that an interrupted check keeps its results.
+        command: command line that the page cites.
 
     Returns:
-        Whether all passed.
+        True if all backbones passed.
     """
     if not as_json:
         print(HEADER)
@@ -67,14 +72,14 @@ def _write(text: bytes, file: IO[bytes]) -> None:
 
 
 def as_line(backbone: Backbone) -> str:
-    """A row under HEADER."""
+    """Format a backbone as a row under HEADER."""
     stride = backbone.sizes.stride if backbone.sizes else "-"
     sizes = backbone.sizes if backbone.sizes else f"none: {backbone.reason}"
     return f"{backbone.name:<40} {backbone.parameters:>6.1f} {stride:>6}  {sizes}"
 
 
 def as_mapping(backbone: Backbone) -> dict[str, Any]:
-    """What `fastmim backbones --json` prints of a backbone."""
+    """Return the mapping that `fastmim backbones --json` prints for a backbone."""
     sizes = backbone.sizes
     return {
         "name": backbone.name,
@@ -90,7 +95,7 @@ def as_mapping(backbone: Backbone) -> dict[str, Any]:
 
 
 def as_markdown(checks: Sequence[tuple[Backbone, Check]], command: str) -> str:
-    """The page docs/backbones.md, written by ``command``."""
+    """Return the page docs/backbones.md, which cites ``command``."""
     passed = sum(check.passed for _, check in checks)
     heading = ("family", "model", "M parameters", "stride", "levels", "sizes that work", "verdict")
     rows = [

@@ -1,7 +1,8 @@
-"""Which backbones can be pre-trained, at which sizes, and whether they keep the contract: seen by trying.
+"""Check by trial whether a backbone can be pre-trained, and at which image size.
 
-The contract: features of the promised form, finite; a gradient for every parameter that trains; one
-optimiser step; weights that a model built anew takes strictly, and that give the same features.
+The contract: finite features of the expected shape; a gradient for every trainable parameter; an optimiser
+step that changes the parameters; exported weights that load strictly into a new model and give the same
+features.
 """
 
 import contextlib
@@ -31,19 +32,19 @@ from fastmim.train.settings import OptimConfig
 from fastmim.weights.encoder_file import describe_encoder, save_encoder
 from fastmim.weights.load import load_encoder
 
-NEAR = 128  # pixels; the paper's
-BYTES_PER_PARAMETER = 24  # of a run with its trial: weights, gradients, AdamW's means, and their copies
+NEAR = 128  # pixels, as in the paper
+BYTES_PER_PARAMETER = 24  # of a run with kernel timing: weights, gradients, AdamW's moments and copies
 
 
 @dataclass(frozen=True)
 class Check:
-    """Whether a backbone keeps the contract."""
+    """Result of checking a backbone against the contract."""
 
     image_size: int
-    """Square, in pixels: the one nearest to 128 that works."""
+    """Side of the square images in pixels: the working size nearest to 128."""
     failures: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """What was seen beside it."""
+    """Further observations, which do not affect the verdict."""
 
     @property
     def passed(self) -> bool:
@@ -55,7 +56,7 @@ class Check:
 
 
 def check(name: str, near: int = NEAR, model_kwargs: dict[str, Any] | None = None) -> Check:
-    """Pre-train a backbone for a step at the size ``near``, or the nearest that works; export and reload."""
+    """Pre-train for one step at size ``near``, or the nearest size that works; export and reload."""
     kwargs = model_kwargs or {}
     with contextlib.suppress(UsageError):
         return Check(near, tuple(broken_promises(name, near, kwargs)))
@@ -67,7 +68,7 @@ def check(name: str, near: int = NEAR, model_kwargs: dict[str, Any] | None = Non
 
 
 def check_by_pretraining(name: str) -> tuple[Backbone, Check]:
-    """`fastmim pretrain` of one step, as a person calls it, kernels measured; and its export reloaded."""
+    """Run `fastmim pretrain` for one step in a new process, with kernel timing, and reload its export."""
     backbone = look_up(name)
     if backbone.sizes is None:
         return backbone, Check(NEAR, (backbone.reason,))
@@ -94,7 +95,7 @@ def check_by_pretraining(name: str) -> tuple[Backbone, Check]:
 
 
 def _unusable(run: Path, side: int) -> Iterator[str]:
-    """In words, what the export of a run lacks."""
+    """Yield a description of each fault of a run's export."""
     model: Any = load_encoder(run).eval()
     with torch.no_grad():
         features = model.forward_features(torch.randn(2, 3, side, side))
@@ -104,14 +105,14 @@ def _unusable(run: Path, side: int) -> Iterator[str]:
 
 
 def look_up_and_check(name: str) -> tuple[Backbone, Check]:
-    """Both, for the table of families."""
+    """Look up a backbone and check it, for the table of families."""
     backbone = look_up(name)
     near = backbone.sizes.best(NEAR) if backbone.sizes else NEAR
     return backbone, check(name, near)
 
 
 def broken_promises(name: str, side: int, model_kwargs: dict[str, Any]) -> Iterator[str]:
-    """In words, what of the contract a backbone does not keep at a size."""
+    """Yield a description of each violation of the contract at an image size of ``side`` pixels."""
     torch.manual_seed(0)
     encoder = build_encoder(name, (side, side), model_kwargs=model_kwargs)
     images = torch.randn(2, 3, side, side)
@@ -133,7 +134,7 @@ def broken_promises(name: str, side: int, model_kwargs: dict[str, Any]) -> Itera
     missing = [n for n, p in trained if p.grad is None]
     if missing:
         yield f"no gradient reaches {len(missing)} parameters, first {missing[0]}"
-    # AdamW adds 1e-8 to the gradient's size: what is far smaller moves nothing.
+    # AdamW adds epsilon = 1e-8 to the gradient's magnitude, so far smaller gradients change nothing.
     pushed = [
         (n, p, p.detach().clone()) for n, p in trained if p.grad is not None and p.grad.abs().max() > 1e-6
     ]

@@ -1,4 +1,4 @@
-"""How near training crops are to Pillow's of the whole files: of files as they are, and of packs."""
+"""Compare training crops of original files and of packs with Pillow's crops of the full-size files."""
 
 import io
 from collections.abc import Callable
@@ -30,23 +30,23 @@ REFERENCE = "Pillow's bicubic crops of the whole files"
 
 
 class Nearness(NamedTuple):
-    """Of crops to those of reference, over all of them."""
+    """Similarity of crops to the reference crops, over all crops."""
 
     psnr: float
     """Mean over the crops, dB."""
     hog: float
     """Mean square difference of the HOG targets of the normalised crops (paper: section 4.1)."""
     gradient: float
-    """Energy of the gradients as a share of the reference's: below 1 is blurred."""
+    """Energy of the gradients as a share of the reference's; below 1 means blurred."""
 
 
 def nearness(source: ImageSource, part: ImageSource, config: CropConfig | None = None) -> Nearness:
-    """Crops of ``part`` against the same parts of the whole images of ``source``, resized by Pillow.
+    """Compare crops of ``part`` with the same regions of the images of ``source``, resized by Pillow.
 
     Args:
-        source: files at their full size.
-        part: the same images in the same order, perhaps packed.
-        config: how crops are made.
+        source: full-size files.
+        part: the same images in the same order, possibly packed.
+        config: crop settings.
     """
     config = config or CropConfig()
     crops = CropDataset(part, np.arange(len(part)), config, (SIZE, SIZE), 3)
@@ -75,12 +75,12 @@ def nearness(source: ImageSource, part: ImageSource, config: CropConfig | None =
 
 
 def bench_packs(source: ImageSource, folder: Path, say: Callable[[str], None]) -> list[Figure]:
-    """How near crops of packs are, by short side and encoding.
+    """Compare crops of packs with crops of the files, by short side and encoding.
 
     Args:
-        source: whole files.
-        folder: where they lie, and packs may be written.
-        say: told what is read.
+        source: full-size files.
+        folder: holds the files in ``files``; packs are written to it.
+        say: prints a line.
     """
     say(
         f"packs: {len(source)} images, crops of {SIZE}x{SIZE} against {REFERENCE}; HOG differs: mean square "
@@ -117,29 +117,29 @@ def _line(name: str, near: Nearness, size: float, wanted: bool) -> Figure:
 
 
 def batches(count: int) -> list[NDArray[np.int64]]:
-    """Each image once, in an order that is not that of the files."""
+    """Indices of every image once, in batches and in a fixed random order."""
     order = np.random.default_rng(0).permutation(count)
     return [order[start : start + BATCH] for start in range(0, count, BATCH)]
 
 
 def open_whole(source: ImageSource, index: int) -> Image.Image:
-    """As Pillow opens it."""
+    """Open an image at full size with Pillow."""
     data = source.read(index)
     return Image.fromarray(data) if isinstance(data, np.ndarray) else Image.open(io.BytesIO(data))
 
 
 def _reference(whole: Image.Image, box: Box, height: int, width: int) -> NDArray[np.uint8]:
-    """A box of an image of ``height`` and ``width``, in the image at its full size."""
+    """Crop the full-size image to a box that is given for an image of ``height`` x ``width``."""
     down, across = whole.height / height, whole.width / width
     bottom, right = (box.top + box.height) * down, (box.left + box.width) * across
     edges = (box.left * across, box.top * down, min(right, whole.width), min(bottom, whole.height))
-    if (height, width) == (whole.height, whole.width):  # as training crops: nothing beyond the box counts
+    if (height, width) == (whole.height, whole.width):  # as in training: pixels outside the box do not count
         part = whole.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         return np.asarray(part.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
     return np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, edges))
 
 
 def _gradients(pixels: NDArray[np.uint8]) -> float:
-    """Energy of the differences of neighbours, (B, H, W, C)."""
+    """Energy of the differences between neighbouring pixels of (B, H, W, C) images."""
     values = pixels.astype(np.float64)
     return float((np.diff(values, axis=1) ** 2).sum() + (np.diff(values, axis=2) ** 2).sum())

@@ -1,4 +1,4 @@
-"""Benchmarks as a table in the terminal, as JSON, and as a page of Markdown with a plot."""
+"""Format benchmark results as a terminal table, as JSON, and as a Markdown page with a plot."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,17 +26,17 @@ UNITS = {"batch": "images per step", "size": "pixels per side", "depth": "blocks
 
 @dataclass
 class Results:
-    """What one run of benchmarks found."""
+    """Results of one benchmark run."""
 
     machine: dict[str, Any]
     command: str
     date: str
     figures: dict[str, list[Figure]] = field(default_factory=dict)
-    """By part: step, hog, loader, packs, memory."""
+    """By part: step, hog, loader, packs, memory, shared."""
     notes: dict[str, list[str]] = field(default_factory=dict)
-    """By part: what was chosen, and on what it was measured."""
+    """By part: the choices made and the data used."""
     growth: dict[str, list[Cost]] = field(default_factory=dict)
-    """By what grows."""
+    """By the quantity that varies: batch, size, depth."""
     methods: list[MethodCost] = field(default_factory=list)
 
     def write(self, file: Path) -> None:
@@ -45,7 +45,7 @@ class Results:
 
 
 def read_results(file: Path) -> Results:
-    """What `Results.write` wrote. Raises UsageError where it is something else."""
+    """Read a file of `Results.write`. Raises UsageError if it is another file."""
     try:
         return checked(Results, read_json(file), str(file))
     except OSError as error:
@@ -55,7 +55,7 @@ def read_results(file: Path) -> Results:
 
 
 def as_table(title: str, lines: Sequence[Figure]) -> Table:
-    """For a terminal."""
+    """Format figures as a terminal table."""
     table = Table(title=title, title_justify="left", show_lines=False)
     table.add_column("what", ratio=4)
     for heading in ("ours", "baseline", "ratio"):
@@ -71,7 +71,7 @@ METHOD_COLUMNS = ("recipe", "pixels", "images/s", "time", "multiply-adds", "pape
 
 
 def methods_rows(methods: Sequence[MethodCost]) -> list[tuple[str, ...]]:
-    """A row a method: time, multiply-adds and the paper's hours are in FastMIM's on the same backbone."""
+    """One row per method; time, multiply-adds and hours are relative to FastMIM on the same backbone."""
     fastmim: dict[str, MethodCost] = {}
     rows: list[tuple[str, ...]] = []
     for cost in methods:
@@ -92,7 +92,7 @@ def methods_rows(methods: Sequence[MethodCost]) -> list[tuple[str, ...]]:
 
 
 def methods_table(methods: Sequence[MethodCost]) -> Table:
-    """For a terminal."""
+    """Format method costs as a terminal table."""
     table = Table(title="methods, relative to FastMIM on the same backbone", title_justify="left")
     for place, heading in enumerate(METHOD_COLUMNS):
         table.add_column(heading, justify="right" if place else "left", overflow="fold")
@@ -102,7 +102,7 @@ def methods_table(methods: Sequence[MethodCost]) -> Table:
 
 
 def _numbers(line: Figure) -> tuple[str, str, str]:
-    """Ours, the baseline's, and the ratio or the share of the limit."""
+    """Our value, the baseline's, and the ratio or the share of the limit."""
     ratio = f"{line.ratio:.2f}x" if line.ratio is not None else ""
     share = f"{line.share:.1%}" if line.share is not None else ""
     baseline = _number(line.baseline) if line.baseline is not None else ""
@@ -118,10 +118,10 @@ def _target(line: Figure) -> str:
 
 
 def write_page(results: Results, page: Path, command: str) -> list[Path]:
-    """Markdown, and beside it the plot of how cost grows; returns what was written.
+    """Write the Markdown page and, next to it, the scaling plot; return the written files.
 
     Args:
-        command: what this was called by.
+        command: command line that the page cites.
     """
     plot = page.with_suffix(".png")
     text = as_markdown(results, plot.name, command)
@@ -133,7 +133,8 @@ def write_page(results: Results, page: Path, command: str) -> list[Path]:
 
 
 def as_markdown(results: Results, plot: str, command: str) -> str:
-    """The page's text."""
+    """Return the text of the page."""
+    # Heading, commands and machine.
     machine = dict(results.machine)
     versions = ", ".join(f"{name} {number}" for name, number in machine.pop("versions").items())
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items())
@@ -143,6 +144,7 @@ def as_markdown(results: Results, plot: str, command: str) -> str:
         f"    {results.command}\n    {command}",
         f"on {results.date}. The machine: {facts}. {versions}.",
     ]
+    # One table per part.
     for part, lines in results.figures.items():
         parts.append(f"## {part.capitalize() if part != 'hog' else 'HOG'}")
         if results.notes.get(part):
@@ -156,6 +158,7 @@ def as_markdown(results: Results, plot: str, command: str) -> str:
                 what += f"; share of {line.limit}"
             rows.append((what, *_numbers(line), _target(line)))
         parts.append(table(rows[0], rows[1:]))
+    # Methods.
     if results.methods:
         parts.append("## Methods")
         parts.append("\n".join(f"- {note}" for note in results.notes.get("methods", [])[:1]))
@@ -165,6 +168,7 @@ def as_markdown(results: Results, plot: str, command: str) -> str:
             f"{LEAST_SHARE:.0%} of FastMIM's."
         )
         parts.append(table(METHOD_COLUMNS, methods_rows(results.methods)))
+    # Scaling: one table per quantity, and the plot.
     if results.growth:
         parts.append("## Scaling")
         parts.append(GROWTH_NOTE)
@@ -185,7 +189,7 @@ def as_markdown(results: Results, plot: str, command: str) -> str:
 
 
 def write_growth_plot(growth: Mapping[str, Sequence[Cost]], file: Path) -> None:
-    """Time and memory of an image's part in a step, against each of what grows."""
+    """Plot the time per image and the memory of a step against each quantity that varies."""
     plot = Plot(figsize=(3.4 * len(growth), 5.2), layout="constrained")
     axes = plot.subplots(2, len(growth), squeeze=False)
     for column, (what, costs) in enumerate(growth.items()):

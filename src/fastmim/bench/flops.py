@@ -1,4 +1,4 @@
-"""Multiplications and additions of a step, counted from the shapes of its operations."""
+"""Count the multiplications and additions of a step from the shapes of its operations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +9,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastmim.train.kernels import KernelChoices, apply
 
-COUNTED = 2  # images; all are alike
-PASSES = 3  # for each product forward, two backward: for the weights' gradient, and for the input's
+COUNTED = 2  # images; all cost the same
+PASSES = 3  # one forward product has two backward products: for the gradients of weights and input
 
 
 @torch.no_grad()
 def flops_per_image(module: nn.Module, forward: Callable[[int], Any]) -> float:
-    """Floating-point operations of an image's matrix products and convolutions, forward and backward.
+    """Floating-point operations per image in matrix products and convolutions, forward and backward.
 
-    Counted with plain attention, in which ``module`` is left: PyTorch does not see the products within fused
-    attention on every device. Only the forward pass is looked at, as PyTorch counts the backward pass of
+    ``module`` is switched to plain attention and stays so: PyTorch does not count the products in fused
+    attention on every device. Only the forward pass is counted, since PyTorch counts the backward pass of
     grouped convolutions as if they had one group.
 
     Args:
-        forward: calls ``module`` on so many images.
+        forward: calls ``module`` on the given number of images.
     """
     apply(module, KernelChoices(attention="plain"))
     with FlopCounterMode(display=False) as counter:

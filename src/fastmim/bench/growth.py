@@ -1,4 +1,4 @@
-"""Memory and time of a step against batch, resolution and depth, each in a process of its own."""
+"""Measure memory and time of a step against batch, resolution and depth, each in a separate process."""
 
 import gc
 import statistics
@@ -18,26 +18,26 @@ from fastmim.system.processes import process_pool
 BATCHES = (8, 16, 32, 64)
 SIZES = (64, 96, 128, 160, 192, 224)
 DEPTH_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the backbone's blocks
-FULL_SIZE = 224  # what the paper's peers pre-train at
-MEMORY_TARGET = 0.5  # below the same step at full size
-STEPS = 2  # that count
+FULL_SIZE = 224  # pixels; pre-training size of the methods that the paper compares with
+MEMORY_TARGET = 0.5  # below the memory of the same step at full size
+STEPS = 2  # measured
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step costs. Memory is what the process holds beyond what it held before the model was built."""
+    """Cost of a step. Memory is the growth of the process since before the model was built."""
 
     batch: int
     size: int
     depth: int | None
-    """Blocks; None: all, or not asked."""
+    """Blocks; None: all blocks, or a depth per stage."""
     images_per_second: float
     memory_mib: float
     flops_per_image: float = 0.0
 
 
 def measure_cost(config: PretrainConfig) -> Cost:
-    """Time and memory of the step of ``config``, in a new process."""
+    """Measure time and memory of a step of ``config`` in a new process."""
     with process_pool(1, "spawn") as pool:
         seconds, memory, flops = pool.submit(_cost_here, config).result()
     depth = config.encoder.depth
@@ -64,7 +64,7 @@ def _cost_here(config: PretrainConfig) -> tuple[float, int, float]:
 
 
 def bench_memory(config: PretrainConfig, say: Callable[[str], None]) -> list[Figure]:
-    """Peak memory of a step at its size beside the same at full size, and with activations recomputed."""
+    """Compare the peak memory of a step with that at full size and with activation checkpointing."""
     low = measure_cost(config)
     say(f"{low.size}x{low.size}: {low.memory_mib:.0f} MiB")
     full = measure_cost(replace(config, image_size=FULL_SIZE))
@@ -104,11 +104,11 @@ def bench_memory(config: PretrainConfig, say: Callable[[str], None]) -> list[Fig
 
 
 def bench_growth(config: PretrainConfig, blocks: int, say: Callable[[str], None]) -> dict[str, list[Cost]]:
-    """Costs against batch, size and depth, one of them at a time.
+    """Measure costs against batch, size and depth, varying one at a time.
 
     Args:
-        config: what the others stay at.
-        blocks: that the backbone has.
+        config: values of the quantities that do not vary.
+        blocks: number of blocks of the backbone.
     """
     depths = sorted({max(1, round(share * blocks)) for share in DEPTH_SHARES})
     return {
@@ -134,6 +134,6 @@ def _costs(configs: Iterable[PretrainConfig], say: Callable[[str], None]) -> Ite
 
 
 def blocks_of(model: Any) -> int | None:
-    """Blocks of a plain ViT; None for models that are not one row of blocks."""
+    """Number of blocks of a plain ViT; None for models that are not a single sequence of blocks."""
     blocks = getattr(model, "blocks", None)
     return len(blocks) if blocks is not None and hasattr(blocks, "__len__") else None

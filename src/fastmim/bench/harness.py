@@ -1,4 +1,4 @@
-"""A training step as a run takes it, on made images: what several benchmarks time."""
+"""Set up the training step of a run on random images, for several benchmarks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from fastmim.train.distributed import build_fabric
 from fastmim.train.kernels import KernelChoices
 from fastmim.train.optim import build_adamw, guarded_step, scaled_lr
 
-FIRST_STEPS = 3  # do not count: a process takes the memory that it then keeps
+FIRST_STEPS = 3  # not measured: the process allocates the memory that it then keeps
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A method, its optimiser and a batch, on the device and in the precision that a run would take."""
+    """A method, its optimiser and a batch, on the device and in the precision of a run."""
 
     fabric: Fabric
     config: PretrainConfig
@@ -34,7 +34,7 @@ class Bench:
     kernels: KernelChoices
 
     def step(self) -> None:
-        """Forward, loss, backward, AdamW."""
+        """Run a training step: forward, loss, backward, AdamW."""
         with self.fabric.autocast():
             loss = self.method(self.images, self.mask).loss
         loss.backward()
@@ -45,7 +45,7 @@ class Bench:
         return self.method(self.images[:count], self.mask[:count])
 
     def bare(self) -> Callable[[], None]:
-        """Forward and backward of the backbone alone, on the same images, computed in the same way."""
+        """Return a step of the backbone alone, forward and backward, with the same images and kernels."""
         encoder = self.method.encoder
         model: nn.Module = encoder.model
 
@@ -60,7 +60,7 @@ class Bench:
 
 
 def prepare(config: PretrainConfig) -> Bench:
-    """What a run of ``config`` would compute, on images of noise."""
+    """Build the training step of ``config`` with noise as images."""
     fabric = build_fabric(config.accelerator, 1, 1, config.precision)
     fabric.launch()
     method = build_method(config).to(fabric.device)

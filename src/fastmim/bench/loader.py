@@ -1,4 +1,4 @@
-"""The loader beside torchvision's: the whole path from the file to a batch of pixels, in one process."""
+"""Compare the loader with torchvision's, from the file to a batch of pixels, in one process."""
 
 import os
 import tempfile
@@ -36,10 +36,10 @@ from fastmim.data.sources.open import open_images
 from fastmim.system.hardware import available_cpus
 
 MOST_IMAGES = 5 * BATCH
-MADE_SIDES = (375, 500)  # of the images that are made where none are given: ImageNet's median
-MADE_QUALITY = 98  # about 100 kB each, as ImageNet's
+MADE_SIDES = (375, 500)  # height and width of generated images: ImageNet's median
+MADE_QUALITY = 98  # about 100 kB per image, as in ImageNet
 BASELINE = "torchvision: Pillow, RandomResizedCrop bicubic, flip"
-# What is packed: name, shorter side, encoding, and how many times torchvision's speed it should reach.
+# Packs: name, shorter side, encoding, and target speed as a multiple of torchvision's.
 PACKS: tuple[tuple[str, int, Any, float], ...] = (
     ("packed, JPEG 144", 144, "jpeg", 12.0),
     ("packed, JPEG 192", 192, "jpeg", 7.0),
@@ -50,14 +50,15 @@ FAST = "files as they are, --crop.decode fast"
 
 
 def bench_loader(data: str | None, rounds: int, say: Callable[[str], None]) -> list[Figure]:
-    """Images a second of torchvision's pipeline and of ours, how near the crops are, and random access.
+    """Measure images per second of torchvision's pipeline and ours, crop similarity, and random access.
 
     Args:
-        data: JPEGs, see `open_images`, of which up to 320 are taken; None: made from the embedded photos.
-        rounds: passes over the images of each contestant that count.
-        say: told what is read.
+        data: JPEGs, see `open_images`, of which up to 320 are used; None: generated from the embedded photos.
+        rounds: measured passes over the images for each contestant.
+        say: prints a line.
     """
     with tempfile.TemporaryDirectory(prefix="fastmim-bench-") as name, _one_thread():
+        # Open the images, and pack them.
         folder = Path(name)
         source = _some_of(open_images(data)) if data is not None else make_images(folder / "made")
         what = data if data is not None else "parts of the embedded photos, 500x375"
@@ -71,6 +72,7 @@ def bench_loader(data: str | None, rounds: int, say: Callable[[str], None]) -> l
             place = folder / f"{encoding}{short_side}"
             pack(str(folder / "files"), place, short_side, encoding, workers=available_cpus())
             sources[title] = open_images(str(place))
+        # Measure the speeds.
         contestants: dict[str, Callable[[], Any]] = {"torchvision": _torchvision(source)}
         contestants |= {title: _ours(part) for title, part in sources.items()}
         contestants[FAST] = _ours(source, CropConfig(decode="fast"))
@@ -93,6 +95,7 @@ def bench_loader(data: str | None, rounds: int, say: Callable[[str], None]) -> l
             )
             for title, target in targets.items()
         ]
+        # Compare the crops.
         crops = {title: nearness(source, part) for title, part in sources.items()}
         crops[FAST] = nearness(source, source, CropConfig(decode="fast"))
         for title, near in crops.items():
@@ -115,12 +118,13 @@ def bench_loader(data: str | None, rounds: int, say: Callable[[str], None]) -> l
                     met=near.hog <= HOG_TARGET if wanted else None,
                 ),
             ]
+        # Measure random access.
         lines += _access(folder / "jpeg144", "JPEG 144") + _access(folder / "raw144", "raw 144")
     return lines
 
 
 def bench_pack_quality(data: str | None, say: Callable[[str], None]) -> list[Figure]:
-    """How near crops of packs are to those of whole files, see `bench_loader` and `bench_packs`."""
+    """Compare crops of packs with crops of full-size files; see `bench_loader` and `bench_packs`."""
     with tempfile.TemporaryDirectory(prefix="fastmim-bench-") as name:
         folder = Path(name)
         source = _some_of(open_images(data)) if data is not None else make_images(folder / "made")
@@ -129,7 +133,7 @@ def bench_pack_quality(data: str | None, say: Callable[[str], None]) -> list[Fig
 
 
 def make_images(folder: Path, count: int = MOST_IMAGES) -> FileImages:
-    """``count`` JPEGs of 500x375: parts of the embedded photos, drawn by a fixed seed."""
+    """Write ``count`` JPEGs of 500x375: regions of the embedded photos, drawn with a fixed seed."""
     photos = open_images("demo:photos")
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True)
@@ -154,7 +158,7 @@ def _some_of(source: ImageSource) -> ImageSource:
 
 
 def _copy(source: ImageSource, folder: Path) -> int:
-    """The images as files in their order, to be packed; their bytes."""
+    """Write the images as files, in order, for packing; return their total size in bytes."""
     folder.mkdir()
     size = 0
     for index in range(len(source)):
@@ -195,7 +199,7 @@ def _ours(source: ImageSource, config: CropConfig | None = None) -> Callable[[],
 
 
 def _least(source: ImageSource) -> Callable[[], None]:
-    """What no crop can do without: the entropy coding of a file, in front of its smallest image."""
+    """Return the least work that any crop needs: decoding each file to an eighth, its smallest image."""
 
     def run() -> None:
         for index in range(len(source)):
@@ -209,7 +213,7 @@ def _least(source: ImageSource) -> Callable[[], None]:
 
 
 def _access(folder: Path, title: str) -> list[Figure]:
-    """Microseconds an image, in random order, by datasets and by us."""
+    """Measure microseconds per image in random order, for datasets and for fastmim."""
     import datasets
 
     table = datasets.load_from_disk(str(folder))
@@ -241,7 +245,7 @@ def _visit(read: Callable[[int], Any], order: list[int]) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a loader's worker."""
+    """Limit OpenCV and PyTorch to one thread within the block, as in a loader's worker."""
     before = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What every benchmark shares: contestants measured in turns, the device's peak, and lines of a table."""
+"""Shared by all benchmarks: contestants timed in turns, the device's peak, and lines of a table."""
 
 import os
 import platform
@@ -25,30 +25,30 @@ PACKAGES = (
     "datasets",
 )
 PEAK_SHAPES = ((4096, 4096, 4096), (8192, 3072, 768), (8192, 768, 3072))  # rows, columns, depth
-WARM_UP = 2  # calls of each contestant that do not count
+WARM_UP = 2  # calls of each contestant before the measured ones
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of a benchmark: what was seen, beside what it is compared with."""
+    """One line of a benchmark: a measurement and its comparison."""
 
     name: str
     ours: float
     unit: str
-    """Of ``ours`` and ``baseline``: images/s, ms, MiB, dB ..."""
+    """Unit of ``ours`` and ``baseline``: images/s, ms, MiB, dB ..."""
     against: str = ""
-    """What the baseline is."""
+    """Description of the baseline."""
     baseline: float | None = None
     ratio: float | None = None
-    """How many times better than the baseline; above 1 is better, whatever the unit."""
+    """Improvement over the baseline; above 1 is better, whatever the unit."""
     share: float | None = None
-    """Of the limit, 0..1."""
+    """Share of the limit, 0..1."""
     limit: str = ""
-    """What the share is a share of."""
+    """Description of the limit."""
     target: str = ""
-    """What it should be, in words."""
+    """Description of the target."""
     met: bool | None = None
-    """Whether it is."""
+    """Whether the target is met."""
 
 
 def side_by_side(
@@ -57,13 +57,13 @@ def side_by_side(
     rounds: int = 5,
     warm_up: int = WARM_UP,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, all contestants in turns (A B C A B C ...), so that each meets the same machine.
+    """Seconds of each call, with the contestants in turns (A B C A B C ...), under the same machine load.
 
     Args:
-        contestants: by name; a call does all of the work once.
-        device: waited for before and after each call.
-        rounds: calls of each that count.
-        warm_up: calls of each before them.
+        contestants: by name; one call does all of the work once.
+        device: synchronised before and after each call.
+        rounds: measured calls of each contestant.
+        warm_up: calls of each contestant before the measured ones.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for contestant in contestants.values():
@@ -76,7 +76,7 @@ def side_by_side(
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, until the device has done all of it."""
+    """Seconds of one call, until the device has finished."""
     synchronize(device)
     start = time.perf_counter()
     call()
@@ -85,7 +85,7 @@ def timed(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device; a CPU is never behind."""
+    """Wait for the device to finish its queued work; a CPU has none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -97,7 +97,7 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 8) -> float:
-    """Multiplications and additions a second that the device reaches on large matrices: its limit here."""
+    """Peak rate of the device: multiplications and additions per second on large matrices."""
     best = 0.0
     for rows, columns, depth in PEAK_SHAPES:
         a = torch.randn(rows, depth, device=device, dtype=dtype)
@@ -112,7 +112,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 8) -> f
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the seconds are seconds of."""
+    """Describe the machine and the versions of the packages."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": processor_name(),

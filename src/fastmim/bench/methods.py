@@ -1,4 +1,4 @@
-"""What a step of each method costs, beside FastMIM's on the same backbone (paper: figure 2, table 3)."""
+"""Cost of a step of each method, relative to FastMIM on the same backbone (paper: figure 2, table 3)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,20 +16,20 @@ from fastmim.train.device import choose_precision
 
 
 class Row(NamedTuple):
-    """What is measured."""
+    """A recipe to measure."""
 
     recipe: str
     hours: tuple[str, str] | None = None
-    """The paper's table and row with its hours."""
+    """Table and row in paper.yaml with the GPU hours."""
     model: str | None = None
-    """Backbone, where it is not the recipe's."""
+    """Backbone, if it is not the recipe's."""
 
     @property
     def name(self) -> str:
         return f"{self.recipe} with {self.model}" if self.model else self.recipe
 
 
-# FastMIM's of each backbone first.
+# For each backbone, FastMIM comes first.
 ROWS = (
     Row("table3/fastmim-vit-b-800", ("table3", "fastmim_vit_b_800")),
     Row("fastmim-drop/vit-b"),
@@ -51,13 +51,13 @@ ROWS = (
     Row("table4/convnextv2-b", ("table4", "convnextv2_b")),
     Row("fcmae/convnextv2-b", ("table4", "fcmae_convnextv2_b_100")),
 )
-HOURS = 2  # place in a row of either table: GPU hours an epoch
-LEAST_SHARE = 0.8  # of FastMIM's share of the peak: a peer must not be slow by neglect
+HOURS = 2  # index in a row of either table: GPU hours per epoch
+LEAST_SHARE = 0.8  # of FastMIM's share of the peak; a lower share may mean a slow implementation
 
 
 @dataclass(frozen=True)
 class MethodCost:
-    """A step of one method."""
+    """Cost of a step of one method."""
 
     recipe: str
     method: str
@@ -65,31 +65,31 @@ class MethodCost:
     size: int
     images_per_second: float
     times_fastmim: float
-    """Seconds an image, in FastMIM's on the same backbone."""
+    """Seconds per image, relative to FastMIM on the same backbone."""
     multiply_adds: float
-    """Of an image, in FastMIM's."""
+    """Multiply-adds per image, relative to FastMIM."""
     share: float
-    """Of the device's peak."""
+    """Share of the device's peak."""
     memory_mib: float
     paper: float | None
-    """GPU hours an epoch, in FastMIM's, as the paper has them."""
+    """GPU hours per epoch in the paper, relative to FastMIM."""
 
     def diligent(self, fastmim: "MethodCost") -> bool:
-        """Whether it uses the device nearly as well as FastMIM does."""
+        """Whether the method uses the device nearly as well as FastMIM does."""
         return self.share >= LEAST_SHARE * fastmim.share
 
 
 def bench_methods(
     told: Callable[[PretrainConfig], PretrainConfig], device: torch.device, say: Callable[[str], None]
 ) -> list[MethodCost]:
-    """A step of each row, all of the same batch, each in a process of its own.
+    """Measure a step of each row, all with the same batch size, each in a separate process.
 
-    The peak is measured before each of them, and the highest counts: a machine that is shared for a moment
-    would make one row look busy.
+    The peak is measured before each row, and the highest value counts: if another program slowed one peak
+    measurement down, the share of that row would be too high.
 
     Args:
-        told: gives a recipe the batch, precision and kernels of this benchmark.
-        say: told each row's result.
+        told: sets the batch, precision and kernels of this benchmark in a recipe's configuration.
+        say: prints a line per row.
     """
     figures = paper_figures()
     found: list[MethodCost] = []
@@ -99,12 +99,14 @@ def bench_methods(
     precision = told(PretrainConfig()).precision
     fast = precision == "bf16-mixed" or (precision == "auto" and choose_precision(device) == "bf16-mixed")
     for row in ROWS:
+        # Measure the peak and the row's step.
         stored = recipe(row.recipe).config
         assert isinstance(stored, PretrainConfig)
         config = told(replace(stored, epochs=None, steps=1, model=row.model or stored.model))
         highest = max(highest, matmul_peak(device, torch.bfloat16 if fast else torch.float32))
         cost = measure_cost(config)
         speed, flops = cost.images_per_second, cost.flops_per_image
+        # Relate speed and operations to FastMIM on the same backbone.
         of_paper = figures[row.hours[0]][row.hours[1]][HOURS] if row.hours else None
         reference_speed, reference_flops, reference_hours = first.setdefault(
             config.model, (speed, flops, of_paper)
@@ -125,4 +127,5 @@ def bench_methods(
             )
         )
         say(f"{row.name}: {speed:.1f} images/s, {found[-1].share:.0%} of the peak, {cost.memory_mib:.0f} MiB")
+    # Relate every rate to the highest peak.
     return [replace(cost, share=rate / highest) for cost, rate in zip(found, rates, strict=True)]

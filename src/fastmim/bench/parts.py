@@ -1,4 +1,4 @@
-"""The parts of `fastmim bench`, one after the other or one alone."""
+"""Run the parts of `fastmim bench`, all of them or a single one."""
 
 import shlex
 import subprocess
@@ -37,10 +37,10 @@ from fastmim.train.distributed import build_fabric
 
 
 def run_bench(command: BenchConfig, arguments: list[str]) -> None:
-    """Measure what is asked for, and write the figures, or from earlier figures a page.
+    """Run the chosen part and write the figures, or write a page from the figures of an earlier run.
 
     Args:
-        arguments: the flags that ``command`` was made of.
+        arguments: command-line arguments that ``command`` was parsed from.
     """
     line = shlex.join(["fastmim", "bench", *arguments])
     if command.part == "document":
@@ -63,7 +63,7 @@ def run_bench(command: BenchConfig, arguments: list[str]) -> None:
 
 
 def _apart(part: str, arguments: list[str]) -> Results:
-    """A part in a process of its own: what one left in memory would change the speed of the next."""
+    """Run a part in a separate process: memory left by one part would change the speed of the next."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "part.json"
         words = [part, *(word for word in arguments if word != "all"), "--json", str(file)]
@@ -80,6 +80,7 @@ def _take_in(part: Results, results: Results) -> None:
 
 
 def _show_part(part: str, command: BenchConfig, results: Results) -> None:
+    """Run one part, and print its lines and tables."""
     console = Console(highlight=False)
     notes = results.notes.setdefault(part, [])
 
@@ -95,6 +96,7 @@ def _show_part(part: str, command: BenchConfig, results: Results) -> None:
 
 
 def _run_part(part: str, command: BenchConfig, results: Results, say: Callable[[str], None]) -> None:
+    """Run one part and add its figures to ``results``."""
     if part == "step":
         lines = results.figures.setdefault(part, [])
         for model in command.models:

@@ -14,30 +14,30 @@ Part = Literal["step", "hog", "loader", "packs", "memory", "shared", "growth", "
 PARTS: tuple[str, ...] = get_args(Part)[:-2]
 NOT_IN_ALL = "methods"  # takes as long as all the rest
 STEP_MODELS = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
-HOG_ROUNDS = 5  # for each round of steps: it is short
+HOG_ROUNDS = 5  # for each round of steps, since HOG is fast
 LOADER_ROUNDS = 2
 SMALL, SMALL_SIZE = "vit_tiny_patch16_224", 64
-SHARED_BATCH = 8  # of the large model: a step must be short beside a turn
+SHARED_BATCH = 8  # of the large model: a step must be much shorter than a turn
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """How fast it is on this machine, as ratios measured side by side in one run.
+    """Measure speed and memory on this machine, as ratios measured side by side in one run.
 
-    step: the training step beside the device's peak and the bare backbone; hog: beside its plain form;
-    loader: beside torchvision's pipeline; packs: how near their crops are to those of the files, by short
-    side; memory: beside the same step at 224; shared: a small and a large model's step on a CPU, quiet and
-    beside a busy process; growth: time and memory against batch, resolution and depth;
-    all: all of these; methods: a step of each method beside FastMIM's (paper: figure 2 and table 3);
+    step: the training step against the device's peak and the bare backbone; hog: HOG against its usual
+    implementation; loader: against torchvision's pipeline; packs: similarity of crops of packs to crops of
+    the files, by short side; memory: against the same step at 224; shared: a small and a large model's step
+    on a CPU, quiet and alongside a busy process; growth: time and memory against batch, resolution and depth;
+    all: all of these; methods: a step of each method against FastMIM's (paper: figure 2 and table 3);
     document: a page from the JSON of an earlier run.
     """
 
     part: Annotated[Part, tyro.conf.Positional, tyro.conf.arg(metavar="PART")]
     json: str | None = None
-    """File that the figures are written to; for document: read from. Default: bench.json, and for a single
-    part bench-PART.json."""
+    """File to write the figures to; for document: to read them from. Default: bench.json, or bench-PART.json
+    for a single part."""
     page: str = "performance.md"
-    """For document: file to write; the plot goes beside it."""
+    """For document: file to write; the plot is written next to it."""
     models: tuple[str, ...] = STEP_MODELS
     """Backbones of step."""
     model: str = STEP_MODELS[0]
@@ -45,15 +45,15 @@ class BenchConfig:
     image_size: PositiveInt = 128
     """Side of the images, in pixels."""
     batch_size: PositiveInt = 64
-    """Images a step."""
+    """Images per step."""
     growth_batch: PositiveInt = 32
-    """Images a step while resolution or depth grows."""
+    """Images per step while resolution or depth grows."""
     methods_batch: PositiveInt = 16
-    """Images a step of each method; models, sizes and settings are the recipes' own."""
+    """Images per step of each method; models, sizes and settings are those of the recipes."""
     data: str | None = None
-    """JPEGs of loader and packs: a folder or tar. Default: made of the embedded photos, and said so."""
+    """JPEGs for loader and packs: a folder or tar. Default: images generated from the embedded photos."""
     rounds: PositiveInt = 3
-    """Turns of each contestant that count, in step, hog and loader."""
+    """Measured turns of each contestant in step, hog and loader."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
     precision: Precision = "auto"

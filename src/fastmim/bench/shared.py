@@ -1,4 +1,4 @@
-"""A step on a CPU that is quiet, and beside a process that is busy: ways for threads to wait, in turns."""
+"""Compare ways for threads to wait: a step on a quiet CPU, and alongside a busy process."""
 
 import contextlib
 import multiprocessing
@@ -18,24 +18,24 @@ from fastmim.system.processes import process_pool
 from fastmim.system.threads import BLOCK_TIME, BRIEFLY, POLICY, SPIN
 from fastmim.train.settings import KernelConfig
 
-SECONDS = 2.0  # of steps, each turn
+SECONDS = 2.0  # of steps per turn
 USUAL = KernelConfig("fused", "contiguous", "none", "fused")
-SLOWEST = 1.1  # times the quickest way on a quiet machine, that ours may take
-GAIN = 1.5  # times as fast as libraries' own way that ours should be beside a busy process
+SLOWEST = 1.1  # times PyTorch's own way on a quiet machine, at most
+GAIN = 1.5  # times as fast as PyTorch's own way alongside a busy process, at least
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a process's threads wait for one another, and how many there are."""
+    """Number of threads of a process, and how they wait for each other."""
 
     name: str
     variables: Mapping[str, str | None]
-    """Of the environment, set before PyTorch is loaded; None: not set."""
+    """Environment variables set before PyTorch is loaded; None: not set."""
     threads: int
 
 
 def ways(threads: int) -> list[Way]:
-    """Those that are compared; the first is ours, the second that of PyTorch by itself."""
+    """Return the ways to compare; the first is ours, the second PyTorch's default."""
     unset = dict.fromkeys((POLICY, SPIN, BLOCK_TIME))
     found = [
         Way("waiting briefly", unset | BRIEFLY, threads),
@@ -46,10 +46,10 @@ def ways(threads: int) -> list[Way]:
 
 
 def bench_shared(configs: Sequence[PretrainConfig], rounds: int, say: Callable[[str], None]) -> list[Figure]:
-    """Lines about each config's step: on a quiet machine, and beside one process that is always busy.
+    """Measure each config's step on a quiet machine and alongside one process that is always busy.
 
     Args:
-        rounds: turns of each way that count.
+        rounds: measured turns of each way.
     """
     return [line for config in configs for line in _lines(config, rounds, say)]
 
@@ -94,7 +94,7 @@ def _lines(config: PretrainConfig, rounds: int, say: Callable[[str], None]) -> I
 
 @contextlib.contextmanager
 def _started(config: PretrainConfig, way: Way) -> Iterator[ProcessPoolExecutor]:
-    """A process that has a step of ``config`` ready, computed that way."""
+    """Start a process that holds a step of ``config`` and waits in the given way."""
     before = {name: os.environ.get(name) for name in way.variables}
     _set(way.variables)
     try:
@@ -114,7 +114,7 @@ def _set(variables: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-_bench: list[Bench] = []  # of the process
+_bench: list[Bench] = []  # prepared in this process
 
 
 def _prepare(config: PretrainConfig) -> None:
@@ -124,7 +124,7 @@ def _prepare(config: PretrainConfig) -> None:
 
 
 def _steps() -> float:
-    """Seconds of a step."""
+    """Mean seconds per step."""
     start, steps = time.perf_counter(), 0
     while (took := time.perf_counter() - start) < SECONDS:
         _bench[0].step()
@@ -134,7 +134,7 @@ def _steps() -> float:
 
 @contextlib.contextmanager
 def _busy() -> Iterator[None]:
-    """Within the block, a process computes all the time."""
+    """Run a process that computes all the time, within the block."""
     process = multiprocessing.get_context("spawn").Process(target=_for_ever, daemon=True)
     process.start()
     time.sleep(0.5)

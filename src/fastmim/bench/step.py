@@ -1,4 +1,4 @@
-"""The whole training step beside the device's peak, the bare backbone, and HOG's part in it."""
+"""Compare the training step with the device's peak and the bare backbone, and measure HOG's share of it."""
 
 from collections.abc import Callable
 
@@ -12,24 +12,25 @@ from fastmim.train.distributed import precision_of
 from fastmim.train.kernels import KernelChoices, apply, own_threads, use_attention
 
 SHARE_TARGET = 0.5  # of the peak, for a plain ViT
-OVERHEAD_TARGET = 0.15  # of the bare backbone's time, for the others
+OVERHEAD_TARGET = 0.15  # of the bare backbone's time, for other models
 SHIPPED = KernelChoices().attention
 HOG_TARGET = 0.02  # of the step
 
 
 def bench_step(config: PretrainConfig, rounds: int, say: Callable[[str], None]) -> list[Figure]:
-    """Lines about one backbone: share of the peak, against the bare backbone, and HOG's share.
+    """Measure one backbone: share of the peak, speed against the bare backbone, and HOG's share.
 
     Args:
-        config: which backbone, at which size and batch.
-        rounds: steps that count, of each contestant.
-        say: told what is chosen.
+        config: backbone, image size and batch size.
+        rounds: measured steps of each contestant.
+        say: prints a line.
     """
     with own_threads():
         return _lines(config, rounds, say)
 
 
 def _lines(config: PretrainConfig, rounds: int, say: Callable[[str], None]) -> list[Figure]:
+    # Prepare the step, count its operations, and restore the kernels after counting.
     bench = prepare(config)
     device = bench.fabric.device
     what = f"{config.model} at {config.size[0]}x{config.size[1]}, batch {config.batch_size}"
@@ -44,6 +45,7 @@ def _lines(config: PretrainConfig, rounds: int, say: Callable[[str], None]) -> l
         bare()
         use_attention(model, bench.kernels.attention)
 
+    # Time the contestants, and the peak before and after them.
     contestants = {
         "step": bench.step,
         "bare": bare,
@@ -55,10 +57,12 @@ def _lines(config: PretrainConfig, rounds: int, say: Callable[[str], None]) -> l
     before = matmul_peak(device, dtype)
     seconds = medians(side_by_side(contestants, device, rounds, FIRST_STEPS))
     peak = max(before, matmul_peak(device, dtype))
+    # Relate the times to the peak and to each other.
     share = flops * images / seconds["step"] / peak
     plain_vit = bench.method.encoder.layout == "tokens"
     overhead = seconds["step"] / seconds["bare"] - 1
     rate = {name: images / took for name, took in seconds.items()}
+    # Format the lines.
     lines = [
         Figure(
             f"step of {what}",

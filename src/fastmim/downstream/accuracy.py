@@ -1,4 +1,4 @@
-"""How often a classifier is right: top-1 and top-5, over images and over classes."""
+"""Top-1 and top-5 accuracy of a classifier, over images and over classes."""
 
 from typing import Any, NamedTuple
 
@@ -16,21 +16,21 @@ MOST_GUESSES = 5
 
 
 class Accuracy(NamedTuple):
-    """Counts of each class, (classes,) float64."""
+    """Counts per class, (classes,) float64."""
 
     right: NDArray[np.float64]
-    """The class is the first guess."""
+    """Images whose class has the highest score."""
     among_five: NDArray[np.float64]
-    """It is among the first five."""
+    """Images whose class is among the five highest scores."""
     images: NDArray[np.float64]
     unreadable: int = 0
-    """Images that are not counted."""
+    """Number of unreadable images, which are not counted."""
     example: UnreadableRecord | None = None
-    """One of those that this process met."""
+    """One of the unreadable images of this process."""
 
     @property
     def top1(self) -> float:
-        """Per cent of the images."""
+        """Top-1 accuracy, per cent of the images."""
         return 100 * float(self.right.sum() / max(self.images.sum(), 1))
 
     @property
@@ -39,7 +39,7 @@ class Accuracy(NamedTuple):
 
     @property
     def mean_class_top1(self) -> float:
-        """Mean over the classes that there are images of, per cent."""
+        """Top-1 accuracy, mean over the classes that have images, per cent."""
         there = self.images > 0
         return 100 * float((self.right[there] / self.images[there]).mean())
 
@@ -54,10 +54,10 @@ class Accuracy(NamedTuple):
 def measure_accuracy(
     model: nn.Module, views: EvalLoader, labels: NDArray[np.int64], classes: int, fabric: Fabric
 ) -> Accuracy:
-    """Run a classifier over ``views``; every process takes its share.
+    """Evaluate a classifier on ``views``; every process evaluates its share, and all return the total.
 
     Args:
-        labels: the class of each image of the source.
+        labels: class of each image of the source.
     """
     was_training = model.training
     model.eval()
@@ -82,7 +82,7 @@ def measure_accuracy(
 
 
 def count_hits(scores_BK: Tensor, labels_B: NDArray[np.int64], classes: int) -> Accuracy:
-    """Count where the highest scores are right."""
+    """Count the images of each class, and those among them with a correct first or top-five prediction."""
     guesses = scores_BK.topk(min(MOST_GUESSES, classes)).indices.numpy()
     hits = guesses == labels_B[:, None]
     right, five, images = (
@@ -93,7 +93,7 @@ def count_hits(scores_BK: Tensor, labels_B: NDArray[np.int64], classes: int) -> 
 
 
 def check_readable(accuracy: Accuracy, images: int, limit: float) -> None:
-    """Raise RunError where more than the share ``limit`` of the images could not be read."""
+    """Raise RunError if more than the share ``limit`` of the images could not be read."""
     if accuracy.unreadable > limit * images:
         one = accuracy.example
         example = f"; one is {one.name}: {one.reason}" if one else ""

@@ -1,4 +1,4 @@
-"""`fastmim pretrain`: configuration -> encoder, method, data, loop, proof. Read `task` and `train.run`."""
+"""Pre-training (`fastmim pretrain`). Read `task`, and `train.run` for the order of events of a run."""
 
 from fastmim.pretraining.build import build_method
 from fastmim.pretraining.entry import pretrain, run_pretraining

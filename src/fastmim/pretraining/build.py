@@ -1,4 +1,4 @@
-"""Build the model, check it at the image size of every stage, and resolve the configuration by it."""
+"""Build the model, check it at the image size of every stage, and complete the configuration from it."""
 
 import contextlib
 import copy
@@ -27,7 +27,7 @@ from fastmim.train.optim import use_kernel
 from fastmim.train.settings import KernelConfig
 from fastmim.train.stages import StageConfig
 
-# Of a teacher, the weights decide, not where they lie or who says what they are of.
+# A teacher is identified by the digest of its weights, not by its path or model name.
 FREE_ON_RESUME = ALWAYS_FREE | {
     "bn_recalibrate",
     "bn_images",
@@ -39,7 +39,11 @@ FREE_ON_RESUME = ALWAYS_FREE | {
 
 
 def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Method:
-    """The backbone at the first stage's size, and the method around it, with weights drawn from the seed."""
+    """Build the backbone at the first stage's size and the method around it; weights depend on the seed.
+
+    Raises:
+        UsageError: the backbone or the method does not work at this size.
+    """
     torch.manual_seed(config.seed)
     kind = METHODS[config.method]
     model = config.model if module is None else module
@@ -56,24 +60,24 @@ def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Met
 
 @dataclass(frozen=True)
 class Network:
-    """Everything that learns, and the teacher where there is one."""
+    """The module that is trained, and its teacher in a run with distillation."""
 
     method: Method
     teacher_setup: TeacherSetup | None
     module: Method | Distilled
-    """What trains: the method, or the method with the teacher's part of the loss."""
+    """The method, or the method combined with the distillation loss."""
 
     def with_teacher_at(self, config: PretrainConfig, image_size: Size) -> "Network":
-        """The same with the teacher at another size of the run's images; the module stays."""
+        """Return this network with its teacher set up for another image size; the module is unchanged."""
         if self.teacher_setup is None:
             return self
         return replace(self, teacher_setup=load_teacher(config, self.method, image_size))
 
 
 def build_network(config: PretrainConfig, method: Method) -> Network:
-    """Add the teacher that ``config`` names to a method that was just built.
+    """Add the teacher that ``config`` names to a newly built method.
 
-    Projections are drawn from torch's generator, after the method's weights.
+    The projections are drawn from torch's generator, after the method's weights.
     """
     teacher_setup = load_teacher(config, method, method.image_size)
     if teacher_setup is None:
@@ -82,7 +86,7 @@ def build_network(config: PretrainConfig, method: Method) -> Network:
 
 
 def resolve(config: PretrainConfig, network: Network) -> PretrainConfig:
-    """``config`` with all that follows from the model and the data written out."""
+    """Return ``config`` with the values that follow from the model and the data filled in."""
     method = network.method
     encoder = method.encoder
     config = resolved(
@@ -112,7 +116,7 @@ def check_stages(config: PretrainConfig, method: Method) -> None:
 
 
 def check_teacher(config: PretrainConfig, network: Network) -> None:
-    """Raise UsageError unless the teacher takes the images of every stage; draws no random numbers."""
+    """Raise UsageError unless the teacher accepts the images of every stage; draws no random numbers."""
     if network.teacher_setup is None or config.distill.size is not None:
         return
     with torch.random.fork_rng(devices=[]):
@@ -125,7 +129,7 @@ def check_teacher(config: PretrainConfig, network: Network) -> None:
 
 @contextlib.contextmanager
 def _stage_named(stage: StageConfig) -> Iterator[None]:
-    """Name the stage in a UsageError that is raised within the block."""
+    """Add the stage to the message of a UsageError that is raised within the block."""
     try:
         yield
     except UsageError as error:
@@ -140,14 +144,17 @@ def _check_batch(config: PretrainConfig, method: Method, stage: StageConfig) -> 
 
 
 def kernel_config(config: PretrainConfig) -> KernelConfig:
-    """The kernels' settings. The trial knows no teacher: with one, nothing is compiled unless asked for."""
+    """Return the kernel settings.
+
+    Kernels are timed without the teacher, so "auto" compiles nothing in a run with a teacher.
+    """
     if config.distill.teacher and config.kernels.compile == "auto":
         return replace(config.kernels, compile="none")
     return config.kernels
 
 
 def kernel_facts(config: PretrainConfig, method: Method, image_size: Size) -> dict[str, Any]:
-    """What decides how fast which kernels are: the network, and what the method does with it."""
+    """Return the settings of the model and the method that the kernel timings depend on."""
     group = TRAITS[config.method].config_group
     own = asdict(getattr(config, group)) if group else {}
     return {
@@ -163,7 +170,7 @@ def kernel_facts(config: PretrainConfig, method: Method, image_size: Size) -> di
 def use_kernels(
     config: PretrainConfig, method: Method, optimizer: torch.optim.AdamW, kernels: KernelChoices
 ) -> None:
-    """Compute the method's and the optimiser's steps with the chosen kernels."""
+    """Apply the chosen kernels, and activation checkpointing if set, to the method and its optimiser."""
     apply(method, kernels)
     use_kernel(optimizer, kernels.optimizer)
     if config.activation_checkpointing:

@@ -1,4 +1,4 @@
-"""The ways into a pre-training run: from Python, and from a finished configuration."""
+"""Start a pre-training run from Python arguments or from a complete configuration."""
 
 import os
 from dataclasses import replace
@@ -51,34 +51,36 @@ def pretrain(
 
     Args:
         data: folder, tar, parquet, saved dataset, ``hf:NAME[:SPLIT]`` or ``demo:NAME`` of images.
-        out: folder that the run is written to.
-        model: timm name of the backbone, ``package.module:factory``, or a module of your own that turns
-            images into a feature map (B, D, h, w), tokens (B, h*w, D), or a list that ends with one. A module
-            is trained in place where there is one device; give the same again to resume, and to
-            `load_encoder`.
-        config: YAML file with settings; arguments given here win.
+        out: output folder of the run.
+        model: timm name of the backbone, ``package.module:factory``, or a module that maps images to a
+            feature map (B, D, h, w), tokens (B, h*w, D), or a list that ends with one of these. On a single
+            device, the module is trained in place; pass it again to resume, and to `load_encoder`.
+        config: YAML file with settings; arguments of this function take precedence.
         recipe: name of a recipe to start from.
-        resume: go on with the run in ``out``; "or-begin": if there is one.
+        resume: resume the run in ``out``; "or-begin": resume it if it exists, else start it.
         overwrite: replace the run in ``out``.
         quiet: print nothing.
-        trust_code: import and call whatever factory a file names: ``config``, the run's that is resumed, or
-            the teacher's. Without it only those that are given here, as ``model`` and ``distill.model``.
+        trust_code: import and call any factory that a file names: ``config``, the configuration of the
+            resumed run, or the teacher's file. Otherwise only the factories passed to this function, as
+            ``model`` and ``distill.model``, are called.
         settings: any field of `fastmim.config.PretrainConfig`; groups as mappings
-            (``mask={"ratio": 0.6}``) or dotted (``**{"mask.ratio": 0.6}``). ``method`` begins with the
-            settings of its own paper.
+            (``mask={"ratio": 0.6}``) or dotted (``**{"mask.ratio": 0.6}``). ``method`` selects the settings
+            of the method's paper as defaults.
 
     Returns:
-        Where the run lies and how it ended. With several devices they are started as new processes, so
-        a script must call this below ``if __name__ == "__main__":``.
+        Folder and results of the run. Several devices run in new processes, so a script must call this
+        function below ``if __name__ == "__main__":``.
 
     Raises:
-        UsageError: a setting, path or model that does not work; nothing was started.
-        RunError: the run had to end; its last checkpoint is intact.
+        UsageError: a setting, path or model is invalid; nothing was started.
+        RunError: the run failed; its last checkpoint is intact.
     """
+    # Collect the arguments that were given.
     module = model if isinstance(model, nn.Module) else None
     name = name_of(model) if isinstance(model, nn.Module) else model
     named = {"data": data, "out": out, "model": name}
     given = {name: os.fspath(value) for name, value in named.items() if value is not None} | settings
+    # Merge the arguments over the stored run, recipe, file or defaults.
     resumed = given.get("out") if resume else None
     base = base_config(
         PretrainConfig, config, recipe, resumed, settings.get("method"), given, trust_code=trust_code
@@ -92,15 +94,16 @@ def run_pretraining(
     module: nn.Module | None = None,
     trust_code: bool = False,
 ) -> RunResult:
-    """Run a configuration, on one device in this process or on several in processes of their own.
+    """Run a configuration, on one device in this process or on several devices in new processes.
 
-    Everything is read, measured, built and checked here, once, before anything is written.
+    The images are found and the model is built and checked here, once, before anything is written.
 
     Args:
-        config: the models that it names may be imported: whoever read it from a file has asked.
-        module: what ``config.model`` names, where that is no name that a model can be built from.
-        trust_code: the factory that the teacher's file names may be imported, too.
+        config: the models that it names are imported; a caller that reads it from a file checks them first.
+        module: the model itself, if ``config.model`` is not a name that it can be built from.
+        trust_code: also import the factory that the teacher's file names.
     """
+    # Check the settings and find the images.
     resumes = check_pretraining(config, start)
     run = Path(config.out).expanduser()
     config = replace(config, out=str(run))
@@ -110,11 +113,13 @@ def run_pretraining(
     say(f"{config.data}: looking for images")
     source = open_images(config.data, config.columns, config.out)
 
+    # Build the model, and check it at every stage's image size.
     if not resumes:
         say(f"{config.model}: trying it at every size that the run has")
     method = build_method(config, module)
     if not resumes:
         check_stages(config, method)
+    # Complete the configuration with channel statistics and with values from the model and its teacher.
     with torch.random.fork_rng(devices=[]):
         mean, std = channel_statistics(
             config.crop, source, config.in_chans, config.size, config.seed, config.max_pixels, say
@@ -125,9 +130,10 @@ def run_pretraining(
         check_teacher(config, network)
     config = resolve(config, network)
 
+    # Start the processes.
     point = newest_checkpoint(run) if resumes else None
     precision = point.checkpoint.choices.precision if point else config.precision
-    spawned = starts_processes(config.devices, config.num_nodes)  # each of which builds its own
+    spawned = starts_processes(config.devices, config.num_nodes)  # each builds its own network
     worker = partial(
         run_on, source=source, config=config, start=start, module=module, network=None if spawned else network
     )
@@ -142,7 +148,7 @@ def run_on(
     module: nn.Module | None,
     network: Network | None,
 ) -> RunResult:
-    """A run on the devices of ``fabric``; every process of a run calls this."""
+    """Train on the devices of ``fabric``; every process of a run calls this function."""
     if network is None:
         network = build_network(config, build_method(config, module))
     task = PretrainTask(fabric, source, config, network)

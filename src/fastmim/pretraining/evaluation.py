@@ -1,4 +1,4 @@
-"""Is it learning? The loss on held-out images beside that of the constant baseline."""
+"""Loss on held-out images, compared with the loss of the constant baseline."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,13 +10,13 @@ from fastmim.methods.base import Method, Reconstruction, trivial_loss
 
 
 class HeldOut:
-    """Fixed images and masks on which a method is measured, always the same.
+    """Fixed held-out images and masks on which a method is evaluated.
 
     Args:
-        method: the torch module; it is put into evaluation mode while it is measured.
+        method: module to evaluate; it is in evaluation mode meanwhile.
         images_BCHW, mask_Bhw: on the module's device.
-        micro_batch: images that go through at a time.
-        autocast: the precision that training uses.
+        micro_batch: images per forward pass.
+        autocast: context of the training precision.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class HeldOut:
 
     @torch.no_grad()
     def reconstruct(self, count: int) -> Reconstruction:
-        """The method's result for the first ``count`` images; the loss is the mean over them."""
+        """Apply the method to the first ``count`` images; the loss is the mean over these images."""
         module = self.method
         was_training = module.training
         module.eval()
@@ -48,7 +48,7 @@ class HeldOut:
             strict=True,
         ):
             with self.autocast():
-                # Past __call__: what training compiles is not compiled a second time for this.
+                # Not through __call__, which would compile the module a second time, for evaluation.
                 parts.append(self.method.forward(images, mask))
             shares.append(len(images) / count)
         module.train(was_training)
@@ -61,7 +61,7 @@ class HeldOut:
         )
 
     def measure(self, say: Callable[[str], None]) -> dict[str, float]:
-        """Both losses, told as a line and returned by name."""
+        """Print the held-out loss and the baseline's in one line; return both by name."""
         loss = self.loss()
         say(f"held-out loss {loss:.4f}, constant baseline {self.baseline:.4f}")
         return {"held_out_loss": loss, "trivial_loss": self.baseline}
@@ -74,7 +74,7 @@ class HeldOut:
 
     @property
     def baseline(self) -> float:
-        """The constant baseline's loss, which no training changes."""
+        """Loss of the constant baseline, which training does not change."""
         if self._baseline is None:
             self.loss()
         assert self._baseline is not None

@@ -1,4 +1,4 @@
-"""Lines about a pre-training run when it starts, and the files that it writes when it ends."""
+"""Lines printed when a pre-training run starts, and files written when it ends."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ from fastmim.weights.encoder_file import WEIGHTS, describe_encoder, save_encoder
 
 
 def summary(config: PretrainConfig, network: Network, plan: TrainingPlan, held_out: int) -> Iterator[str]:
-    """Lines about the model, its teacher and the data, for the start of a run."""
+    """Yield lines about the model, its teacher and the data for the start of a run."""
     method, teacher_setup = network.method, network.teacher_setup
     height, width = method.image_size
     h, w = _grid(method)
@@ -56,7 +56,7 @@ def summary(config: PretrainConfig, network: Network, plan: TrainingPlan, held_o
 def kernels_line(
     fabric: Fabric, config: PretrainConfig, method: Method, plan: TrainingPlan, stage: Stage, choices: Choices
 ) -> Iterator[str]:
-    """A line or two about how a stage's steps are computed."""
+    """Yield one or two lines about a stage's batch, precision, kernels and learning rate."""
     height, width = stage.image_size
     h, w = _grid(method)
     batch = (
@@ -82,7 +82,7 @@ def _stage(plan: TrainingPlan, stage: Stage) -> str:
 
 
 class Trained(NamedTuple):
-    """What a run has trained, and with what, in its last stage."""
+    """The trained network, with the training and held-out images of the last stage."""
 
     network: Network
     loader: TrainLoader
@@ -98,7 +98,7 @@ def write_outputs(
     complete: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Write the encoder, the sheet of samples and the report; say how the run went."""
+    """Write the encoder, the sample sheet and the report; print a line for each and the verdict."""
     run = Path(config.out)
     encoder, teacher_setup = trained.network.method.encoder, trained.network.teacher_setup
     origin = describe_encoder(encoder, *config.crop.statistics, config.method, config.target.name)
@@ -124,9 +124,9 @@ def write_outputs(
 
 
 def _unmasked(trained: Trained, size: Size) -> Iterator[Tensor]:
-    """Training crops at the encoder's size, from the beginning of the stage again and again."""
+    """Yield training crops at the encoder's image size, from the start of the stage, repeating endlessly."""
     while True:
         for micro_batches in trained.loader(trained.stage.first_step):
             for (images, _), _ in micro_batches:
-                same = images.shape[2:] == size  # UM-MAE's encoder sees half of an image's sides
+                same = images.shape[2:] == size  # UM-MAE's encoder takes half-size images
                 yield images if same else F.interpolate(images, size, mode="bilinear", antialias=True)

@@ -1,4 +1,4 @@
-"""What a run leaves for people: samples.png, report.html and the plain verdict."""
+"""Write samples.png and report.html, and word the verdict of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ SAMPLE_ROWS = 6
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of a run at its end."""
+    """Results of a run at its end."""
 
     steps: int
     total_steps: int
@@ -26,11 +26,11 @@ class Outcome:
     images: int
     skipped_images: int
     on_training_images: bool
-    """There was a single image, so nothing could be held out."""
+    """True if the data set has a single image, so that none could be held out."""
 
     @property
     def verdict(self) -> str:
-        """Plainly, whether the model beats the constant baseline."""
+        """A sentence that states whether the model beats the constant baseline."""
         gain = 1 - self.held_out_loss / self.trivial_loss if self.trivial_loss else 0.0
         where = "on the training image, for want of another," if self.on_training_images else "held-out"
         losses = (

@@ -1,4 +1,4 @@
-"""Pre-training as a task of the engine."""
+"""The pre-training task, run by the engine (`train.run`)."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,7 +41,7 @@ RUN_FILES = (*FILES, *OUTPUTS)
 
 
 class RunResult(NamedTuple):
-    """How a run ended."""
+    """Result of a run."""
 
     run: Path
     complete: bool
@@ -50,15 +50,15 @@ class RunResult(NamedTuple):
     trivial_loss: float
     skipped_images: int
     stopped_by: int | None
-    """Number of the signal that ended it before its time."""
+    """Number of the signal that stopped the run early."""
 
 
 class PretrainTask:
-    """Trains a method on unlabelled images, with a teacher where the run has one.
+    """Train a method on unlabelled images, optionally with a teacher.
 
     Args:
-        config: resolved by ``network``.
-        network: as it was built, at the first stage's image size.
+        config: completed from ``network`` by `build.resolve`.
+        network: newly built, at the first stage's image size.
     """
 
     files: tuple[str, ...] = OUTPUTS
@@ -75,22 +75,22 @@ class PretrainTask:
         )
         self.optimizer = build_adamw(network.module, config.optim)
         self.mean, self.std = (torch.tensor(v, device=fabric.device) for v in config.crop.statistics)
-        self.stage_number = 0  # that the network's size is of
+        self.stage_number = 0  # stage whose image size the network has
         self.outcome: Outcome | None = None
 
     def identity(self) -> dict[str, str]:
-        """Digests of the images and of the teacher's weights."""
+        """Return digests of the images and of the teacher's weights."""
         digests = {"data_digest": fingerprint(self.source)}
         if self.network.teacher_setup is not None:
             digests["teacher_digest"] = self.network.teacher_setup.teacher.digest
         return digests
 
     def check_resumable(self, checkpoint: Checkpoint) -> None:
-        """Raise UsageError unless settings, images and teacher are those that the run began with."""
+        """Raise UsageError unless settings, images and teacher are those that the run started with."""
         check_resumed(self.config, FREE_ON_RESUME, checkpoint.identity, self.identity())
 
     def enter(self, stage: Stage, say: Callable[[str], None]) -> StageSetup:
-        """Bring network and optimiser to the stage's image size, and fix the held-out images."""
+        """Bring network and optimiser to the stage's image size, and load the held-out images."""
         config, fabric = self.config, self.fabric
         self.say = say
         if not self.stage_number:
@@ -125,7 +125,7 @@ class PretrainTask:
         )
 
     def _held_out_images(self, stage: Stage) -> tuple[Tensor, Tensor]:
-        """Normalised images (B, C, H, W) and their masks (B, h, w), on the device; always the same."""
+        """Normalised images (B, C, H, W) and masks (B, h, w), on the device; determined by the seed."""
         config = self.config
         crops = held_out_crops(
             self._crops(self.split.held_out, stage), config.held_out, config.seed, self.unreadable_log
@@ -152,7 +152,7 @@ class PretrainTask:
         return self.network.module(self.images[:count], self.mask[:count], *features)
 
     def load(self, stage: Stage, choices: Choices) -> StageData:
-        """The stream of crops and masks, and the loss on held-out images, with a teacher's features."""
+        """Build the loader of crops and masks and the held-out evaluation, with teacher features if any."""
         config, method = self.config, self.network.method
         share = Share.of(stage.batch_size, self.fabric.global_rank, self.fabric.world_size)
         stream = InfiniteSampler(self.split.training, config.seed)
@@ -191,7 +191,7 @@ class PretrainTask:
         )
 
     def summary(self, stage: Stage) -> Iterator[str]:
-        """Lines about the data, the model and its teacher, when the run starts."""
+        """Yield lines about the data, the model and its teacher at the start of the run."""
         if stage.number:
             return
         for note in (*notes_of(self.source), splits_note(self.config.data, self.source)):
@@ -200,14 +200,14 @@ class PretrainTask:
         yield from summary(self.config, self.network, self.plan, len(self.split.held_out))
 
     def progress_line(self, stage: Stage, choices: Choices) -> Iterator[str]:
-        """Lines about how the stage's steps are computed."""
+        """Yield lines about the stage's batch, precision, kernels and learning rate."""
         return kernels_line(self.fabric, self.config, self.network.method, self.plan, stage, choices)
 
     def after_step(self) -> None:
-        """Nothing follows the weights here: the teacher is frozen."""
+        """Do nothing: the teacher is frozen."""
 
     def finish(self, ended: Ended, say: Callable[[str], None]) -> None:
-        """Measure once more; write the encoder, the sheet of samples and the report."""
+        """Evaluate once more; write the encoder, the sample sheet and the report."""
         self.outcome = Outcome(
             ended.progress.step,
             self.plan.total_steps,
@@ -222,7 +222,7 @@ class PretrainTask:
             write_outputs(self.fabric, self.config, trained, self.outcome, ended.complete, say)
 
     def result(self, ended: Ended) -> RunResult:
-        """The run as a caller in Python gets it."""
+        """Return the result of the run for Python callers."""
         assert self.outcome is not None
         return RunResult(
             self.run,

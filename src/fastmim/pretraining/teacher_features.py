@@ -1,8 +1,8 @@
-"""The teacher's features on their way to the method: asked of the teacher, or read from a cache.
+"""Compute the teacher's features for training, or read them from a cache.
 
-Crops are a function of (seed, step, place in the batch). So a cache is exact for runs that draw the same
-ones: of the same data, seed, batch and image size. It serves to try students and settings on what a teacher
-has once seen.
+Crops are a function of (seed, step, position in the batch), so a cache is exact for runs that draw the same
+crops: those with the same data, seed, batch size and image size. It allows several students or settings to be
+trained on features that were computed once.
 """
 
 import hashlib
@@ -31,24 +31,24 @@ from fastmim.system.files import write_atomically
 from fastmim.train.stages import Stage
 from fastmim.train.task import Loader, MicroBatch
 
-RESERVE = 2 << 30  # bytes of the disk that a cache leaves free: checkpoints need them
+RESERVE = 2 << 30  # bytes of disk space that a cache leaves free for checkpoints
 PER_FOLDER = 1000  # steps
-PIXEL_STEP = 7  # of the pixels that tell crops apart, every so many-th along each side
+PIXEL_STEP = 7  # stride along each side of the pixels that `crops_digest` hashes
 KEY = "key.json"
 
 Say = Callable[[str], None]
 
 
 class FeatureCache:
-    """Maps of micro-batches on disk, a file each, under a folder that is named after all they depend on.
+    """Maps of micro-batches on disk, one file each, in a folder named after a hash of ``key``.
 
-    A file is either whole or not there. It is used only where its crops are the same. When the disk is full
-    the cache says so once and keeps nothing more; the run goes on.
+    Files are written atomically, and are read only if they belong to identical crops. When the disk is full,
+    the cache prints one line and stores nothing more; the run continues.
 
     Args:
-        folder: of all caches.
-        key: what the maps depend on, besides the micro-batch.
-        say: tells a person.
+        folder: parent folder of all caches.
+        key: settings and digests that the maps depend on, apart from the micro-batch.
+        say: prints a line.
     """
 
     def __init__(self, folder: str, key: Mapping[str, Any], say: Say) -> None:
@@ -63,7 +63,7 @@ class FeatureCache:
             self._stop(str(error))
 
     def get(self, label: str, images_BCHW: Tensor) -> list[Tensor] | None:
-        """The maps of these crops, where they are there."""
+        """Return the stored maps of these crops, or None."""
         try:
             with safetensors.safe_open(self._file(label), framework="pt") as opened:
                 if (opened.metadata() or {}).get("crops") != crops_digest(images_BCHW):
@@ -74,7 +74,7 @@ class FeatureCache:
         return [map_.to(images_BCHW.device, non_blocking=True) for map_ in maps]
 
     def put(self, label: str, images_BCHW: Tensor, maps: list[Tensor]) -> None:
-        """Keep the maps of these crops, if there is room."""
+        """Store the maps of these crops if there is enough disk space."""
         if not self.writes:
             return
         size = sum(map_.numel() * map_.element_size() for map_ in maps)
@@ -103,12 +103,12 @@ class FeatureCache:
 
 
 class TeacherFeatures:
-    """The teacher's maps of images.
+    """Feature maps of the teacher, read from the cache or computed.
 
     Args:
         teacher: on the device.
-        autocast: the precision that training uses.
-        cache: where they are kept, if anywhere.
+        autocast: context of the training precision.
+        cache: None: the maps are always computed.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class TeacherFeatures:
         self.cache = cache
 
     def __call__(self, images_BCHW: Tensor, label: str) -> list[Tensor]:
-        """Maps (B, D, h, w), half precision; ``label`` is the name of these images in the cache."""
+        """Return maps (B, D, h, w), half precision; ``label`` is the name of these images in the cache."""
         maps = self.cache.get(label, images_BCHW) if self.cache is not None else None
         if maps is not None and not self._are_the_teachers(maps, len(images_BCHW)):
             maps = None
@@ -134,7 +134,7 @@ class TeacherFeatures:
         return maps
 
     def _are_the_teachers(self, maps: list[Tensor], count: int) -> bool:
-        """Whether maps out of a file can be those of ``count`` images."""
+        """Check that maps from a file have the shapes and dtypes for ``count`` images, and are finite."""
         forms = [(map_.shape, map_.dtype) for map_ in maps]
         return forms == [(map_.shape, map_.dtype) for map_ in self.teacher.blank(count)] and all(
             bool(torch.isfinite(map_).all()) for map_ in maps
@@ -142,10 +142,10 @@ class TeacherFeatures:
 
 
 def with_teacher_features(feed: Loader, teacher_features: TeacherFeatures, first: int) -> Loader:
-    """``feed`` with the teacher's maps beside images and masks, in its micro-batches.
+    """Append the teacher's maps to the images and masks of each micro-batch of ``feed``.
 
     Args:
-        first: place of this process's first image in the whole batch.
+        first: position of this process's first image in the whole batch.
     """
 
     def with_lessons(micro_batches: Iterable[MicroBatch], step: int) -> Iterator[MicroBatch]:
@@ -170,10 +170,11 @@ def build_teacher_features(
     drawn: dict[str, Any],
     say: Say,
 ) -> TeacherFeatures:
-    """What the teacher has to say in a stage, kept where that is asked for.
+    """Set up the teacher's features for a stage, with a cache if ``distill.cache`` is set.
 
     Args:
-        drawn: what the crops and the teacher's features depend on, besides configuration and stage.
+        drawn: further values that the crops and the teacher's features depend on, apart from configuration
+            and stage.
     """
     teacher, cache = teacher_setup.teacher, None
     if config.distill.cache is not None:
@@ -196,7 +197,7 @@ def build_teacher_features(
 def measure_both(
     held_out: HeldOut, learner: Distilled, teacher_features: TeacherFeatures, say: Say
 ) -> dict[str, float]:
-    """The losses of `HeldOut.measure`, and beside them the distance from the teacher."""
+    """Return the losses of `HeldOut.measure` and the held-out distillation loss; print both."""
     losses = held_out.measure(say)
     distillation = held_out_distillation(learner, held_out, teacher_features)
     say(f"held-out distillation loss {distillation:.4f}")
@@ -205,7 +206,7 @@ def measure_both(
 
 @torch.no_grad()
 def held_out_distillation(learner: Distilled, held_out: HeldOut, teacher_features: TeacherFeatures) -> float:
-    """Mean distance from the teacher's features on the held-out images, masked as ever."""
+    """Mean distillation loss on the held-out images with their fixed masks."""
     was_training = learner.training
     learner.eval()
     total, start = 0.0, 0
@@ -224,7 +225,7 @@ def held_out_distillation(learner: Distilled, held_out: HeldOut, teacher_feature
 
 
 def make_folder(folder: Path) -> None:
-    """Raise UsageError where a cache cannot be."""
+    """Create the folder of a cache. Raises UsageError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -232,7 +233,7 @@ def make_folder(folder: Path) -> None:
 
 
 def crops_digest(images_BCHW: Tensor) -> str:
-    """Of some of their pixels: whether crops under one name are the very same."""
+    """Hash a subset of the pixels, to verify that crops with the same name are identical."""
     some = images_BCHW[:, :, ::PIXEL_STEP, ::PIXEL_STEP].float().cpu().contiguous()
     digest = hashlib.sha256(str(tuple(images_BCHW.shape)).encode())
     digest.update(some.numpy().tobytes())
@@ -240,7 +241,7 @@ def crops_digest(images_BCHW: Tensor) -> str:
 
 
 def estimate(folder: Path, bytes_per_image: int, images: int) -> str:
-    """What a cache will take, in a line."""
+    """Describe the disk space that a cache needs, in one line."""
     each, all_, free = (
         bytes_text(count)
         for count in (bytes_per_image, bytes_per_image * images, shutil.disk_usage(folder).free)
@@ -249,6 +250,6 @@ def estimate(folder: Path, bytes_per_image: int, images: int) -> str:
 
 
 def bytes_text(count: int) -> str:
-    """1536 -> 1.5 KiB."""
+    """Format a number of bytes: 1536 -> 1.5 KiB."""
     power = min(int(math.log2(max(count, 1)) // 10), 5)
     return f"{count / 2 ** (10 * power):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"

@@ -1,4 +1,4 @@
-"""Recipes: one function for each row of the paper's tables that is a run of ours, found by name."""
+"""Recipes by name: one function for each row of the paper's tables that this package can run."""
 
 from fastmim.recipes.base import base_config
 from fastmim.recipes.catalogue import catalogue, recipe, recipes_under

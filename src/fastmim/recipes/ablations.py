@@ -1,10 +1,10 @@
-"""The paper's ablations: tables 1, 2, 7, 10, 15 and 16. A row is a function, its columns are the arguments.
+"""The paper's ablations: tables 1, 2, 7, 10, 15 and 16. Rows are functions, columns their arguments.
 
     fastmim pretrain --recipe table1a/vit-b-800e-96px --data imagenet/train --out runs/96px --devices 8
 
-Each was meant for 8 V100 GPUs and ImageNet-1K (1.28 million images). The paper's figures stand in paper.yaml;
+Each is meant for 8 V100 GPUs and ImageNet-1K (1.28 million images). The paper's figures are in paper.yaml;
 none of them was measured with this code. Where a table does not say which pixels are predicted, they are
-normalised, as in table 1a; where it gives no epochs, they are those of table 3 or 4.
+normalised, as in table 1a; where it gives no epochs, those of table 3 or 4 are used.
 """
 
 from dataclasses import replace
@@ -28,27 +28,27 @@ def _predicting(predicted: Predicted, config: PretrainConfig) -> PretrainConfig:
 
 
 def table1a_vit_b(epochs: int, size: int) -> PretrainConfig:
-    """Table 1a, ViT-B: normalised pixels, for so many epochs at so many pixels."""
+    """Table 1a, ViT-B: normalised pixels, by epochs and image size."""
     return replace(vit_b(epochs, size), target=PIXELS)
 
 
 def table1a_swin_b(epochs: int, size: int) -> PretrainConfig:
-    """Table 1a, Swin-B: normalised pixels, for so many epochs at so many pixels."""
+    """Table 1a, Swin-B: normalised pixels, by epochs and image size."""
     return replace(swin_b(epochs, size), target=PIXELS)
 
 
 def table1b_vit_b(predicted: Predicted, size: int) -> PretrainConfig:
-    """Table 1b, ViT-B: pixels or HOG, at so many pixels.
+    """Table 1b, ViT-B: pixels or HOG, by image size.
 
-    The table gives no epochs: table 3's 800 stand here.
+    The table gives no epochs; table 3's 800 are used.
     """
     return _predicting(predicted, vit_b(800, size))
 
 
 def table1b_swin_b(predicted: Predicted, size: int) -> PretrainConfig:
-    """Table 1b, Swin-B: pixels or HOG, at so many pixels.
+    """Table 1b, Swin-B: pixels or HOG, by image size.
 
-    The table gives no epochs: table 3's 400 stand here, though its figure for pixels is table 1a's of 800.
+    The table gives no epochs; table 3's 400 are used, although the figure for pixels is table 1a's after 800.
     """
     return _predicting(predicted, swin_b(400, size))
 
@@ -56,15 +56,15 @@ def table1b_swin_b(predicted: Predicted, size: int) -> PretrainConfig:
 def table1c_vit_b(depth: int) -> PretrainConfig:
     """Table 1c, ViT-B: only the first blocks are pre-trained.
 
-    The table gives neither target nor epochs: 400 of HOG come near to its figure for the whole depth.
+    The table gives neither target nor epochs; 400 epochs of HOG come close to its figure for the full depth.
     """
     return replace(vit_b(400), encoder=EncoderConfig(depth=depth))
 
 
 def table1c_swin_b(depth: tuple[int, ...]) -> PretrainConfig:
-    """Table 1c, Swin-B: the last stage or the third one is pre-trained with fewer blocks, or none.
+    """Table 1c, Swin-B: the last or the third stage is pre-trained with fewer blocks, or none.
 
-    The table gives neither target nor epochs: 400 of HOG give its figure for the whole depth in table 3.
+    The table gives neither target nor epochs; table 3's 400 epochs of HOG give its figure for the full depth.
     """
     return replace(swin_b(400), encoder=EncoderConfig(depth=depth))
 
@@ -125,9 +125,9 @@ def table7_pvt_v2_b5(predicted: Predicted, size: int) -> PretrainConfig:
 
 
 def table10a_mae_patch_decoder(token: Token) -> PretrainConfig:
-    """Table 10a, ViT-B on raw pixels: patches are dropped, mask tokens enter at MAE's decoder.
+    """Table 10a, ViT-B on raw pixels: patches are dropped, and mask tokens enter MAE's decoder.
 
-    At 224 pixels (appendix A.2). The table gives no decoder: MAE's own stands here.
+    At 224 pixels (appendix A.2). The table gives no decoder; MAE's is used.
     """
     return replace(at_length(mae(), VIT_B, 800), target=RAW_PIXELS, mask=Masking(token=token))
 
@@ -159,9 +159,9 @@ def table10b_swin_b(block: int, ratio: float) -> PretrainConfig:
 
 
 def table15_mae_vit_b(epochs: int, size: int) -> PretrainConfig:
-    """Table 15, MAE, ViT-B, for so many epochs at so many pixels.
+    """Table 15, MAE, ViT-B: runs by epochs and image size.
 
-    The table gives no decoder: MAE's own stands here.
+    The table gives no decoder; MAE's is used.
     """
     return at_length(mae(), VIT_B, epochs, size)
 

@@ -1,7 +1,7 @@
-"""The paper's backbones as it pre-trains them: FastMIM on HOG with table 11's optimiser and schedule.
+"""Pre-training settings of the paper's backbones: FastMIM on HOG with table 11's optimiser and schedule.
 
-Every row of a table starts from one of these. Where the paper does not give a decoder (Twins, PVT,
-ConvNeXt, CMT), it is Swin-B's.
+Every row of a table starts from one of these. Where the paper gives no decoder (Twins, PVT, ConvNeXt, CMT),
+Swin-B's is used.
 """
 
 from dataclasses import replace
@@ -37,10 +37,10 @@ NARROW: dict[str, dict[str, Any]] = {
 
 
 def narrow_kwargs(model: str) -> dict[str, Any]:
-    """Arguments that make a recipe's backbone narrow and leave its depth and stride as they are.
+    """Arguments that make a recipe's backbone narrow and keep its depth and stride.
 
     Raises:
-        UsageError: it is the backbone of no recipe.
+        UsageError: no recipe has this backbone.
     """
     if model not in NARROW:
         raise UsageError(f"smoke: {model} is the backbone of no recipe; these are: {', '.join(NARROW)}")
@@ -48,7 +48,7 @@ def narrow_kwargs(model: str) -> dict[str, Any]:
 
 
 def in_stages(config: PretrainConfig, stages: str) -> PretrainConfig:
-    """FastMIM-P: the same run with images that grow."""
+    """Return the same run in stages of growing image size (FastMIM-P)."""
     return replace(config, image_size=None, epochs=None, stages=parse_stages(stages))
 
 
@@ -71,7 +71,7 @@ def vit_l(epochs: float, size: int = 128) -> PretrainConfig:
 
 
 def pyramid(model: str, epochs: float, size: int = 128) -> PretrainConfig:
-    """A hierarchical backbone of stride 32, by timm's name."""
+    """A hierarchical backbone of stride 32, by its timm name."""
     return replace(vit_b(epochs, size), model=model, decoder=DecoderConfig(depth=4, width=256))
 
 
@@ -83,7 +83,7 @@ def swin_b(epochs: float, size: int = 128) -> PretrainConfig:
 def swin_l(epochs: float, size: int = 128) -> PretrainConfig:
     """Swin-L, window 8 at 128 (appendix A.3.2; section 4 says 14) and in proportion at other sizes.
 
-    The paper's step schedule has no length: here the learning rate falls to a tenth after 7/8 of the epochs.
+    The paper gives no step for its schedule; here the learning rate falls to a tenth after 7/8 of the epochs.
     """
     return replace(
         pyramid("swin_large_patch4_window7_224", epochs, size),

@@ -1,4 +1,4 @@
-"""What the settings that somebody gives are laid over."""
+"""Base configuration, which the settings given by the user override."""
 
 import os
 from collections.abc import Mapping
@@ -28,17 +28,18 @@ def base_config(
     given: Mapping[str, Any] | None = None,
     trust_code: bool = False,
 ) -> C:
-    """A stored run, a recipe, or the defaults, which are those of the method's paper, and a file over it.
+    """Return the settings of a stored run, a recipe or the method's paper, with a file's settings over them.
 
     Args:
-        method: the one that is asked for by name, beside recipe and file.
-        given: settings that the user gave and that win over those of files, nested or dotted.
-        trust_code: whether files may name factories that the user has not given.
+        method: method that the user named, in addition to those of recipe and file.
+        given: settings that the user gave, nested or dotted; they take precedence over those of files.
+        trust_code: allow files to name factories that the user did not give.
 
     Raises:
-        UsageError: something is not there, recipe, file and method do not go together, or a file names a
-            factory that the user has not given.
+        UsageError: a recipe or file does not exist, recipe, file and method contradict each other, or a file
+            names a factory that the user did not give.
     """
+    # Read the recipe and the file.
     base = cls()
     if recipe_name:
         found = recipe(recipe_name)
@@ -50,6 +51,7 @@ def base_config(
     if config:
         settings = read_yaml(Path(config).expanduser(), pipe=True)
         _check_models(settings, os.fspath(config), by_user, trust_code)
+    # Check that recipe, file and user name one method; without a recipe, start from its defaults.
     if isinstance(base, PretrainConfig):
         asked = {
             f"recipe {recipe_name}": base.method if recipe_name else None,
@@ -59,18 +61,20 @@ def base_config(
         named = _one_method(asked)
         if not recipe_name:
             base = cast(C, defaults_of(named))
+    # The settings of a run to resume replace the base.
     if resumed and holds_run(run := Path(resumed).expanduser()):
         stored = run / CONFIG
         began = _stored(cls, stored)
         _check_models(began, str(stored), by_user, trust_code)
         base = build(cls, began, f"{stored}: ")
+    # Merge the file's settings.
     if config:
         base = merge(base, settings, f"{os.fspath(config)}: ")
     return base
 
 
 def _check_models(settings: dict[str, Any], where: str, given: Mapping[str, Any], trust_code: bool) -> None:
-    """Raise UsageError where a file asks for models that may not be built, and the user gave no others."""
+    """Raise UsageError if a file names models that may not be built, and the user gave no others."""
     trust = Trust.of(*(given.get(name) for name in MODELS), everything=trust_code)
     asked = flat(settings)
     for name in MODELS:
@@ -82,7 +86,7 @@ def _check_models(settings: dict[str, Any], where: str, given: Mapping[str, Any]
 
 
 def _one_method(asked: dict[str, str | None]) -> str | None:
-    """The method that is asked for. Raises UsageError where there are two: they have different settings."""
+    """Return the requested method. Raises UsageError if there are two: their settings differ."""
     given = [(where, name) for where, name in asked.items() if name]
     for where, name in given[1:]:
         if name != given[0][1]:
@@ -94,7 +98,7 @@ def _one_method(asked: dict[str, str | None]) -> str | None:
 
 
 def _stored(cls: type[RunConfig], file: Path) -> dict[str, Any]:
-    """The settings in a run's config.yaml. Raises UsageError where they are another verb's, or gone."""
+    """Read a run's config.yaml. Raises UsageError if it is missing or belongs to another verb."""
     if not file.is_file():
         raise UsageError(f"out: {file.parent} holds a run, but its {CONFIG} is missing; put it back")
     _check_kind(cls, file)
@@ -105,7 +109,7 @@ def _stored(cls: type[RunConfig], file: Path) -> dict[str, Any]:
 
 
 def _check_kind(cls: type[RunConfig], stored: Path) -> None:
-    """Raise UsageError where the run is one of another verb, which its first line names."""
+    """Raise UsageError if the first line of the stored configuration names another verb."""
     first, _, _ = stored.read_text(errors="replace").partition("\n")
     for other, verb in VERBS.items():
         if other is not cls and f"`fastmim {verb} " in first:

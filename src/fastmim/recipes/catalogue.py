@@ -1,4 +1,4 @@
-"""Recipes by name."""
+"""Look up recipes by name."""
 
 import difflib
 from functools import cache
@@ -12,7 +12,7 @@ from fastmim.recipes.tables import TABLES, paper_figures, recipes_of
 
 @cache
 def catalogue() -> dict[str, Recipe]:
-    """Every recipe by name: the paper's tables, then the methods'; fine-tuning after its pre-training."""
+    """Every recipe by name: the paper's tables, then the methods; fine-tuning follows its pre-training."""
     recipes = [recipe for table in TABLES for recipe in recipes_of(table)]
     pretraining = {recipe.name: recipe for recipe in (*recipes, *method_recipes(paper_figures()))}
     found = {recipe.name: recipe for recipe in finetuning_recipes(pretraining, paper_figures())}
@@ -20,7 +20,7 @@ def catalogue() -> dict[str, Recipe]:
 
 
 def recipe(name: str) -> Recipe:
-    """A recipe by its full name. Raises UsageError, naming similar ones."""
+    """Return a recipe by its full name. Raises UsageError, with similar names, if there is none."""
     recipes = catalogue()
     if name not in recipes:
         raise UsageError(f"recipe: {name} is not there; {_hint(name)}")
@@ -28,7 +28,7 @@ def recipe(name: str) -> Recipe:
 
 
 def recipes_under(prefix: str) -> list[Recipe]:
-    """The recipe of that name, or all whose names begin so. Raises UsageError where there is none."""
+    """Return the recipe of this name, or all whose names begin with it. Raises UsageError if none does."""
     if prefix in catalogue():
         return [recipe(prefix)]
     found = [recipe for name, recipe in catalogue().items() if name.startswith(prefix)]
@@ -36,13 +36,13 @@ def recipes_under(prefix: str) -> list[Recipe]:
 
 
 def _place(name: str, order: list[str]) -> tuple[int, int]:
-    """That of the pre-training that a recipe belongs to, then before or after it."""
+    """Sort key: the position of the recipe's pre-training in ``order``, then whether it is fine-tuning."""
     base = name if name in order else name.rpartition("/")[0]
     return order.index(base), name != base
 
 
 def _hint(name: str) -> str:
-    """The most similar names: those that hold what was given, best at their end, else those spelt alike."""
+    """Suggest similar names: those that contain ``name``, best at their end, else those spelt similarly."""
     names = list(catalogue())
     holding = sorted((n for n in names if name in n), key=lambda n: (not n.endswith(name), len(n)))
     close = holding[:3] or difflib.get_close_matches(name, names, n=3)

@@ -1,9 +1,9 @@
 """Fine-tuning of every run of the paper's tables, and table 4's backbones from scratch.
 
-Each is named after the run whose encoder it takes: ``table4/swin-b/finetune`` fine-tunes what
+Each is named after the run whose encoder it uses: ``table4/swin-b/finetune`` fine-tunes the encoder that
 ``table4/swin-b`` wrote to runs/table4/swin-b. Table 12 gives settings for ViT-B, Swin-B and Swin-L; the other
-backbones have the centre of the paper's grid (appendix A.3.3), and `fastmim sweep` searches around it. None
-of the figures was measured with this code.
+backbones use the centre of the paper's grid (appendix A.3.3), and `fastmim sweep` searches around it. None of
+the figures was measured with this code.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from fastmim.recipes.supervised import AUTHORS
 from fastmim.train.settings import OptimConfig, ScheduleConfig
 
 BATCH = 1024
-TABLE9_EPOCHS = 100.0  # its caption
-# model: (base_lr, layer_decay, drop_path) of table 12.
+TABLE9_EPOCHS = 100.0  # from its caption
+# Table 12: (base_lr, layer_decay, drop_path) by model.
 TABLE12 = {
     "vit_base_patch16_224": (1e-3, 0.7, 0.1),
     "swin_base_patch4_window7_224": (1e-3, 0.8, 0.1),
@@ -38,7 +38,7 @@ SUPERVISED_NOTES = "The paper says how long, not how; here as in: {source}."
 
 
 def finetuned(model: str, encoder: str, epochs: float, size: int = 224) -> FinetuneConfig:
-    """Table 12's fine-tuning of a backbone."""
+    """Fine-tuning settings of a backbone from table 12."""
     base_lr, layer_decay, drop_path = TABLE12.get(model, CENTRE)
     return FinetuneConfig(
         encoder=encoder,
@@ -53,11 +53,11 @@ def finetuned(model: str, encoder: str, epochs: float, size: int = 224) -> Finet
 
 
 def finetuning_recipes(pretraining: dict[str, Recipe], figures: dict[str, Any]) -> Iterator[Recipe]:
-    """Fine-tuning for each run of the paper's tables, and table 4's backbones from scratch.
+    """Yield fine-tuning recipes for each run of the paper's tables, and table 4's backbones from scratch.
 
     Args:
-        pretraining: the recipes of pre-training, by name.
-        figures: paper.yaml.
+        pretraining: pre-training recipes by name.
+        figures: contents of paper.yaml.
     """
     for name, recipe in pretraining.items():
         table, _, row = name.partition("/")
@@ -140,7 +140,7 @@ def _shortened(recipe: Recipe) -> bool:
 
 
 def _epochs(table: str, row: str, figures: dict[str, Any]) -> float:
-    """As the captions say; other tables' backbones as in table 4, or the 100 of table 12."""
+    """Epochs from the table or its caption; else those of the backbone in table 4, or table 12's 100."""
     if table == "table3":
         return float(figures["table3"][row][4])
     if table == "table9":

@@ -1,11 +1,11 @@
-"""The methods as their own papers have them.
+"""Settings of the methods in their own papers.
 
     fastmim pretrain --method simmim --data imagenet/train --out runs/simmim
     fastmim pretrain --recipe simmim/swin-b --data imagenet/train --out runs/simmim --devices 8
 
-`defaults_of` is what `--method` alone brings; a recipe adds backbone, batch and length. Batch and warm-up are
-those of FastMIM's table 11, and epochs those of its tables 3 and 4 (UM-MAE's, in neither, its authors'), so
-that methods can be compared: docs/methods.md has the authors' own beside them.
+`defaults_of` returns the settings for `--method` alone; a recipe adds backbone, batch and length. Batch and
+warm-up are those of FastMIM's table 11, and epochs those of its tables 3 and 4 (for UM-MAE, which is in
+neither, its authors'), so that methods can be compared; docs/methods.md also lists the authors' own values.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from fastmim.recipes.definition import NO_FIGURE, Recipe
 from fastmim.train.settings import OptimConfig, ScheduleConfig
 
 LINEAR = DecoderConfig(depth=0)
-TIMMS = EncoderConfig(init="timm")  # nearest to what codes with truncated normals draw
+TIMMS = EncoderConfig(init="timm")  # closest to implementations that draw truncated normals
 VIT_B = "vit_base_patch16_224"
 VIT_L = "vit_large_patch16_224"
 SWIN_T = "swin_tiny_patch4_window7_224"
@@ -107,12 +107,12 @@ DEFAULTS: dict[MethodName, Callable[[], PretrainConfig]] = {
 
 
 def defaults_of(method: str | None) -> PretrainConfig:
-    """What a run begins with that is told its method alone; FastMIM's where there is no such method."""
+    """Return the default settings of a method, or FastMIM's if there is no such method."""
     return next((make() for name, make in DEFAULTS.items() if name == method), PretrainConfig())
 
 
 def at_length(config: PretrainConfig, model: str, epochs: float, size: int | None = None) -> PretrainConfig:
-    """The same for a backbone, for so many epochs, with table 11's batch and warm-up."""
+    """Set backbone, epochs and image size, with table 11's batch and warm-up."""
     return replace(
         config,
         model=model,
@@ -124,22 +124,22 @@ def at_length(config: PretrainConfig, model: str, epochs: float, size: int | Non
 
 
 def mae_vit_b_8b512d() -> PretrainConfig:
-    """MAE, ViT-B, the decoder of 8 blocks."""
+    """MAE, ViT-B, with a decoder of 8 blocks."""
     return at_length(mae(), VIT_B, 1600)
 
 
 def mae_vit_b_1b512d() -> PretrainConfig:
-    """MAE, ViT-B, the decoder of a single block."""
+    """MAE, ViT-B, with a decoder of a single block."""
     return replace(at_length(mae(), VIT_B, 800), decoder=DecoderConfig(depth=1, width=512))
 
 
 def mae_vit_l_8b512d() -> PretrainConfig:
-    """MAE, ViT-L, the decoder of 8 blocks."""
+    """MAE, ViT-L, with a decoder of 8 blocks."""
     return at_length(mae(), VIT_L, 1600)
 
 
 def long_simmim(model: str, size: int) -> PretrainConfig:
-    """800 epochs, a tenth of the learning rate after 700 of them."""
+    """SimMIM for 800 epochs; the learning rate falls to a tenth after 700."""
     config = at_length(simmim(), model, 800, size)
     schedule = replace(config.schedule, name="step", decay_epochs=700)
     return replace(config, schedule=schedule, optim=replace(config.optim, base_lr=5e-5))
@@ -166,7 +166,7 @@ def maskfeat_vit_b() -> PretrainConfig:
 
 
 def lomar_vit_b() -> PretrainConfig:
-    """LoMaR, ViT-B at 224 pixels, with the backbone's own positions in place of relative ones."""
+    """LoMaR, ViT-B at 224 pixels, with the backbone's position embeddings instead of relative ones."""
     return at_length(lomar(), VIT_B, 800)
 
 
@@ -191,32 +191,32 @@ def fcmae_convnextv2_b() -> PretrainConfig:
 
 
 def fastmim_drop_vit_b() -> PretrainConfig:
-    """FastMIM's target and size with MAE's dropping, ViT-B: HOG at 128 pixels, three quarters dropped.
+    """FastMIM's target and size with MAE's token dropping, ViT-B: HOG at 128 pixels, 75 % dropped.
 
-    No paper has this combination. Decoder, batch and schedule are FastMIM's for ViT-B.
+    This combination is in no paper. Decoder, batch and schedule are FastMIM's for ViT-B.
     """
     config = replace(mae(), image_size=128, target=TargetConfig("hog"), decoder=DecoderConfig(1, 256))
     return at_length(config, VIT_B, 800)
 
 
 def fastmim_drop_vit_l() -> PretrainConfig:
-    """FastMIM's target and size with MAE's dropping, ViT-L: HOG at 128 pixels, three quarters dropped.
+    """FastMIM's target and size with MAE's token dropping, ViT-L: HOG at 128 pixels, 75 % dropped.
 
-    No paper has this combination. Decoder, batch and schedule are FastMIM's for ViT-L.
+    This combination is in no paper. Decoder, batch and schedule are FastMIM's for ViT-L.
     """
     return replace(fastmim_drop_vit_b(), model=VIT_L, decoder=DecoderConfig(8, 512))
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where recipes of a method come from."""
+    """Recipes of a method, and the paper that they follow."""
 
     name: str
-    """Of the recipes, before the slash."""
+    """First part of the recipes' names, before the slash."""
     about: str
     rows: dict[str, Callable[[], PretrainConfig]]
     figures: dict[str, str]
-    """Rows of FastMIM's table 3 that have the same run."""
+    """Row of FastMIM's table 3 with the same run, by recipe."""
 
 
 SOURCES = (
@@ -266,7 +266,7 @@ SOURCES = (
 
 
 def method_recipes(figures: dict[str, Any]) -> Iterator[Recipe]:
-    """The recipes above, with FastMIM's table 3 (of paper.yaml) as the figure where it has the run."""
+    """Yield the recipes of the methods, with the figure of FastMIM's table 3 (in paper.yaml) if any."""
     for source in SOURCES:
         for row, make in source.rows.items():
             config = make()

@@ -1,7 +1,7 @@
-"""Table 4's backbones from scratch, trained as their own authors train them on ImageNet-1K.
+"""Table 4's backbones trained from scratch on ImageNet-1K, with the settings of their own authors.
 
-FastMIM's paper gives the epochs and the figures, not the way: with one way for all, the baseline of most
-would be weaker than the figure that stands beside it. ``source`` says where each setting was found.
+FastMIM's paper gives the epochs and the figures, not the other settings; with the same settings for all, most
+baselines would be weaker than the published figure. ``source`` names the origin of the settings.
 """
 
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from fastmim.train.settings import OptimConfig, ScheduleConfig
 
 @dataclass(frozen=True)
 class Supervised:
-    """How a backbone is trained from scratch."""
+    """Settings for training a backbone from scratch."""
 
     source: str
-    """Of these settings."""
+    """Origin of these settings."""
     drop_path: float
     batch_size: int = 1024
     base_lr: float = 2.5e-4
-    """For a batch of 256; authors who scale by 512 state twice as much."""
+    """For a batch of 256; authors who scale by 512 state twice this value."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_epochs: float = 20
@@ -27,11 +27,11 @@ class Supervised:
     clip_norm: float | None = None
     ema: float | None = None
     erase: float = 0.25
-    """Random erasing; mixup, CutMix, RandAugment and label smoothing are the same for all of them."""
+    """Random erasing; mixup, CutMix, RandAugment and label smoothing are the same for all backbones."""
     image_size: int = 224
 
     def config(self, model: str, epochs: float) -> FinetuneConfig:
-        """A run from scratch for so many epochs."""
+        """Return a run from scratch for ``epochs`` epochs."""
         base = FinetuneConfig(
             encoder="none",
             model=model,

@@ -1,6 +1,6 @@
-"""The paper's tables as recipes: every cell of paper.yaml whose row has a function becomes one.
+"""Build recipes from the paper's tables: one for each cell of paper.yaml whose row has a function.
 
-Figures and columns are read from paper.yaml. The rows are functions named after table and row:
+Figures and columns are read from paper.yaml. Rows are functions named after table and row:
 ``table4_swin_b`` gives the configuration of the row ``swin_b`` of table 4.
 """
 
@@ -23,14 +23,14 @@ RATIOS = (0.5, 0.65, 0.75, 0.85)
 
 
 class Cell(NamedTuple):
-    """A run of a row."""
+    """One run of a row."""
 
     columns: tuple[Any, ...]
-    """What the row's function takes."""
+    """Arguments of the row's function."""
     label: str
-    """End of the run's name."""
+    """Last part of the recipe's name."""
     figure: str
-    """The paper's."""
+    """The paper's figure."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,23 @@ class Table:
 
     name: str
     about: str
-    """What is compared, and what the figures are."""
+    """Subject of the comparison, and meaning of the figures."""
     key: str
-    """In paper.yaml."""
+    """Key in paper.yaml."""
     cells: Callable[[str, Any], Iterator[Cell]]
-    """The runs of a row, from its key and its entry in paper.yaml."""
+    """Yields the runs of a row, given its key and its entry in paper.yaml."""
     rows: ModuleType
 
 
 @cache
 def paper_figures() -> dict[str, Any]:
-    """The paper's tables as they stand in paper.yaml."""
+    """Read the paper's tables from paper.yaml."""
     text = files("fastmim.recipes").joinpath("paper.yaml").read_text(encoding="utf-8")
     return parse_yaml(text, "paper.yaml")
 
 
 def recipes_of(table: Table) -> Iterator[Recipe]:
-    """The recipes of a table, in the paper's order. A row without a function is no run of ours."""
+    """Yield the recipes of a table in the paper's order; rows without a function are skipped."""
     for key, entry in rows_of(table):
         row = key.removesuffix("_224").removesuffix("_192")  # the high resolution is one of the columns
         function = getattr(table.rows, f"{table.name}_{row}", None)
@@ -70,9 +70,10 @@ def recipes_of(table: Table) -> Iterator[Recipe]:
 
 
 def rows_of(table: Table) -> Iterator[tuple[str, Any]]:
-    """The rows of a table and their entries. Table 8 is a list; what was fine-tuned twice is one run.
+    """Yield the rows of a table and their entries.
 
-    Table 15 is of one method and one backbone, and has no rows.
+    Table 8 is a list, in which a run that was fine-tuned twice has two entries; they form one row. Table 15
+    covers a single method and backbone and has no rows; its whole entry is yielded as one.
     """
     entry = paper_figures()[table.key]
     if table.name == "table15":
@@ -159,7 +160,7 @@ def _table16(row: str, entry: Any) -> Iterator[Cell]:
 
 
 def _sizes(row: str) -> tuple[int, int]:
-    """The high resolution, with which the row's key ends, and FastMIM's."""
+    """Return the high resolution, at the end of the row's key, and FastMIM's 128."""
     return int(row.rpartition("_")[2]), 128
 
 

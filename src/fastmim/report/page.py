@@ -1,4 +1,4 @@
-"""report.html: one self-contained page a run, with no script and nothing fetched."""
+"""Render report.html: one self-contained page per run, without scripts or external resources."""
 
 import base64
 from typing import Any
@@ -48,7 +48,7 @@ def render_page(
     samples_png: bytes,
     settings: str,
 ) -> str:
-    """The page as HTML; pictures are embedded."""
+    """Return the page as HTML with embedded images."""
     return (
         Environment(autoescape=True, trim_blocks=False)
         .from_string(TEMPLATE)

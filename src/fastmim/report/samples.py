@@ -22,10 +22,10 @@ INK, ACCENT, FAINT = "#1b1f24", "#c2410c", "#c9ced6"
 
 @dataclass(frozen=True)
 class Samples:
-    """A few held-out images with everything that a sheet shows; all on the CPU, float32."""
+    """A few held-out images with all tensors of the sample sheet, on the CPU, float32."""
 
     images: Tensor  # (B, C, H, W), normalised
-    masked: Tensor  # (B, C, H, W), as the encoder saw them
+    masked: Tensor  # (B, C, H, W), as seen by the encoder
     target: Tensor  # (B, T, h, w)
     prediction: Tensor  # (B, T, h, w)
     mask: Tensor  # (B, h, w), True = masked and scored
@@ -35,7 +35,7 @@ class Samples:
 
 
 def draw_samples(samples: Samples, title: str) -> bytes:
-    """One row an image: original, masked input, target, prediction. Returns a PNG."""
+    """Draw one row per image: original, masked input, target, prediction. Returns a PNG."""
     chans, height, width = samples.images.shape[1:]
     targets = samples.kind.parts_of(samples.target, chans)
     predictions = samples.kind.parts_of(samples.prediction, chans)
@@ -66,10 +66,10 @@ def draw_samples(samples: Samples, title: str) -> bytes:
 def _show_part(
     pair: Sequence[Axes], part: Target, target: Tensor, prediction: Tensor, mask: Tensor, samples: Samples
 ) -> None:
-    """A target, and next to it the prediction where the image is masked, with the target elsewhere."""
+    """Draw a target, and next to it the prediction on masked cells with the target elsewhere."""
     whole = part.draw(target, target, samples.mean, samples.std)
     if isinstance(whole, Lines):
-        # Visible cells show the target, faintly: only masked ones are predicted.
+        # Visible cells show the target, faintly: only masked cells are scored.
         visible = _lines(part, torch.where(mask, 0, target), target, samples)
         predicted = _lines(part, torch.where(mask, prediction, 0), target, samples)
         draw_lines(pair[0], [(whole, INK)])
@@ -90,7 +90,7 @@ def _lines(part: Target, values: Tensor, reference: Tensor, samples: Samples) ->
 
 
 def to_display(image_CHW: Tensor, samples: Samples) -> np.ndarray:
-    """Undo the normalisation: (H, W, 3), 0..1."""
+    """Undo the normalisation; returns (H, W, 3), 0..1."""
     return _three_channels(denormalize(image_CHW, samples.mean, samples.std))
 
 
@@ -100,7 +100,7 @@ def _three_channels(values_CHW: Tensor) -> np.ndarray:
 
 
 def target_to_display(values_CHW: Tensor, reference_CHW: Tensor, samples: Samples) -> np.ndarray:
-    """A target of pixels: (H, W, 3), 0..1."""
+    """Convert a target of pixels to an image (H, W, 3), 0..1."""
     picture = samples.kind.draw(values_CHW, reference_CHW, samples.mean, samples.std)
     assert isinstance(picture, Image)
     return _three_channels(picture.values_CHW)
@@ -112,10 +112,10 @@ def _show(axes: Axes, image: np.ndarray) -> None:
 
 
 def draw_lines(axes: Axes, layers: Sequence[tuple[Lines, str]]) -> None:
-    """Each angle of a cell as a line along the edge that it stands for, as long as its share of the cell.
+    """Draw each angle of a cell as a line along the edge, with a length proportional to its share.
 
     Args:
-        layers: pictures on the same grid, each with its colour.
+        layers: line pictures on the same grid, each with its colour.
     """
     for lines, color in layers:
         _add_lines(axes, lines.lengths_Ahw, color)
@@ -133,7 +133,7 @@ def _add_lines(axes: Axes, lengths_Ahw: Tensor, color: str) -> None:
     cells = lengths_Ahw / lengths_Ahw.amax().clamp(min=1e-6)
     segments, widths = [], []
     for number in range(len(cells)):
-        # The angle is atan2(gx, gy); an edge runs across its gradient: along (-gy, gx).
+        # The angle is atan2(gx, gy); an edge is perpendicular to its gradient: along (-gy, gx).
         angle = math.pi * (number + 0.5) / len(cells)
         dx, dy = -math.cos(angle), math.sin(angle)
         rows, columns = np.nonzero(cells[number].numpy() > 0.05)
@@ -145,11 +145,11 @@ def _add_lines(axes: Axes, lengths_Ahw: Tensor, color: str) -> None:
 
 
 def draw_losses(metrics: list[dict[str, Any]], trivial: float) -> bytes:
-    """Training and held-out loss over the epochs beside the constant baseline's. Returns a PNG."""
+    """Plot the training, held-out and constant baseline's loss over the epochs. Returns a PNG."""
     figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots()
     known = [line for line in metrics if line.get("loss") is not None]
-    if not any("held_out_distillation_loss" in line for line in metrics):  # else it holds that, too
+    if not any("held_out_distillation_loss" in line for line in metrics):  # else it includes distillation
         axes.plot(
             [line["epoch"] for line in known],
             [line["loss"] for line in known],
@@ -165,7 +165,7 @@ def draw_losses(metrics: list[dict[str, Any]], trivial: float) -> bytes:
         marker=".",
         label="held-out",
     )
-    # Each image size has a constant baseline of its own.
+    # The constant baseline depends on the image size.
     axes.step(
         [0.0, *(line["epoch"] for line in measured)],
         [*(line["trivial_loss"] for line in measured), trivial],

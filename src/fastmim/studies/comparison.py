@@ -1,4 +1,4 @@
-"""Accuracies side by side: intervals over seeds and images, a table, and a verdict in words."""
+"""Compare accuracies: intervals over seeds and images, a table, and verdicts in words."""
 
 import math
 import statistics
@@ -13,7 +13,7 @@ from fastmim.system.markdown import table
 
 CONFIDENCE = 0.95
 NORMAL = float(norm.ppf((1 + CONFIDENCE) / 2))
-LEAST_SEEDS = 3  # for a verdict: of two, chance alone often gives the same difference twice
+LEAST_SEEDS = 3  # for a verdict: two seeds often give similar differences by chance
 INTERVALS = (
     "± is the 95 % interval: of the mean over the seeds (Student's t) and of the images that are measured on "
     "(binomial), together"
@@ -22,17 +22,17 @@ INTERVALS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm with one share of the labels: an accuracy for each seed."""
+    """Accuracies of one arm with one share of the labels, one per seed."""
 
     arm: str
     share: str
     top1: tuple[float, ...]
     """Per cent, in the order of the seeds."""
     seconds: float
-    """Of training, mean over the seeds."""
+    """Training time, mean over the seeds."""
     training_images: int
     images: int | None = None
-    """That are measured on; None where that is not known."""
+    """Number of images that the accuracy is measured on; None if unknown."""
 
     @property
     def mean(self) -> float:
@@ -40,10 +40,10 @@ class Cell:
 
     @property
     def sampling_variance(self) -> float:
-        """Of the mean, in squared per cent, over other images to measure on; 0 where their number is unknown.
+        """Variance of the mean over samples of images, in squared per cent; 0 if their number is unknown.
 
-        The mean square of what lies between the mean and Agresti and Coull's estimate (1998), with that
-        estimate's own variance: above 0 at 0 and at 100 %, too.
+        Squared difference between the mean and Agresti and Coull's estimate (1998), plus the variance of
+        that estimate; above 0 even for means of 0 and 100 %.
         """
         if self.images is None:
             return 0.0
@@ -53,34 +53,34 @@ class Cell:
 
     @property
     def interval(self) -> float:
-        """Half the 95 % interval, over seeds and images to measure on; not a number for a single seed."""
+        """Half-width of the 95 % interval over seeds and measured images; NaN for a single seed."""
         return joint_interval(self.top1, self.sampling_variance)
 
     @property
     def known_interval(self) -> float | None:
-        """The same; None for a single seed, or where all agree and the number of images is unknown."""
+        """`interval`; None for a single seed, or if all seeds agree and the number of images is unknown."""
         return None if len(self.top1) < 2 else self.interval or None
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The interval within 0..100; the mean alone for a single seed."""
+        """Limits of the interval, clipped to 0..100; the mean itself if `known_interval` is None."""
         half = self.known_interval or 0.0
         return max(0.0, self.mean - half), min(100.0, self.mean + half)
 
 
 @dataclass(frozen=True)
 class Payoff:
-    """The card that decides."""
+    """Results of all arms, and the verdicts."""
 
     cells: tuple[Cell, ...]
     pretraining_seconds: float | None
-    """Of training; None where the encoder lies apart from its run."""
+    """Training time of the encoder; None if the encoder is not in the folder of its run."""
     verdicts: tuple[str, ...]
-    """A sentence for each share of the labels, and one for equal total time."""
+    """One sentence per share of the labels, and one for equal total time."""
 
 
 def half_interval(values: tuple[float, ...]) -> float:
-    """Half of Student's 95 % interval of the mean; not a number for a single value."""
+    """Half-width of Student's 95 % interval of the mean; NaN for a single value."""
     if len(values) < 2:
         return math.nan
     quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
@@ -88,12 +88,12 @@ def half_interval(values: tuple[float, ...]) -> float:
 
 
 def joint_interval(values: tuple[float, ...], sampling_variance: float) -> float:
-    """Half the 95 % interval of a mean over seeds, on images that are a sample themselves."""
+    """Half-width of the 95 % interval of a mean over seeds, measured on a sample of images."""
     return math.hypot(half_interval(values), NORMAL * math.sqrt(sampling_variance))
 
 
 def as_table(found: Payoff) -> str:
-    """The accuracies as Markdown: a row an arm, a column a share of the labels."""
+    """Format the accuracies as a Markdown table: one row per arm, one column per share of the labels."""
     shares = list(dict.fromkeys(cell.share for cell in found.cells))
     arms = list(dict.fromkeys(cell.arm for cell in found.cells))
     images = {cell.share: cell.training_images for cell in found.cells}
@@ -110,13 +110,13 @@ def _shown(cell: Cell) -> str:
     if len(cell.top1) < 2 or not cell.interval:
         return f"{cell.mean:.2f}"
     low, high = cell.bounds
-    if low in (0.0, 100.0) or high in (0.0, 100.0):  # it would go beyond
+    if low in (0.0, 100.0) or high in (0.0, 100.0):  # the interval is clipped
         return f"{cell.mean:.2f} ({low:.2f} to {high:.2f})"
     return f"{cell.mean:.2f} ± {_half(cell.interval)}"
 
 
 def _half(half: float) -> str:
-    """Two digits, or as many as show that it is not 0."""
+    """Format with two decimals, or with as many as show that the value is not 0."""
     return f"{half:.2f}" if half >= 0.005 else f"{half:.1g}"
 
 
@@ -125,7 +125,7 @@ def _percent(share: str) -> str:
 
 
 def verdicts(cells: tuple[Cell, ...]) -> Iterator[str]:
-    """A sentence for each share of the labels, and one for equal total time."""
+    """Yield one sentence per share of the labels, and one for equal total time."""
     by_place = {(cell.arm, cell.share): cell for cell in cells}
     for share in dict.fromkeys(cell.share for cell in cells):
         verdict = _verdict(by_place[OURS, share], by_place[FROM_SCRATCH, share])
@@ -137,7 +137,7 @@ def verdicts(cells: tuple[Cell, ...]) -> Iterator[str]:
 
 
 def _verdict(ours: Cell, other: Cell) -> str:
-    """What the difference, seed by seed, says, beyond what other seeds and other images would change."""
+    """Word the mean difference, seed by seed, given its interval over seeds and images."""
     differences = tuple(a - b for a, b in zip(ours.top1, other.top1, strict=True))
     gain, count = statistics.mean(differences), len(differences)
     half = joint_interval(differences, ours.sampling_variance + other.sampling_variance)
@@ -148,7 +148,7 @@ def _verdict(ours: Cell, other: Cell) -> str:
         figure += f" ± {_half(half)}"
     if count < LEAST_SEEDS:
         return f"pre-training changed top-1 by {figure}; {count} seeds are too few for a verdict"
-    if not half:  # all seeds agree, and nothing is known of the images
+    if not half:  # all seeds agree, and the number of images is unknown
         return f"pre-training changed top-1 by {figure} with each seed; how sure that is cannot be said"
     if gain - half > 0:
         return f"pre-training helped, {figure}"

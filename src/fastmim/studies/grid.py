@@ -1,12 +1,12 @@
-"""The grid of a sweep: 3 x 3 points at first, larger while the best lies on its border (appendix A.3.3)."""
+"""Grid of a sweep: 3 x 3 points at first, extended while the best is on its border (appendix A.3.3)."""
 
 from fastmim.studies.settings import Point, SweepConfig
 
 
 def wanted_points(top1: dict[Point, float], config: SweepConfig) -> list[Point]:
-    """Points still to be tried, given those that are known; the 3 x 3 around the centre first.
+    """Points still to be tried, given the known accuracies; the 3 x 3 around the centre comes first.
 
-    The grid is the smallest rectangle around the best point's 3 x 3 and all before it.
+    The grid is the smallest rectangle that contains the best point's 3 x 3 neighbourhood and the grid before.
     """
     rates, decays = (-1, 1), (-1, 1)
     while True:
@@ -25,7 +25,7 @@ def wanted_points(top1: dict[Point, float], config: SweepConfig) -> list[Point]:
 
 
 def _points(rates: tuple[int, int], decays: tuple[int, int], config: SweepConfig) -> list[Point]:
-    """The points of a rectangle whose layer decay is between 0 and 1; 1 once."""
+    """Points of a rectangle with a layer decay above 0; those clipped to a layer decay of 1 appear once."""
     points: dict[tuple[float, float], Point] = {}
     for rate in range(rates[0], rates[1] + 1):
         for decay in range(decays[0], decays[1] + 1):

@@ -1,4 +1,4 @@
-"""Pictures of comparisons: accuracy against labels, and the heat map of a grid search."""
+"""Plot accuracy against the number of labels, and the heat map of a grid search."""
 
 import io
 import math
@@ -12,7 +12,7 @@ from fastmim.system.files import write_atomically
 
 
 def write_payoff_plot(file: Path, found: Payoff) -> None:
-    """Top-1 of each arm against the number of labelled images, with 95 % intervals."""
+    """Plot top-1 of each arm against the number of labelled images, with 95 % intervals."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for arm in dict.fromkeys(cell.arm for cell in found.cells):
@@ -40,7 +40,7 @@ def write_payoff_plot(file: Path, found: Payoff) -> None:
 
 
 def write_heat_map(file: Path, accuracy: Mapping[tuple[float, float], float]) -> None:
-    """Top-1 by base learning rate and layer decay (paper: figure 6).
+    """Plot top-1 by base learning rate and layer decay (paper: figure 6).
 
     Args:
         accuracy: (base_lr, layer_decay) -> per cent.

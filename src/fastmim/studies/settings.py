@@ -1,4 +1,4 @@
-"""Settings of studies, and what of them can be checked first. This module needs no torch."""
+"""Settings of studies, and checks that need no torch."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,26 +14,26 @@ from fastmim.system.bounds import PositiveFloat, PositiveInt, check_bounds
 OURS, FROM_SCRATCH, LONGER = "pre-trained", "scratch", "scratch, equal total time"
 
 Point = tuple[int, int]
-"""Steps from the centre: of the learning rate, of the layer decay."""
+"""Steps of the grid from the centre: (learning rate, layer decay)."""
 
 
 @dataclass(frozen=True)
 class PayoffConfig:
-    """What is compared."""
+    """Arms, labels and seeds of the comparison."""
 
     shares: tuple[str, ...] = ("0.01", "0.1", "1")
-    """Labels that are used: shares of each class (0.01), or numbers of each (10/class)."""
+    """Labels to use: shares of each class (0.01), or numbers per class (10/class)."""
     seeds: PositiveInt = 3
-    """Fine-tuning runs of each arm, 3 or more for a verdict: each draws its labels, order, augmentations and
-    new weights anew."""
+    """Fine-tuning runs of each arm, 3 or more for a verdict; each seed draws different labels, order,
+    augmentations and new weights."""
     against: tuple[str, ...] = ()
     """Further starting points: other runs, or timm:NAME for timm's own weights."""
     equal_time: bool = True
-    """Also train from scratch, on the most labels, for as long as pre-training and fine-tuning took."""
+    """Also train from scratch, on the largest share, for as long as pre-training and fine-tuning took."""
     scratch_lr: PositiveFloat | None = None
-    """Base learning rate from scratch. Default: that of fine-tuning."""
+    """Base learning rate of training from scratch. Default: that of fine-tuning."""
     processes: PositiveInt = 1
-    """Runs at a time, on a CPU."""
+    """Number of parallel runs, on a CPU."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -48,36 +48,36 @@ class PayoffConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """The grid."""
+    """Grid and storage of the search."""
 
     centre_lr: PositiveFloat | None = None
-    """Base learning rate in the middle of the first grid. Default: optim.base-lr (paper: 1e-3)."""
+    """Base learning rate at the centre of the first grid. Default: optim.base-lr (paper: 1e-3)."""
     centre_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Layer decay there. Default: layer-decay (paper: 0.75)."""
+    """Layer decay at the centre of the first grid. Default: layer-decay (paper: 0.75)."""
     lr_factor: Annotated[float, Field(gt=1)] = 2.0
-    """From one base learning rate to the next."""
+    """Factor between neighbouring base learning rates."""
     decay_step: PositiveFloat = 0.05
-    """From one layer decay to the next."""
+    """Difference between neighbouring layer decays."""
     max_trials: Annotated[int, Field(ge=9)] = 25
-    """Points at most, 9 or more: a grid that wants more stops growing."""
+    """Maximum number of points, 9 or more; a grid that would need more stops growing."""
     storage: str | None = None
-    """Where the study lives, as optuna's URL (postgresql://..., sqlite:///...): give all machines the same.
-    Default: sweep.db in --out."""
+    """URL of the optuna storage (postgresql://..., sqlite:///...); machines with the same storage share the
+    search. Default: sweep.db in --out."""
     study: str = "fastmim"
-    """Name of the study in its storage."""
+    """Name of the study in the storage."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
     def at(self, point: Point) -> tuple[float, float]:
-        """(base_lr, layer_decay) of a point, rounded so that the same point is the same number."""
+        """Return (base_lr, layer_decay) of a point, rounded so that equal points give equal numbers."""
         rate = (self.centre_lr or PAPERS_LR) * self.lr_factor ** point[0]
         decay = min(1.0, (self.centre_decay or PAPERS_LAYER_DECAY) + self.decay_step * point[1])
         return float(f"{rate:.6g}"), round(decay, 6)
 
 
 def check_payoff(config: FinetuneConfig) -> None:
-    """Raise UsageError where a comparison cannot be begun with these settings of fine-tuning."""
+    """Raise UsageError if a comparison cannot start with these fine-tuning settings."""
     if config.labels is not None:
         raise UsageError(f"labels = {config.labels}: payoff takes --shares")
     if config.encoder in ("", SCRATCH):
@@ -88,7 +88,7 @@ def check_payoff(config: FinetuneConfig) -> None:
 
 
 def check_sweep(config: FinetuneConfig) -> None:
-    """Raise UsageError where a search cannot be begun with these settings of fine-tuning."""
+    """Raise UsageError if a search cannot start with these fine-tuning settings."""
     if not config.out:
         raise UsageError("out is missing: give a folder for the runs and the heat map")
     check_finetuning(config)

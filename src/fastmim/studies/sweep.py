@@ -1,7 +1,8 @@
-"""The paper's grid search over base learning rate and layer decay (appendix A.3.3), shared by many machines.
+"""The paper's grid search over base learning rate and layer decay (appendix A.3.3), on one or more machines.
 
-The grid is 3 x 3 around (1e-3, 0.75); while the best point lies on its border, it grows that way. Points
-live in an optuna study: machines that share its storage share the work, and a broken-off search goes on.
+The grid is 3 x 3 around (1e-3, 0.75); while the best point lies on its border, it grows in that direction.
+Points are stored in an optuna study: machines with the same storage share the work, and an interrupted search
+can be resumed.
 """
 
 import json
@@ -33,13 +34,13 @@ RATE, DECAY = "base_lr", "layer_decay"
 
 
 class Found(NamedTuple):
-    """What a search found."""
+    """Result of a search."""
 
     accuracy: dict[tuple[float, float], float]
     """(base_lr, layer_decay) -> top-1, per cent."""
     best: tuple[float, float]
     stopped_growing: bool
-    """The best point still lies on the border, but max_trials are done."""
+    """True if the best point lies on the border, but max_trials does not allow a larger grid."""
 
 
 def sweep(
@@ -49,22 +50,23 @@ def sweep(
     say: Callable[[str], None] = print,
     trust_code: bool = False,
 ) -> Found:
-    """Fine-tune at every point of the grid, together with whoever shares the study.
+    """Fine-tune at every point of the grid, together with other processes that share the study.
 
     Args:
-        config: how to fine-tune, but for base_lr and layer_decay; ``out`` holds a run a point.
-        trust_code: import and call whatever factory the encoder's file names.
+        config: fine-tuning settings except base_lr and layer_decay; ``out`` receives one run per point.
+        trust_code: import and call any factory that the encoder's file names.
 
     Raises:
-        UsageError: a setting, path or model that does not work, or optuna is not there.
+        UsageError: a setting, path or model is invalid, or optuna is not installed.
         RunError: every run failed.
     """
     check_sweep(config)
     import optuna
 
+    # Complete the settings, and open the study.
     out = Path(config.out).expanduser()
     fabric = build_fabric(config.accelerator, 1, 1, config.precision)
-    config = replace(config, precision=precision_of(fabric))  # found by timing: all points must have the same
+    config = replace(config, precision=precision_of(fabric))  # found by timing; must be equal for all points
     grid = replace(
         grid,
         centre_lr=grid.centre_lr or config.optim.base_lr,
@@ -73,6 +75,7 @@ def sweep(
     config = with_factory(config, Trust.of(config.model, everything=trust_code))
     study = open_study(config, grid, out)
     trial = partial(_try, config=config, grid=grid, out=out, quiet=quiet, say=say)
+    # Try points until none is missing or running.
     while True:
         with quiet_optuna():
             optuna.storages.fail_stale_trials(study)  # of processes that were killed
@@ -86,6 +89,7 @@ def sweep(
             time.sleep(POLL_SECONDS)
         else:
             break
+    # Find the best point, and write the result.
     accuracy = {grid.at(point): value for point, value in top1.items() if math.isfinite(value)}
     if not accuracy:
         raise RunError(f"no run of the sweep in {out} ended well")
@@ -106,7 +110,7 @@ def _on_border(top1: dict[Point, float], grid: SweepConfig) -> bool:
 
 
 class _PointFailed(Exception):
-    """A run of the sweep failed; the others go on."""
+    """A run of the sweep failed; the other points continue."""
 
 
 def _try(
@@ -117,7 +121,7 @@ def _try(
     quiet: bool,
     say: Callable[[str], None],
 ) -> float:
-    """Fine-tune at a point, or go on with that."""
+    """Fine-tune at a free point, or resume its run; return top-1, per cent."""
     rate, decay = grid.at(claim_point(trial, grid))
     trial.suggest_float(RATE, rate, rate)
     trial.suggest_float(DECAY, decay, decay)

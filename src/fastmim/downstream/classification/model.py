@@ -1,4 +1,4 @@
-"""From an encoder to a classifier: whose weights it has, what it pools, which layers learn faster."""
+"""Classifier of pooled features, and the training module with loss and weight average."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from fastmim.encoders.adapter import Encoder
 
 
 class PooledClassifier(nn.Module):
-    """Mean of a backbone's last features, layer norm, linear: for modules that have no classifier."""
+    """Mean of a backbone's last features, layer norm, linear layer; for modules without a classifier."""
 
     def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
@@ -29,19 +29,19 @@ class PooledClassifier(nn.Module):
 
 
 class Step(NamedTuple):
-    """What the loop needs of a micro-batch."""
+    """Result of a micro-batch."""
 
     loss: Tensor
 
 
 class ClassificationModel(nn.Module):
-    """The classifier in training, its loss, and the running mean of its weights where that is wanted."""
+    """A classifier in training with its loss and, optionally, a moving average of its weights (EMA)."""
 
     def __init__(self, model: nn.Module, ema: float | None) -> None:
         super().__init__()
         self.model = model
         self.mean: ModelEmaV3 | None = None
-        self.steps = 0  # that the mean has taken in
+        self.steps = 0  # updates of the average
         if ema is not None:
             self.mean = ModelEmaV3(model, decay=ema, use_warmup=True).requires_grad_(False)
 
@@ -51,11 +51,11 @@ class ClassificationModel(nn.Module):
 
     @property
     def best(self) -> nn.Module:
-        """What is measured and exported."""
+        """The model to evaluate and export: the moving average, if any."""
         return self.model if self.mean is None else self.mean.module
 
     def after_step(self) -> None:
-        """Let the running mean take in the weights; early on it forgets faster."""
+        """Update the moving average; its decay is smaller in early steps (warm-up)."""
         if self.mean is not None:
             self.steps += 1
             self.mean.update(self.model, step=self.steps)
