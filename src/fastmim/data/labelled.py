@@ -1,4 +1,4 @@
-"""Images with classes: what is trained on and what is measured on, and how few labels may be used."""
+"""Labelled data sets: training and validation images with their classes, and subsets with few labels."""
 
 import os
 import unicodedata
@@ -24,27 +24,27 @@ IMBALANCED = 3.0  # times as many images in the largest class as in the smallest
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images of a source, and the class of each."""
+    """Images of a source and the class of each."""
 
     source: ImageSource
     indices: NDArray[np.int64]
-    """Into the source."""
+    """Indices into the source."""
     labels: NDArray[np.int64]
-    """Of the same length, 0 .. len(classes) - 1."""
+    """Class numbers, 0 .. len(classes) - 1, one for each of ``indices``."""
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """What a person should be told of where they come from."""
+    """Sentences about the origin of the data, to be shown to the user."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
     def per_class(self) -> NDArray[np.int64]:
-        """Images of each class."""
+        """Number of images of each class."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def by_index(self) -> NDArray[np.int64]:
-        """The class of each image of the source; -1 for those that are not among these."""
+        """Return the class of each image of the source; -1 for images outside this set."""
         table = np.full(len(self.source), -1, dtype=np.int64)
         table[self.indices] = self.labels
         return table
@@ -60,20 +60,20 @@ def open_labelled(
     columns: Columns | None = None,
     without: str | os.PathLike[str] | None = None,
 ) -> tuple[Labelled, Labelled]:
-    """Open what a person calls their labelled data: (for training, for validation).
+    """Open labelled data as a pair (training, validation).
 
     Args:
-        spec: a folder with train/ and val/ (or training_set/, dev/, Test/ and the like), each with a folder a
-            class; or one folder of such folders, a tar, parquet, a saved dataset, ``hf:NAME[:SPLIT]`` or
-            ``demo:digits``.
-        val_share: share of each class that is kept for validation where the data has no such split.
-        seed: draws them.
-        columns: which of a table's columns hold what. Default: found by name and type.
-        without: a folder that is none of the data, even where it lies within.
+        spec: a folder with train/ and val/ (or training_set/, dev/, Test/ and the like), each with one
+            folder per class; or a single folder of class folders, a tar, parquet, a saved dataset,
+            ``hf:NAME[:SPLIT]`` or ``demo:digits``.
+        val_share: share of each class that is held out for validation if the data has no such split.
+        seed: seed of that split.
+        columns: the table columns of images and classes. Default: found by name and type.
+        without: a folder to exclude, even if it lies within the data.
 
     Raises:
-        UsageError: there are no images, no classes, or classes that only validation has; or it is open which
-            part of the data is meant.
+        UsageError: there are no images or no classes, a class occurs only in validation, or it is ambiguous
+            which part of the data is meant.
     """
     parts = open_parts(spec, columns or Columns(), without)
     source, names = parts.training()
@@ -88,7 +88,7 @@ def open_labelled(
 
 
 def class_names(spec: str, source: ImageSource) -> list[str] | None:
-    """The class of each image of what `open_images` opened, by name; None where it has none."""
+    """Return the class name of each image of a source from `open_images`; None if it has no classes."""
     if spec == "demo:digits":
         return digit_labels()
     try:
@@ -101,14 +101,14 @@ def class_names(spec: str, source: ImageSource) -> list[str] | None:
 
 
 def few_labels(data: Labelled, wanted: str | None, seed: int) -> Labelled:
-    """A part of the images, the same share of each class, drawn by ``seed``.
+    """Draw a subset by ``seed``: the same share, or the same number, of images from each class.
 
     Args:
-        wanted: ``0.01``, a share of the images of each class (at least one of each), ``10/class``, or
-            None or ``1`` for all.
+        wanted: ``0.01``, a share of the images of each class (at least one image per class); ``10/class``, a
+            number of images; None or ``1`` for all.
 
     Raises:
-        UsageError: it is neither, or a class has fewer images.
+        UsageError: ``wanted`` is none of these, or a class has fewer images.
     """
     if wanted is None:
         return data
@@ -126,7 +126,10 @@ def few_labels(data: Labelled, wanted: str | None, seed: int) -> Labelled:
 
 
 def split_classes(data: Labelled, val_share: float, seed: int, spec: str) -> tuple[Labelled, Labelled]:
-    """Keep a share of each class, drawn by ``seed``: at least one image, and at least one to train on."""
+    """Split off a share of each class for validation, drawn by ``seed``: at least one image, but not all.
+
+    Raises UsageError if a class has fewer than two images.
+    """
     generator = np.random.default_rng([LABEL_SEED, seed])
     kept = np.zeros(len(data), dtype=bool)
     for label, images in enumerate(data.per_class):
@@ -141,7 +144,7 @@ def split_classes(data: Labelled, val_share: float, seed: int, spec: str) -> tup
 
 
 def imbalance(data: Labelled) -> str | None:
-    """A line that says how unequal the classes are, where they are."""
+    """Return a warning if the largest class has `IMBALANCED` times the images of the smallest; else None."""
     counts = data.per_class
     least, most = int(counts.argmin()), int(counts.argmax())
     if counts[most] < IMBALANCED * max(int(counts[least]), 1):
@@ -170,7 +173,7 @@ def _labelled(source: ImageSource, names: list[str], classes: tuple[str, ...], s
 
 
 def _alike(name: str, classes: Sequence[str]) -> str:
-    """A hint where a class of training has the same letters, composed in another way."""
+    """Return a hint if a training class differs from ``name`` only in its Unicode form; else ``""``."""
     plain = unicodedata.normalize("NFC", name)
     found = next((other for other in classes if unicodedata.normalize("NFC", other) == plain), None)
     if found is None:
@@ -179,10 +182,10 @@ def _alike(name: str, classes: Sequence[str]) -> str:
 
 
 def in_order(names: list[str]) -> tuple[str, ...]:
-    """Each class once, sorted."""
+    """Return the distinct class names, sorted: numbers by value, before words."""
     return tuple(sorted(set(names), key=_natural))
 
 
 def _natural(name: str) -> tuple[int, int, str]:
-    """Numbers by value, before words."""
+    """Sort key of a class name: numbers by value, before words."""
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)

@@ -1,4 +1,4 @@
-"""The parts of labelled data, to train on and to measure on: found by their names, opened when needed."""
+"""Find the training and validation parts of labelled data by their names; each is opened when needed."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -30,25 +30,27 @@ from fastmim.data.splits import (
 from fastmim.data.trees import DiskTree, Folder, NamesTree
 from fastmim.errors import UsageError
 
-# Opens a part of the data: the source, and the class of each of its images.
+# Opens a part of the data; returns the source and the class of each of its images.
 Part = Callable[[], tuple[ImageSource, list[str]]]
 
 
 class Parts(NamedTuple):
-    """What is trained on and what is measured on."""
+    """The training and validation parts of a data set."""
 
     training: Part
     validation: Part | None = None
-    """None where it has to be taken from what is trained on."""
+    """None if it has to be split off the training part."""
     notes: tuple[str, ...] = ()
-    """What was taken and what was left."""
+    """Sentences on the splits that are used and those that are ignored."""
 
 
 def open_parts(spec: str, columns: Columns, without: str | os.PathLike[str] | None) -> Parts:
-    """Find the parts; the classes of each are read when it is called, as those of a test set may be secret.
+    """Find the training and validation parts of the data.
+
+    The classes of a part are read when the part is called, since those of a test set may be secret.
 
     Raises:
-        UsageError: there is no such data, or it is open which part is which.
+        UsageError: there is no such data, or it is ambiguous which part is which.
     """
     if spec == "demo:digits":
         return Parts(lambda: (open_images(spec), digit_labels()))
@@ -78,7 +80,7 @@ def open_parts(spec: str, columns: Columns, without: str | os.PathLike[str] | No
 
 
 def splits_note(spec: str, source: ImageSource) -> str | None:
-    """What is to be said where images of several splits are taken, as those to measure on are among them."""
+    """Return a note if the images of several splits, evaluation images included, are used; else None."""
     if ":" in spec and spec.partition(":")[0] in ("demo", "hf"):
         return None
     path = find_path(spec)
@@ -100,9 +102,9 @@ def splits_note(spec: str, source: ImageSource) -> str | None:
 
 
 def classes_by_folder(source: ImageSource, spec: str) -> list[str | None]:
-    """The class of each image, of all splits, as its folder names it; None of one that lies in none.
+    """Return the class of each image of all splits by its folder; None for images outside class folders.
 
-    Raises UsageError where it is open which folders are classes.
+    Raises UsageError if it is ambiguous which folders are classes.
     """
     folders = _folders(source)
     found = find_splits(NamesTree(folders), spec)
@@ -123,7 +125,7 @@ def classes_by_folder(source: ImageSource, spec: str) -> list[str | None]:
 
 
 def _of_tables(tables: Mapping[str, Any], spec: str, columns: Columns) -> Parts:
-    """The splits of a dataset that has them by name."""
+    """Find the parts of a dataset with named splits."""
 
     def part(name: str) -> Part:
         return partial(_table, tables[name], spec, columns)
@@ -137,7 +139,7 @@ def _of_tables(tables: Mapping[str, Any], spec: str, columns: Columns) -> Parts:
 
 
 def _of_files(path: Path, spec: str, columns: Columns, without: str | os.PathLike[str] | None) -> Parts:
-    """A folder of classes, or of parquet files that are named after splits."""
+    """Find the parts of a folder of classes, or of parquet files that are named after splits."""
     files = {} if holds_images(path) else _files_by_split(path)
     splits = choose_splits(files, spec) if len(files) > 1 else None
     if splits is None:
@@ -151,7 +153,7 @@ def _of_files(path: Path, spec: str, columns: Columns, without: str | os.PathLik
 
 
 def _files_by_split(path: Path) -> dict[str, list[str]]:
-    """The parquet files of a folder, by the split that a file or its folder is named after."""
+    """Group the parquet files of a folder by the split that the file or its folder is named after."""
     files: dict[str, list[str]] = {}
     for file in list_tables(path):
         own, folder = shards_name(file), file.parent.name if file.parent != path else ""
@@ -161,7 +163,7 @@ def _files_by_split(path: Path) -> dict[str, list[str]]:
 
 
 def _of_paths(source: ImageSource, spec: str) -> Parts:
-    """The splits that the images' own paths name, if they do."""
+    """Find the splits that the paths of the images name, if any."""
     folders = _folders(source)
     found = None if isinstance(source, TableImages) else find_splits(NamesTree(folders), spec)
     if found is None:
@@ -208,7 +210,7 @@ def _of_folder(
 
 
 def _with_classes(source: ImageSource, spec: str) -> tuple[ImageSource, list[str]]:
-    """All of a source, with the classes that it knows, or else those of its folders."""
+    """Return the whole source with its stored classes, or else with those of its folders."""
     if isinstance(source, (TableImages, PackedImages)):
         return source, source.labels(spec)
     return source, _known(_classes(_folders(source)), source, spec)
@@ -228,7 +230,7 @@ def _rows_with_classes(
 
 
 def _known(names: Sequence[str | None], source: ImageSource, spec: str) -> list[str]:
-    """Raises UsageError where an image lies in no folder of a class."""
+    """Return the class names; raise UsageError if an image has none, as it lies outside the class folders."""
     for row, name in enumerate(names):
         if name is None:
             raise UsageError(
@@ -239,8 +241,8 @@ def _known(names: Sequence[str | None], source: ImageSource, spec: str) -> list[
 
 
 def _folders(source: ImageSource) -> list[Folder]:
-    """The folders of each image, as text, without those that say nothing (``./``, ``..``, the root)."""
-    cache: dict[str, Folder] = {}  # a folder has many images
+    """Return the folders of each image as text, without uninformative ones (``./``, ``..``, the root)."""
+    cache: dict[str, Folder] = {}  # many images share a folder
     found = []
     for index in range(len(source)):
         folder = os.path.dirname(source.name(index))
@@ -252,7 +254,7 @@ def _folders(source: ImageSource) -> list[Folder]:
 
 
 def _classes(folders: Sequence[Folder]) -> list[str | None]:
-    """The class of each: the first folder that differs, as everything may lie in one more folder."""
+    """Return the class of each image: the first folder level that differs, below folders that all share."""
     level = 0
     while all(len(parts) > level + 1 for parts in folders) and len({parts[level] for parts in folders}) == 1:
         level += 1

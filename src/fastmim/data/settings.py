@@ -10,7 +10,7 @@ from pydantic import Field
 from fastmim.errors import UsageError
 from fastmim.system.bounds import Chance, NonNegativeFloat, check_bounds
 
-MAX_PIXELS = 100_000_000  # of the largest image that is decoded, unless another limit is given
+MAX_PIXELS = 100_000_000  # default limit for a decoded image
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Strength = Annotated[float, Field(ge=0, le=10)]
@@ -18,23 +18,23 @@ Strength = Annotated[float, Field(ge=0, le=10)]
 
 @dataclass(frozen=True)
 class CropConfig:
-    """Which part of an image the model sees, and how its values are scaled."""
+    """Crop area, aspect ratio, flips and normalisation of the images."""
 
     scale: tuple[float, float] = (0.2, 1.0)
-    """Least and largest share of the image's area that a crop takes."""
+    """Smallest and largest share of the image's area in a crop."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and largest ratio of a crop's width to its height."""
+    """Smallest and largest ratio of a crop's width to its height."""
     flip: bool = True
     """Mirror half of the crops."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel (8-bit values as 0..1) that is subtracted; default: the encoder's in
-    fine-tuning; else ImageNet's for 3 channels, or measured on the data."""
+    """Mean to subtract from each channel (8-bit values as 0..1). Default: the encoder's in fine-tuning; else
+    ImageNet's for 3 channels, or measured on the data."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel that values are divided by; default: as for the mean."""
+    """Standard deviation to divide each channel by. Default: as for the mean."""
     decode: Literal["full", "fast"] = "full"
-    """full: training crops as Pillow's antialiased bicubic makes them. fast: blurred, from a JPEG decoded to
-    fewer pixels than the crop has; quicker on large files, and HOG targets differ by a fifth of what the
-    mean of all targets gets wrong. Evaluation never takes it."""
+    """full: training crops as by Pillow's antialiased bicubic interpolation. fast: blurred crops, from a JPEG
+    decoded to fewer pixels than the crop has; faster on large files, but HOG targets differ by a fifth of
+    the error of predicting their mean. Evaluation never uses fast."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -55,7 +55,7 @@ class CropConfig:
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation, which a resolved configuration has."""
+        """Mean and standard deviation of each channel. Raises ValueError in an unresolved configuration."""
         if self.mean is None or self.std is None:
             raise ValueError("the channels' mean and std are not known yet")
         return self.mean, self.std
@@ -63,27 +63,30 @@ class CropConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training images and their labels are varied (paper: table 12)."""
+    """Augmentation of training images and their labels (paper: table 12)."""
 
     rand_magnitude: Strength = 9.0
-    """RandAugment's strength, 0 to 10; 0: none. It needs RGB images of 8 bits: others stay as they are."""
+    """Strength of RandAugment, 0 to 10; 0: none. Only 8-bit RGB images are augmented by it."""
     rand_std: Strength = 0.5
-    """Standard deviation of its strength."""
+    """Standard deviation of the strength of RandAugment."""
     mixup: NonNegativeFloat = 0.8
     """Alpha of mixup; 0: none."""
     cutmix: NonNegativeFloat = 1.0
-    """Alpha of CutMix; 0: none. With mixup, one of the two is drawn for each micro-batch."""
+    """Alpha of CutMix; 0: none. If mixup is also used, one of the two is drawn for each micro-batch."""
     smoothing: Chance = 0.1
     """Label smoothing, 0..1."""
     erase: Chance = 0.25
-    """Chance of an image to have a rectangle replaced by noise."""
+    """Probability that a rectangle of an image is replaced by noise, 0..1."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "augment")
 
 
 def parse_labels(wanted: str) -> tuple[float, int | None]:
-    """``0.01`` -> (0.01, None), ``10/class`` -> (1.0, 10). Raises UsageError."""
+    """Parse a share or a number of labels: ``0.01`` -> (0.01, None), ``10/class`` -> (1.0, 10).
+
+    Raises UsageError if ``wanted`` is neither.
+    """
     match = re.fullmatch(r"(\d+)\s*/\s*class", wanted.strip())
     if match and int(match[1]) > 0:
         return 1.0, int(match[1])

@@ -1,4 +1,4 @@
-"""Which folders, files or tables are for training and which to measure on, by their names."""
+"""Recognise training, validation and test splits by the names of folders, files or tables."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -15,19 +15,20 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "validation"),
     **dict.fromkeys(("vals", "validate", "holdout", "heldout"), "validation"),
     **dict.fromkeys(("test", "testing", "tests", "tst"), "test"),
-    # As Chinese, French, German, Portuguese and Spanish have it.
+    # Chinese, French, German, Portuguese and Spanish words.
     **dict.fromkeys(("训练", "训练集", "entrainement", "entraînement", "trainings"), "training"),
     **dict.fromkeys(("treino", "entrenamiento"), "training"),
     **dict.fromkeys(("验证", "验证集", "validierung", "validação", "validacion", "validación"), "validation"),
     **dict.fromkeys(("测试", "测试集", "teste", "prueba", "pruebas"), "test"),
 }
-# Words that a split's name may have besides, which say nothing.
+# Other words in the names of splits, which carry no meaning.
 FILLERS = frozenset(
     {"set", "sets", "data", "dataset", "daten", "split", "image", "images", "img", "imgs", "photos", "files"}
     | {"batch", "batches", "fold", "folds", "part", "shard", "subset", "class", "classes"}
 )
 NUMBER = re.compile(r"\d+")
-# What is numbered and may have the same folders within: anything else that is may be a part of the data.
+# Numbered folders of these names may be classes even if all contain the same folders. Under other names, such
+# as fold1 and fold2, they may be parts of the data.
 NUMBERED_CLASSES = re.compile("class|label|categor", re.IGNORECASE)
 WORD = re.compile(r"[^\W\d_]+")
 CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])")
@@ -35,15 +36,15 @@ OF_SHARDS = re.compile(r"-\d+-of-\d+(-\w+)?$")
 
 
 class Named(NamedTuple):
-    """What a name says."""
+    """Role and remaining words of a name."""
 
     role: Role | None
     rest: tuple[str, ...]
-    """Its other words; empty of one that only names a split."""
+    """Other words of the name; empty if it only names a split."""
 
 
 class Splits(NamedTuple):
-    """Names of the parts of some data."""
+    """Names of the parts of a data set; ``left`` are the unused ones."""
 
     training: str
     validation: str
@@ -51,17 +52,17 @@ class Splits(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where the parts of some data lie."""
+    """Location of the parts of a data set."""
 
     place: Folder
-    """The folder that holds them; of data with the classes outside, that holds the classes."""
+    """The folder that holds the splits or, with ``classes_outside``, the classes."""
     splits: Splits
     classes_outside: bool
-    """A folder a class, and in each the splits."""
+    """Whether each class folder contains the splits, rather than each split the class folders."""
 
 
 def read_name(name: str) -> Named:
-    """What a folder's or a split's name says: ``Train``, ``training_set``, ``ILSVRC2012_img_val``."""
+    """Parse the name of a folder or split, such as ``Train``, ``training_set``, ``ILSVRC2012_img_val``."""
     roles: list[Role] = []
     rest = []
     for word in WORD.findall(CAMEL.sub(" ", name).lower()):
@@ -77,10 +78,10 @@ def read_name(name: str) -> Named:
 
 
 def choose_splits(names: Iterable[str], where: str) -> Splits | None:
-    """What is trained on and what is measured on; None where the names are not those of splits.
+    """Choose the training and the validation split among ``names``; None if no such pair is among them.
 
     Raises:
-        UsageError: which of them is meant is open.
+        UsageError: several names qualify.
     """
     names = list(names)
     known = {name: read_name(name) for name in names}
@@ -105,7 +106,7 @@ def choose_splits(names: Iterable[str], where: str) -> Splits | None:
 
 
 def choose_split(names: Collection[str], where: str) -> str:
-    """The one split to train on without classes. Raises UsageError where it is open."""
+    """Choose the only split, or else the only training split. Raises UsageError if there is no such split."""
     if len(names) == 1:
         return next(iter(names))
     roles: dict[str, Role | None] = {name: read_name(name).role for name in names if not read_name(name).rest}
@@ -116,11 +117,12 @@ def choose_split(names: Collection[str], where: str) -> str:
 
 
 def find_splits(tree: Tree, where: str) -> Found | None:
-    """The splits below the top of ``tree``, in as many more folders as there are; None where it has none.
+    """Find the splits of ``tree``, at its top or below a chain of single folders; None if there are none.
 
     Raises:
-        UsageError: there are several, or only one of two.
+        UsageError: several splits qualify, or a split has no counterpart.
     """
+    # Splits at the top, or below a chain of single folders.
     place: Folder = ()
     while True:
         names = tree.folders(place)
@@ -130,6 +132,7 @@ def find_splits(tree: Tree, where: str) -> Found | None:
         if len(names) != 1 or tree.has_images(place):
             break
         place = (*place, names[0])
+    # A split without a counterpart among other folders.
     at = "/".join((where, *place))
     roles = [name for name in names if read_name(name).role and not read_name(name).rest]
     nested = [name for name in roles if tree.folders((*place, name))]
@@ -140,6 +143,7 @@ def find_splits(tree: Tree, where: str) -> Found | None:
             f"there is none to go with it: give {tree.advice(at, alone[0])}, or have train and val"
         )
     _refuse_numbered(tree, place, names, at)
+    # Splits within each class folder.
     inner = {name: choose_splits(tree.folders((*place, name)), f"{at}/{name}") for name in names}
     found = [name for name, splits in inner.items() if splits]
     if not found:
@@ -157,7 +161,7 @@ def find_splits(tree: Tree, where: str) -> Found | None:
 
 
 def classes_note(tree: Tree) -> str | None:
-    """What is to be said of classes that have the same folders within, which could as well be the classes."""
+    """Return a note if all class folders contain the same folders, which could be the classes; else None."""
     place: Folder = ()
     while len(names := tree.folders(place)) == 1 and not tree.has_images(place):
         place = (*place, names[0])
@@ -170,7 +174,7 @@ def classes_note(tree: Tree) -> str | None:
 
 
 def _refuse_numbered(tree: Tree, place: Folder, names: list[str], at: str) -> None:
-    """Raises UsageError for fold1, fold2 and the like, each with the same folders within."""
+    """Raise UsageError for numbered folders, such as fold1 and fold2, that all contain the same folders."""
     alike = {NUMBER.sub("#", name).lower() for name in names}
     if len(alike) > 1 or not WORD.search(min(alike, default="")) or NUMBERED_CLASSES.search(min(alike)):
         return
@@ -183,7 +187,7 @@ def _refuse_numbered(tree: Tree, place: Folder, names: list[str], at: str) -> No
 
 
 def _same_within(tree: Tree, place: Folder, names: list[str]) -> list[str]:
-    """The folders, two or more, that each of the folders in ``place`` has; none where they differ."""
+    """Return the two or more folders that every folder in ``place`` contains; empty if they differ."""
     if len(names) < 2 or tree.has_images(place):
         return []
     first = tree.folders((*place, names[0]))
@@ -192,7 +196,7 @@ def _same_within(tree: Tree, place: Folder, names: list[str]) -> list[str]:
 
 
 def shards_name(file: Path) -> str:
-    """A table's file name without its number, as ``train`` of train-00000-of-00002-ab12.parquet."""
+    """Return a table's file name without its number: ``train`` for train-00000-of-00002-ab12.parquet."""
     return OF_SHARDS.sub("", file.stem).rstrip("0123456789").rstrip("-_. ")
 
 

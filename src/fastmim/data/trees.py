@@ -1,4 +1,4 @@
-"""Folders of images within folders, on a disk or as names in an archive."""
+"""Trees of folders that hold images, on a disk or as names in an archive."""
 
 import os
 from collections.abc import Iterable
@@ -11,23 +11,23 @@ Folder = tuple[str, ...]  # parts of a path
 
 
 class Tree(Protocol):
-    """Folders of images."""
+    """A tree of folders that hold images."""
 
     def folders(self, place: Folder) -> list[str]:
-        """Those in ``place`` that have images below them, sorted."""
+        """Return the sorted names of the folders in ``place`` that have images below them."""
         ...
 
     def has_images(self, place: Folder) -> bool:
-        """Whether images lie in ``place`` itself."""
+        """Return whether images lie directly in ``place``."""
         ...
 
     def advice(self, place: str, name: str) -> str:
-        """How to give a single one of the folders."""
+        """Return advice on how to give a single folder as the data."""
         ...
 
 
 class NamesTree:
-    """The folders of images that are known by name."""
+    """Folder tree of path names, such as those in an archive."""
 
     def __init__(self, folders: Iterable[Folder]) -> None:
         self._within: dict[Folder, set[str]] = {}
@@ -47,7 +47,7 @@ class NamesTree:
 
 
 class DiskTree:
-    """The folders of images on a disk."""
+    """Folder tree on a disk."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

@@ -1,4 +1,4 @@
-"""Encoded images or arrays -> upright crops of a given size, decoding no more than the crop needs."""
+"""Decode images or arrays into upright crops of a given size, decoding no more than the crop needs."""
 
 import io
 import math
@@ -41,17 +41,17 @@ from fastmim.data.decode.resize import (
 )
 from fastmim.data.settings import MAX_PIXELS
 
-# Formats by content, of Pillow's names: those of photos and scans. Its readers of others run programs
-# (PostScript), or were never meant for files from anywhere.
+# Accepted formats, by content, under Pillow's names: those of photos and scans. Pillow's readers of other
+# formats run programs (PostScript), or are not meant for untrusted files.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "GIF", "PPM")
-KEPT_DETAIL = 2.0  # the same for one that is kept for good
-MAX_SECONDS = 60.0  # of this thread's CPU time for an image: beyond it, it is left out from then on
-EXPECTED_ERRORS = (OSError, ValueError, SyntaxError, EOFError, cv2.error)  # whose message says enough
+KEPT_DETAIL = 2.0  # as DETAIL, for the permanent copies that `shrink` makes
+MAX_SECONDS = 60.0  # of this thread's CPU time per image; a slower image is unreadable
+EXPECTED_ERRORS = (OSError, ValueError, SyntaxError, EOFError, cv2.error)  # errors whose message suffices
 
 Quality = Literal["exact", "full", "fast"]
 RESIZE = {"exact": resize_exact, "full": resize, "fast": resize_fast}
 SAMPLE = {"exact": sample, "full": sample, "fast": sample_fast}
-# Pixels a side of a JPEG that are decoded, at least, for one of a crop.
+# Least number of JPEG pixels per side that are decoded for one pixel of a crop.
 DETAIL = {"exact": math.inf, "full": 2.0, "fast": 0.6}
 
 BoxChooser = Callable[[int, int], Box]  # (height, width) -> the crop to take
@@ -68,25 +68,27 @@ def crop_and_resize(
 ) -> Pixels:
     """Decode an image, take the crop that ``choose_box`` names, and resize it to ``size``.
 
-    Crops are those that Pillow's antialiased bicubic interpolation makes of the whole image.
+    The result is that of decoding the whole image and resizing the crop by Pillow's antialiased bicubic
+    interpolation, as closely as ``quality`` says.
 
     Args:
         source: an encoded image (JPEG, PNG, WebP, AVIF, JPEG 2000, TIFF, BMP, GIF, PPM, NumPy's .npy), or an
             array (H, W, C).
-        choose_box: called with the upright image's height and width.
+        choose_box: called with the upright image's height and width; returns the crop to take.
         size: (height, width) of the result.
-        chans: 3 for RGB, 1 for grey; any other number has to be the image's own.
-        out: (height, width, chans), where the result may be written; see whether it is what is returned.
-        quality: ``exact``: by Pillow itself; ``full``: within 58 dB of it on photos, in a sixth of the time;
-            ``fast``: blurred, 34 dB, from a decode of fewer pixels than the crop has.
-        max_pixels: of the image; larger ones are refused.
+        chans: 3 for RGB, 1 for grey; any other number must be the image's number of channels.
+        out: (height, width, chans), a buffer that may be used for the result; compare the returned array.
+        quality: ``exact``: by Pillow itself; ``full``: within 58 dB of Pillow on photos, in a sixth of the
+            time; ``fast``: blurred, 34 dB, from a decode to fewer pixels than the crop has.
+        max_pixels: limit for the image; larger images are refused.
 
     Returns:
-        (height, width, chans): uint8 where the image has 8 bits, else float32, integers scaled so that
-        the largest of their type is 1.
+        (height, width, chans): uint8 if the image has 8 bits per channel; else float32, with integers scaled
+        so that the largest value of their type is 1.
 
     Raises:
-        UnreadableImage: broken, unsupported, absurdly large, or of other channels, with the reason.
+        UnreadableImage: the image is broken, unsupported, absurdly large, or has other channels; the message
+            is the reason.
     """
     with _readable():
         if isinstance(source, bytes) and source[:3] == jpeg.MAGIC and chans in RGB_OR_GREY:
@@ -100,9 +102,9 @@ def crop_and_resize(
 def shrink(
     source: bytes | NDArray[Any], short_side: int, chans: int = 3, max_pixels: int = MAX_PIXELS
 ) -> Pixels:
-    """A whole image, upright, its shorter side at most ``short_side`` pixels, bicubic: (H, W, chans).
+    """Shrink a whole image, bicubic, to a shorter side of ``short_side`` pixels, upright: (H, W, chans).
 
-    Smaller images stay as they are. Raises UnreadableImage, also for images of more than 8 bits a channel.
+    Smaller images keep their size. Raises UnreadableImage, also for images of more than 8 bits a channel.
     """
     with _readable():
         whole = _whole_jpeg(source, short_side, chans, max_pixels) if isinstance(source, bytes) else None
@@ -123,13 +125,13 @@ def shrink(
 
 class _Whole(NamedTuple):
     pixels: Pixels
-    height: float  # of what the image covers of them
+    height: float  # of the part of ``pixels`` that the image covers
     width: float
     orientation: int
 
 
 def _whole_jpeg(data: bytes, short_side: int, chans: int, max_pixels: int) -> _Whole | None:
-    """Reduced as far as it still has more detail than is kept; None where Pillow has to read it."""
+    """Decode a JPEG at the least scale with more detail than is kept; None if Pillow has to read the file."""
     header = jpeg.read_header(data, max_pixels) if data.startswith(jpeg.MAGIC) else None
     if header is None:
         return None
@@ -137,20 +139,20 @@ def _whole_jpeg(data: bytes, short_side: int, chans: int, max_pixels: int) -> _W
     eighths = jpeg.scale_for(min(height, width), KEPT_DETAIL * chroma_detail * short_side)
     try:
         pixels = jpeg.decode_reduced(data, header, eighths, chans, keep=True)
-    except ValueError:  # strict about harmless damage
+    except ValueError:  # simplejpeg also refuses harmless damage
         return None
     return _Whole(pixels, height * eighths / 8, width * eighths / 8, orientation)
 
 
 def decode(source: bytes | NDArray[Any], chans: int = 3, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """A whole image at its own size: (H, W, chans), see `crop_and_resize`. Raises UnreadableImage."""
+    """Decode a whole image at its own size: (H, W, chans), see `crop_and_resize`. Raises UnreadableImage."""
     with _readable():
         return _decode_part(source, chans, max_pixels)
 
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """Within the block, whatever goes wrong about an image makes it unreadable, and so does a long time."""
+    """Raise any exception of the block as UnreadableImage; also raise it if the block takes too long."""
     began = time.thread_time()
     try:
         yield
@@ -165,7 +167,7 @@ def _readable() -> Iterator[None]:
 def _decode_part(
     source: bytes | NDArray[Any], chans: int, max_pixels: int, choose_box: BoxChooser | None = None
 ) -> Pixels:
-    """(H, W, chans), upright: the whole image, or the box that is chosen."""
+    """Decode the whole image, or the chosen box of it, upright: (H, W, chans)."""
     if isinstance(source, np.ndarray):
         pixels = to_pixels(channels_last(source, chans))
     elif source.startswith(NPY_MAGIC):
@@ -197,7 +199,7 @@ def _crop_jpeg(
     quality: Quality,
     max_pixels: int,
 ) -> Pixels:
-    """Decode no more than the crop needs, find it in the stored image, make it upright and of the size."""
+    """Decode no more of a JPEG than the crop needs; cut out the crop, turn it upright and resize it."""
     height, width, orientation, _ = header
     turned = orientation >= 5
     chosen = choose_box(width, height) if turned else choose_box(height, width)
@@ -206,21 +208,21 @@ def _crop_jpeg(
     eighths = jpeg.eighths_for(box, lying, DETAIL[quality], header.chroma_detail)
     try:
         pixels = jpeg.decode_reduced(data, header, eighths, chans, keep=False)
-    except ValueError:  # strict about harmless damage: let Pillow decide
+    except ValueError:  # simplejpeg also refuses harmless damage: let Pillow decide
         part = _open_any(data, chans, max_pixels, lambda h, w: chosen)
         return RESIZE[quality](part, size, out)
     if eighths < 8:
         crop = SAMPLE[quality](pixels, box, eighths / 8, lying, out if orientation == 1 else None)
         return turn_upright(crop, orientation)
     part = cut(pixels, box)
-    if orientation != 1:  # before it is resized: Pillow rounds after the rows
+    if orientation != 1:  # turned before resizing, since Pillow rounds after the rows
         part = np.ascontiguousarray(turn_upright(part, orientation))
     crop = RESIZE[quality](part, size, out)
-    return crop.copy() if crop is part else crop  # the next image will be decoded there
+    return crop.copy() if crop is part else crop  # the next image is decoded into the same memory
 
 
 def stored_box(box: Box, height: int, width: int, orientation: int) -> Box:
-    """A box of the upright image, in the image of ``height`` and ``width`` as it is stored."""
+    """Convert a box of the upright image to the stored image, which has ``height`` and ``width``."""
     top, left, h, w = box
     if orientation >= 5:
         height, width = width, height
@@ -232,14 +234,14 @@ def stored_box(box: Box, height: int, width: int, orientation: int) -> Box:
 
 
 def _open_any(data: bytes, chans: int, max_pixels: int, choose_box: BoxChooser | None) -> Pixels:
-    """By Pillow's decoders, first frame, 8 bits; RGB and grey are put on white. Upright."""
+    """Decode the first frame with Pillow, upright, 8 bits; RGB and grey images are put on white."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=_formats()) as opened:
             check_pixels(opened.height, opened.width, max_pixels)
             if data.startswith(jpeg.MAGIC):
                 jpeg.check_scans(data, opened.height * opened.width, max_pixels)
-            opened.load()  # turns a TIFF upright
+            opened.load()  # also turns a TIFF upright
             image: Image.Image = opened
             orientation = jpeg.exif_orientation(image)
             if chans in RGB_OR_GREY:
@@ -252,13 +254,13 @@ def _open_any(data: bytes, chans: int, max_pixels: int, choose_box: BoxChooser |
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those that this Pillow was built with."""
+    """Return the accepted formats that this Pillow was built with."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _part_of(image: Image.Image, orientation: int, choose_box: BoxChooser | None) -> Image.Image:
-    """The box, as it is stored."""
+    """Cut the chosen box out of the stored image."""
     if choose_box is None:
         return image
     height, width = image.height, image.width
@@ -287,7 +289,7 @@ def _to_eight_bits(part: Image.Image, image: Image.Image, chans: int) -> NDArray
     if part.has_transparency_data:
         layer = part.convert("RGBA")
         if image.format in ("BMP", "DIB") and image.getchannel("A").getextrema() == (0, 0):
-            return np.asarray(layer.convert("RGB").convert(mode))  # a channel that nobody filled
+            return np.asarray(layer.convert("RGB").convert(mode))  # the alpha channel was never filled
         white = Image.new("RGB", layer.size, (255, 255, 255))
         white.paste(layer, mask=layer.getchannel("A"))
         return np.asarray(white.convert(mode))
@@ -295,7 +297,7 @@ def _to_eight_bits(part: Image.Image, image: Image.Image, chans: int) -> NDArray
 
 
 def _with_key_painted(image: Image.Image, data: bytes) -> Image.Image:
-    """A PNG whose transparent colour Pillow does not find, with that colour white; others as they are."""
+    """Paint a PNG's transparent colour white if Pillow does not find it; return other images unchanged."""
     key = image.info.get("transparency")
     if image.format != "PNG" or key is None:
         return image
@@ -318,7 +320,7 @@ def _with_key_painted(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _stored_channels(image: Image.Image, chans: int) -> Image.Image:
-    """The channels as they are, such as RGBA or CMYK for 4."""
+    """Return the image in its own channels, such as RGBA or CMYK for 4; palettes are expanded."""
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     count = len(image.getbands())
@@ -329,7 +331,7 @@ def _stored_channels(image: Image.Image, chans: int) -> Image.Image:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image in a format that Pillow reads"  # or that it may read here
+        return "not an image in a format that Pillow reads"  # or in one outside FORMATS
     if isinstance(error, Image.DecompressionBombError):
         return "refused as a decompression bomb"
     if isinstance(error, EXPECTED_ERRORS):

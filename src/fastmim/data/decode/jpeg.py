@@ -1,4 +1,4 @@
-"""JPEGs at a reduced size: libjpeg-turbo leaves out what a crop does not need."""
+"""Decode JPEGs at a reduced size: libjpeg-turbo skips the detail that a crop does not need."""
 
 import io
 import threading
@@ -14,47 +14,47 @@ from fastmim.data.decode.resize import Box
 
 MAGIC = b"\xff\xd8\xff"
 APP1, START_OF_SCAN, END_OF_IMAGE = 0xE1, 0xDA, 0xD9  # markers
-# Start-of-frame markers: baseline, extended, progressive. Of lossless frames (0xC3, 0xCB) libjpeg-turbo
-# writes every pixel whatever scale is asked for, past the end of the buffer: Pillow reads those, unscaled.
+# Start-of-frame markers: baseline, extended, progressive. For lossless frames (0xC3, 0xCB) libjpeg-turbo
+# ignores the scale and writes every pixel, past the end of the buffer: Pillow reads those, unscaled.
 SCALABLE = (0xC0, 0xC1, 0xC2)
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
-SCANS_A_PIXEL = 12  # of the largest image: a progressive file has about 10 scans, each over all pixels
-SCALES = (1, 2, 4, 8)  # eighths that libjpeg-turbo has fast paths for; the others take longer than 8
-# More pixels that are decoded where colours have half the columns but all rows: at a reduced scale
-# libjpeg-turbo leaves some of those behind. Rarer samplings are Pillow's to read.
+SCANS_A_PIXEL = 12  # limit for the largest image; a progressive file has about 10 scans of all pixels
+SCALES = (1, 2, 4, 8)  # eighths for which libjpeg-turbo has fast paths; other scales take longer than 8
+# Factor of additional pixels to decode, by chroma subsampling. If colours have half the columns but all rows,
+# libjpeg-turbo drops some of them at a reduced scale. Pillow reads files with rarer subsamplings.
 CHROMA_DETAIL = {"444": 1, "420": 1, "Gray": 1, "422": 2}
-SCRATCH = 2**21  # bytes; a decode that fits is spared fresh memory, which took a fifth of a small one's time
+SCRATCH = 2**21  # bytes; decodes that fit reuse one buffer: allocation took a fifth of a small one's time
 
 
 class Header(NamedTuple):
-    """What decoding needs to know of a file."""
+    """Properties of a file that decoding needs."""
 
-    height: int  # as it is stored
+    height: int  # of the stored image
     width: int
     orientation: int  # EXIF's or XMP's, 1..8
     chroma_detail: int  # see CHROMA_DETAIL
 
 
 class _Segments(NamedTuple):
-    """What stands in front of a file's pixels."""
+    """Content of the segments in front of a file's pixels."""
 
     frame: int
-    """The marker of its frame."""
+    """Marker of the frame."""
     precision: int
     height: int
     width: int
     components: int
     has_orientation: bool
-    """EXIF or XMP is there, which may hold one."""
+    """Whether there is EXIF or XMP, which may hold an orientation."""
     whole_scan: bool
-    """The first scan holds all components."""
+    """Whether the first scan holds all components."""
 
 
 def read_header(data: bytes, max_pixels: int) -> Header | None:
-    """None where only Pillow may understand the file, such as CMYK or a lossless one.
+    """Read the header of a JPEG; None if only Pillow may understand the file, such as a CMYK or lossless one.
 
-    Raises UnreadableImage of a giant, or of one whose scans would take minutes.
+    Raises UnreadableImage for a giant image, or for one whose scans would take minutes.
     """
     segments = _segments(data)
     if segments is None:
@@ -65,7 +65,7 @@ def read_header(data: bytes, max_pixels: int) -> Header | None:
         return None
     try:
         height, width, colorspace, sampling = simplejpeg.decode_jpeg_header(data)
-    except Exception:  # a KeyError, too: of 4:4:1
+    except Exception:  # also a KeyError, for 4:4:1
         return None
     if colorspace not in ("YCbCr", "RGB", "Gray") or (height, width) != (segments.height, segments.width):
         return None
@@ -76,7 +76,7 @@ def read_header(data: bytes, max_pixels: int) -> Header | None:
 
 
 def check_scans(data: bytes, pixels: int, max_pixels: int, segments: _Segments | None = None) -> None:
-    """Raises UnreadableImage of a file with so many scans that decoding it would take minutes."""
+    """Raise UnreadableImage for a file with so many scans that decoding it would take minutes."""
     if segments is not None and segments.whole_scan and segments.frame != 0xC2:
         return
     scans = data.count(bytes([0xFF, START_OF_SCAN]))
@@ -85,8 +85,8 @@ def check_scans(data: bytes, pixels: int, max_pixels: int, segments: _Segments |
 
 
 def eighths_for(box: Box, size: tuple[int, int], detail: float, chroma_detail: int) -> int:
-    """The scale, in eighths, at which a crop has ``detail`` pixels a side for each of ``size``."""
-    if detail < 1:  # as many as there are will do
+    """Return the scale, in eighths, at which a crop has ``detail`` pixels per side for one of ``size``."""
+    if detail < 1:  # an enlarged crop needs no more than its own pixels
         size = min(box.height, size[0]), min(box.width, size[1])
     else:
         detail *= chroma_detail
@@ -94,7 +94,7 @@ def eighths_for(box: Box, size: tuple[int, int], detail: float, chroma_detail: i
 
 
 def scale_for(side: int, needed: float) -> int:
-    """The smallest scale, in eighths, at which ``side`` has the pixels that are needed."""
+    """Return the smallest scale, in eighths, at which ``side`` has ``needed`` pixels; at most 8."""
     for eighths in SCALES:
         if side * eighths >= 8 * needed:
             return eighths
@@ -102,13 +102,13 @@ def scale_for(side: int, needed: float) -> int:
 
 
 def decode_reduced(data: bytes, header: Header, eighths: int, chans: int, keep: bool) -> NDArray[np.uint8]:
-    """(ceil(H * eighths / 8), ceil(W * eighths / 8), chans), not turned.
+    """Decode at a reduced scale: (ceil(H * eighths / 8), ceil(W * eighths / 8), chans), not turned.
 
     Args:
-        keep: whether the result shall outlive the next call of this thread.
+        keep: return an array that remains valid after the next call in this thread.
 
     Raises:
-        ValueError: the file is damaged, perhaps in a way that Pillow puts up with.
+        ValueError: the file is damaged, possibly in a way that Pillow tolerates.
     """
     height, width = -(-header.height * eighths // 8), -(-header.width * eighths // 8)
     small = height * width * chans <= SCRATCH
@@ -126,7 +126,7 @@ _local = threading.local()
 
 
 def _scratch() -> NDArray[np.uint8]:
-    """Memory of this thread that is overwritten by each decode."""
+    """Return this thread's buffer, which each decode overwrites."""
     if not hasattr(_local, "scratch"):
         _local.scratch = np.empty(SCRATCH, np.uint8)
     scratch: NDArray[np.uint8] = _local.scratch
@@ -134,7 +134,7 @@ def _scratch() -> NDArray[np.uint8]:
 
 
 def _segments(data: bytes) -> _Segments | None:
-    """Read the segments up to the pixels; None where anything about them is unusual."""
+    """Read the segments up to the pixels; None if anything about them is unusual."""
     place, has_orientation, frame = 2, False, None
     while data[place : place + 1] == b"\xff" and len(data) > place + 9:
         marker = data[place + 1]
@@ -161,16 +161,16 @@ def _segments(data: bytes) -> _Segments | None:
 
 
 def orientation_of(data: bytes) -> int:
-    """Orientation that EXIF, or else XMP, says; 1 (upright) where neither does."""
+    """Return the orientation stated by EXIF, or else by XMP; 1 (upright) if neither states any."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return exif_orientation(image)
-    except Exception:  # the pixels may be whole
+    except Exception:  # the pixels may be intact
         return 1
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """As `orientation_of`, of an opened image in any format; damaged metadata count as none."""
+    """Return the orientation of an opened image in any format; damaged metadata count as none."""
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:

@@ -1,4 +1,4 @@
-"""Pixels as arrays: which arrays are images, what their numbers mean, and which images are refused."""
+"""Pixel arrays: which arrays are images, the meaning of their values, and which images are refused."""
 
 import io
 from typing import Any
@@ -9,24 +9,24 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8 | np.float32]  # uint8 stands for 0..255, float32 for 0..1
 
 NPY_MAGIC = b"\x93NUMPY"
-BYTES_A_PIXEL = 8  # of the largest decoded image, on average: bounds images of many or deep channels
+BYTES_A_PIXEL = 8  # limit per pixel of the largest image: bounds images of many or deep channels
 NO_DATA = 1e30  # no measurement is as large; writers mark missing pixels with the largest float
 ORIENTATION_TAG = 0x0112
-RGB_OR_GREY = (1, 3)  # numbers of channels whose range everybody takes as known
+RGB_OR_GREY = (1, 3)  # numbers of channels for which the value range is known by convention
 
 
 class UnreadableImage(Exception):
-    """An image cannot be used; the message is the reason."""
+    """An image that cannot be used; the message is the reason."""
 
 
 def channels_last(array: NDArray[Any], chans: int) -> NDArray[Any]:
-    """An array of 2 axes (one channel) or 3 -> (H, W, chans) of integers, booleans or finite float32.
+    """Convert an array of 2 axes (one channel) or 3 to (H, W, chans) of integers, booleans or finite float32.
 
-    Of 3 axes, the one of length ``chans`` holds the channels; if several have it, the last of them.
+    Of 3 axes, the one of length ``chans`` holds the channels; if several have this length, the last of them.
 
     Raises:
-        UnreadableImage: no such axis, values that are no real numbers, not finite ones, or integers whose
-            range nobody can know.
+        UnreadableImage: there is no such axis, or the values are not real numbers, not finite, or integers
+            of unknown range.
     """
     if array.ndim == 2:
         array = array[:, :, None]
@@ -55,7 +55,7 @@ def channels_last(array: NDArray[Any], chans: int) -> NDArray[Any]:
 
 
 def finite(array: NDArray[Any]) -> NDArray[np.float32]:
-    """Floating-point numbers as float32. Raises UnreadableImage unless all are finite measurements."""
+    """Convert floats to float32. Raises UnreadableImage unless all are finite measurements."""
     with np.errstate(over="ignore"):
         values: NDArray[np.float32] = array.astype(np.float32, copy=False)
     largest = float(np.abs(values).max(initial=0.0))
@@ -69,7 +69,7 @@ def finite(array: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def to_pixels(array: NDArray[Any]) -> Pixels:
-    """uint8 as it is, else float32: integers divided by the largest of their type, others as they are."""
+    """Return uint8 unchanged and other types as float32, integers divided by the largest of their type."""
     if array.dtype == np.uint8:
         return array
     values = array.astype(np.float32, copy=False)
@@ -77,19 +77,19 @@ def to_pixels(array: NDArray[Any]) -> Pixels:
 
 
 def to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """0..1 -> 0..255, rounded; values beyond are clipped."""
+    """Scale 0..1 to 0..255 and round; values outside 0..1 are clipped."""
     rounded: NDArray[np.uint8] = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
     return rounded
 
 
 def to_float(pixels: Pixels) -> NDArray[np.float32]:
-    """float32 with uint8's 0..255 scaled to 0..1, as `loader.to_images` does on the device."""
+    """Convert to float32, with uint8's 0..255 scaled to 0..1, as `dataset.to_images` does on the device."""
     values = pixels.astype(np.float32, copy=False)
     return values / np.float32(255) if pixels.dtype == np.uint8 else values
 
 
 def check_pixels(height: int, width: int, max_pixels: int, nbytes: int = 0) -> None:
-    """Raises UnreadableImage of an image that is absurdly large, decoded to ``nbytes`` bytes."""
+    """Raise UnreadableImage for an absurdly large image, in pixels or in ``nbytes``, its decoded size."""
     if height * width > max_pixels:
         raise UnreadableImage(
             f"{width}x{height} pixels, more than max-pixels = {max_pixels:,}: refused as a decompression bomb"
@@ -102,12 +102,12 @@ def check_pixels(height: int, width: int, max_pixels: int, nbytes: int = 0) -> N
 
 
 def channels_needed(chans: int) -> str:
-    """The first half of the reason why an image's channels do not fit."""
+    """Return the first half of the reason why an image's channels do not fit."""
     return f"{chans} channel{' is' if chans == 1 else 's are'} needed"
 
 
 def read_npy(data: bytes) -> NDArray[Any]:
-    """The array of a .npy file, a view of ``data``. Raises UnreadableImage; pickled objects are refused."""
+    """Return the array of a .npy file, a view of ``data``. Raises UnreadableImage, also for object arrays."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0
@@ -128,7 +128,7 @@ def read_npy(data: bytes) -> NDArray[Any]:
 
 
 def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undo EXIF's (and TIFF's) orientation 1..8 of (H, W, C)."""
+    """Undo the EXIF (or TIFF) orientation, 1..8, of an image (H, W, C)."""
     if orientation not in range(2, 9):
         return pixels
     if orientation >= 5:
@@ -141,16 +141,16 @@ def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """Return the first line of an error's message, or the error's type if there is no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def with_class(error: BaseException) -> str:
-    """The type and the first line of an error, as ``KeyError: 'palette'``."""
+    """Return the type and the first line of an error, such as ``KeyError: 'palette'``."""
     return ": ".join(dict.fromkeys((type(error).__name__, first_line(error))))
 
 
 def shape_of(array: NDArray[Any]) -> str:
-    """As ``40x56x3``."""
+    """Format the shape of an array, such as ``40x56x3``."""
     return "x".join(str(length) for length in array.shape)

@@ -1,4 +1,4 @@
-"""Crops and their resizing, as Pillow's antialiased bicubic interpolation has it, or faster."""
+"""Crop and resize images by Pillow's antialiased bicubic interpolation, or by faster approximations."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from PIL import Image
 
 from fastmim.data.decode.pixels import Pixels, UnreadableImage
 
-CV_CHANNELS = 4  # the most that each way of cv2.resize takes
-# Of the fast ways: pixels a side for one of the result, up to which cubic and linear interpolation are used
-# instead of means over areas.
+CV_CHANNELS = 4  # the most that every interpolation of cv2.resize supports
+# For fast resizing: pixels per side for one pixel of the result, up to which cubic and linear interpolation
+# are used instead of area averages.
 MOST_CUBIC, MOST_LINEAR = 1.15, 1.5
-MOST_SAMPLED = 2.0  # the same for boxes between pixels: rounding them would cost more than aliasing does
+MOST_SAMPLED = 2.0  # the same for boxes with edges between pixels: rounding costs more than aliasing
 
 
 class Box(NamedTuple):
@@ -29,20 +29,20 @@ class Box(NamedTuple):
 
 
 def cut(pixels: NDArray[Any], box: Box) -> NDArray[Any]:
-    """A view of the box."""
+    """Return a view of the box."""
     return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def as_chans(pixels: NDArray[Any]) -> NDArray[Any]:
-    """(H, W) or (H, W, C) -> (H, W, C)."""
+    """Add the channel axis if it is missing: (H, W) or (H, W, C) -> (H, W, C)."""
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def resize(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> Pixels:
-    """(H, W, C) -> (*size, C), in ``out`` where possible: antialiased bicubic interpolation.
+    """Resize by antialiased bicubic interpolation: (H, W, C) -> (*size, C), in ``out`` if possible.
 
     PyTorch's kernel differs from Pillow's by rounding only (60 dB) and takes a sixth of its time. Raises
-    UnreadableImage of one without pixels.
+    UnreadableImage for an image without pixels.
     """
     height, width, _ = pixels.shape
     if not height or not width:
@@ -56,7 +56,7 @@ def resize(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None 
 
 
 def _channels_last(planes_CHW: Pixels, out: NDArray[np.uint8] | None) -> Pixels:
-    """(C, H, W) -> (H, W, C), in ``out`` where possible. OpenCV does it in a fifteenth of NumPy's time."""
+    """Reorder (C, H, W) to (H, W, C), in ``out`` if possible; OpenCV takes a fifteenth of NumPy's time."""
     place = out if planes_CHW.dtype == np.uint8 else None
     if 1 < len(planes_CHW) <= CV_CHANNELS:
         merged: Pixels = cv2.merge(list(planes_CHW), dst=place)  # type: ignore[assignment]
@@ -69,7 +69,7 @@ def _channels_last(planes_CHW: Pixels, out: NDArray[np.uint8] | None) -> Pixels:
 
 
 def resize_exact(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> Pixels:
-    """As `resize`, of 8 bits by Pillow itself."""
+    """Resize like `resize`, but 8-bit images by Pillow itself."""
     height, width, _ = pixels.shape
     if pixels.dtype != np.uint8 or not pixels.size or (height, width) == size:
         return resize(pixels, size, out)
@@ -83,11 +83,11 @@ def sample(
     size: tuple[int, int],
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Resize a box of the image that ``pixels`` are, reduced by ``scale``: its edges lie between them."""
+    """Resize a box of an image, given as ``pixels`` reduced by ``scale``; edges may lie between pixels."""
     height, width, chans = pixels.shape
     bottom, right = min((box.top + box.height) * scale, height), min((box.left + box.width) * scale, width)
     top, left = math.floor(box.top * scale), math.floor(box.left * scale)
-    part = np.ascontiguousarray(pixels[top : math.ceil(bottom), left : math.ceil(right)])  # no pixel beyond
+    part = np.ascontiguousarray(pixels[top : math.ceil(bottom), left : math.ceil(right)])  # no pixels outside
     edges = (box.left * scale - left, box.top * scale - top, right - left, bottom - top)
     pictures = [part] if chans == 3 else [part[..., channel] for channel in range(chans)]
     resized = [
@@ -98,7 +98,7 @@ def sample(
 
 
 def resize_fast(pixels: Pixels, size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> Pixels:
-    """As `resize`, by the fastest interpolation that is near: 40 to 45 dB on photos."""
+    """Resize like `resize`, but by the fastest interpolation that is close: 40 to 45 dB on photos."""
     height, width, chans = pixels.shape
     if not height or not width:
         raise UnreadableImage("the image has no pixels")
@@ -124,7 +124,7 @@ def sample_fast(
     size: tuple[int, int],
     out: NDArray[np.uint8] | None = None,
 ) -> Pixels:
-    """As `sample`, of which it is the fast form."""
+    """Resize a box like `sample`, but by faster interpolation."""
     ratio = box.height * scale / size[0], box.width * scale / size[1]
     if max(ratio) > MOST_SAMPLED:
         top, left = math.floor(box.top * scale), math.floor(box.left * scale)

@@ -1,7 +1,7 @@
-"""TIFF: any number of bands, bits and pages, with what their numbers stand for.
+"""Read TIFFs with any number of bands, bits and pages, and convert their values to pixels.
 
-Pillow (libtiff) reads the ordinary ones: 8 bits or fewer a sample, of one page that counts. All others are
-read by tifffile as they are stored, and made pixels here.
+Pillow (libtiff) reads ordinary TIFFs: 8 bits or fewer per sample, and a single page that counts. tifffile
+reads the stored values of all others, which this module converts to pixels.
 """
 
 import io
@@ -35,16 +35,16 @@ GDAL_NODATA_TAG = 42113
 UINT, INT, FLOAT = 1, 2, 3  # sample formats
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, TRANSPARENCY_MASK, INKS, YCBCR = range(7)  # photometric
 PACKBITS, WEBP = 32773, 50001  # compressions
-ALPHA = (1, 2)  # extra samples: with premultiplied colours, and without
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # as Pillow, ITU-R 601-2
+ALPHA = (1, 2)  # extra samples: alpha with premultiplied colours, and without
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, as in Pillow
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What the first page says of its numbers."""
+    """Format of the values, as stated by the first page."""
 
     bits: int
-    """Of each sample."""
+    """Bits of each sample; 0 if the samples differ."""
     kind: int
     """Sample format: UINT, INT or FLOAT."""
     samples: int
@@ -52,25 +52,28 @@ class _Form:
     extra: tuple[int, ...]
     orientation: int
     pages: int
-    """Pages of the same form that are the bands of one image; 1 where the first page is the image."""
+    """Pages of the same form that are the bands of one image; 1 if the first page is the image."""
     nodata: float | None
 
 
 def read_tiff(data: bytes, chans: int, max_pixels: int, ordinary: bool = False) -> Pixels | None:
-    """A TIFF's image, upright: (H, W, chans), see `decode.crop_and_resize`; None where Pillow reads it right.
+    """Read the image of a TIFF, upright: (H, W, chans), see `image.crop_and_resize`.
 
-    Pages of one band and equal size are the bands of one image where ``chans`` are as many. Raises
+    Pages of one band and equal size are the bands of one image if their number is ``chans``. Raises
     UnreadableImage.
 
     Args:
-        ordinary: whether those that Pillow should read are read, too: it knows not all compressions.
+        ordinary: also read TIFFs that Pillow should read, since Pillow does not know all compressions.
+
+    Returns:
+        The pixels; None if Pillow reads the TIFF correctly.
     """
     try:
         with _open(data) as tiff:
             form, array = _read(tiff, chans, max_pixels, ordinary)
     except UnreadableImage:
         raise
-    except Exception as error:  # damaged files make the decoders raise whatever it is
+    except Exception as error:  # decoders raise any exception for a damaged file
         if isinstance(error, ImportError) or "imagecodecs" in str(error):
             reason = "its compression needs imagecodecs: pip install 'fastmim[multiband]'"
             raise UnreadableImage(reason) from error
@@ -84,7 +87,8 @@ def read_tiff(data: bytes, chans: int, max_pixels: int, ordinary: bool = False) 
 def _read(
     tiff: tifffile.TiffFile, chans: int, max_pixels: int, ordinary: bool
 ) -> tuple[_Form, NDArray[Any] | None]:
-    """(form, (H, W) or (H, W, samples) or (pages, H, W)); no array where Pillow reads it right."""
+    """Return (form, array): (H, W), (H, W, samples) or (pages, H, W); None if Pillow reads the TIFF."""
+    # Describe the values by the first page.
     page = tiff.pages.first
     check_pixels(page.imagelength, page.imagewidth, max_pixels)
     series = _series(tiff)
@@ -103,21 +107,24 @@ def _read(
         pages=pages if int(page.photometric) in (WHITE_IS_ZERO, BLACK_IS_ZERO) else 1,
         nodata=_number(nodata),
     )
+    # Leave ordinary TIFFs to Pillow, and refuse unknown sample formats.
     if not ordinary and _is_ordinary(form, chans) and _is_libtiffs(page):
         return form, None
     if not form.bits:
         raise UnreadableImage(f"samples of {page.bitspersample} bits: store all with as many")
     if form.kind not in (UINT, INT, FLOAT):
         raise UnreadableImage(f"samples of format {form.kind}: integers or floating-point numbers are needed")
+    # Read the page or the series, and move the samples to the last axis.
     source = series if series is not None and form.samples == 1 and len(series.shape) > 2 else page
     if form.pages == 1 and chans in RGB_OR_GREY:
-        source = page  # of several pages the first
+        source = page  # the first of several pages
     check_pixels(page.imagelength, page.imagewidth, max_pixels, source.nbytes)
     array = source.asarray(maxworkers=1)
     if source is page and array.ndim == 3 and page.planarconfig == 2:
         array = np.moveaxis(array, 0, -1)
     elif source is series and "S" in series.axes and array.ndim == 3:
         array = np.moveaxis(array, series.axes.index("S"), -1)
+    # Expand the palette.
     if form.photometric == PALETTE and array.ndim == 2:
         if page.colormap is None:
             raise UnreadableImage("its palette is missing")
@@ -127,7 +134,10 @@ def _read(
 
 
 def _series(tiff: tifffile.TiffFile) -> Any:
-    """The first series; None where there are none, or too many pages to look at."""
+    """Return the first series; None for a single page of several samples.
+
+    Raises UnreadableImage if there are more than `MAX_PAGES` pages.
+    """
     page = tiff.pages.first
     single = not tiff.is_imagej and not tiff.is_ome and not tiff.is_shaped and not tiff.is_lsm
     if single and not _has_more_than(tiff, 1):
@@ -146,12 +156,12 @@ def _has_more_than(tiff: tifffile.TiffFile, count: int) -> bool:
 
 
 def _is_libtiffs(page: Any) -> bool:
-    """Whether Pillow's libtiff knows the compression: not WebP, nor differences of neighbours in runs."""
+    """Return whether Pillow's libtiff knows the compression: not WebP, nor PackBits with a predictor."""
     return page.compression != WEBP and not (page.predictor > 1 and page.compression == PACKBITS)
 
 
 def _is_ordinary(form: _Form, chans: int) -> bool:
-    """Whether Pillow makes RGB (``chans`` 3), grey (1) or its own bands of it, or says best why it cannot."""
+    """Return whether Pillow reads it as RGB (``chans`` 3), grey (1) or bands, or best reports why not."""
     if form.pages > 1 or form.kind != UINT:
         return form.kind == FLOAT and form.samples == 1 and chans == 3 and form.pages == 1
     if form.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE) and form.samples == 1:
@@ -159,7 +169,7 @@ def _is_ordinary(form: _Form, chans: int) -> bool:
     if form.bits != 8 or form.samples > 4:
         return False
     if form.photometric in (BLACK_IS_ZERO, WHITE_IS_ZERO):  # several grey samples are bands
-        two = form.samples == 2 and form.extra != (1,)  # Pillow has no grey that is premultiplied
+        two = form.samples == 2 and form.extra != (1,)  # Pillow has no premultiplied grey
         return two and chans in RGB_OR_GREY and form.photometric == BLACK_IS_ZERO
     return True
 
@@ -174,7 +184,7 @@ def _check_nodata(array: NDArray[Any], form: _Form) -> None:
 
 
 def _to_channels(array: NDArray[Any], form: _Form, chans: int) -> Pixels:
-    """What is stored -> (H, W, chans), not turned."""
+    """Convert the stored array to (H, W, chans), not turned."""
     if chans not in RGB_OR_GREY or form.pages > 1 or _is_stack_of_bands(array, form, chans):
         return _bands(array, form, chans)
     if form.kind == INT or (form.kind == UINT and form.bits > 16):
@@ -191,12 +201,12 @@ def _to_channels(array: NDArray[Any], form: _Form, chans: int) -> Pixels:
 
 
 def _is_stack_of_bands(array: NDArray[Any], form: _Form, chans: int) -> bool:
-    """Samples that no one calls colours, as many as are needed."""
+    """Return whether the samples are ``chans`` bands that are not declared as colours."""
     return array.ndim == 3 and form.photometric == BLACK_IS_ZERO and array.shape[-1] == chans
 
 
 def _bands(array: NDArray[Any], form: _Form, chans: int) -> Pixels:
-    if array.ndim == 3 and form.samples > 1 and array.shape[-1] != chans:  # no other axis can hold them
+    if array.ndim == 3 and form.samples > 1 and array.shape[-1] != chans:  # no other axis can hold the bands
         raise UnreadableImage(f"{channels_needed(chans)}, the array is {shape_of(array)}")
     array = channels_last(array, chans)
     if form.kind == UINT and (form.bits not in (8, 16, 32, 64) or form.photometric == WHITE_IS_ZERO):
@@ -206,7 +216,7 @@ def _bands(array: NDArray[Any], form: _Form, chans: int) -> Pixels:
 
 
 def _scaled(array: NDArray[Any], form: _Form) -> NDArray[np.float32]:
-    """0..1 where integers are stored, the values themselves where floating-point numbers are."""
+    """Scale stored integers to 0..1; return floating-point numbers unscaled."""
     if form.kind == FLOAT:
         if form.photometric == WHITE_IS_ZERO:
             raise UnreadableImage("floating-point pixels of which 0 is white: store them with 0 as black")
@@ -216,11 +226,11 @@ def _scaled(array: NDArray[Any], form: _Form) -> NDArray[np.float32]:
 
 
 def _grey(values: NDArray[np.float32], form: _Form, chans: int) -> Pixels:
-    """One deep band; RGB is made of its 8 most significant bits."""
+    """Convert one deep band to (H, W, chans); RGB is made of the 8 most significant bits."""
     if form.kind == FLOAT and chans == 3:
         raise UnreadableImage("floating-point pixels of unknown range: store it with 8 or 16 bits")
     if form.bits <= 8 or chans == 3:
-        steps = 2 ** min(form.bits, 8) - 1  # the last 8 bits of 16 are left out, as Pillow does
+        steps = 2 ** min(form.bits, 8) - 1  # the last 8 of 16 bits are dropped, as in Pillow
         grey = np.floor(values * np.float32(2**form.bits - 1) * 2.0 ** -max(form.bits - 8, 0) + 1e-3) * (
             255 / steps
         )
@@ -229,7 +239,7 @@ def _grey(values: NDArray[np.float32], form: _Form, chans: int) -> Pixels:
 
 
 def _colours(values: NDArray[np.float32], form: _Form, chans: int) -> Pixels:
-    """RGB, CMYK or grey samples, perhaps with alpha, put on white; (H, W, S) -> (H, W, chans)."""
+    """Put RGB, CMYK or grey samples, possibly with alpha, on white: (H, W, S) -> (H, W, chans)."""
     inks = {RGB: 3, INKS: 4, BLACK_IS_ZERO: 1, WHITE_IS_ZERO: 1}.get(form.photometric, 0)
     extra = form.extra or (0,) * (values.shape[-1] - inks)
     if not inks or values.shape[-1] != inks + len(extra) or (inks == 1 and not set(extra) & set(ALPHA)):
@@ -264,5 +274,5 @@ def _number(text: Any) -> float | None:
 
 
 def _open(data: bytes) -> tifffile.TiffFile:
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is our reason
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # UnreadableImage reports the faults of a file
     return tifffile.TiffFile(io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each channel of a data set, in one pass over some of its images."""
+"""Measure the mean and standard deviation of each channel of a data set, in one pass over some images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,27 +20,28 @@ from fastmim.data.sources.base import ImageSource
 from fastmim.errors import UsageError
 from fastmim.system.size import Size
 
-MEASURED_IMAGES = 1024  # where the statistics are not given
-RANGED_IMAGES = 32  # whose range tells what floating-point RGB means
-MAYBE_FLOAT = (NPY_MAGIC, *tiff.MAGICS)  # what files begin with whose numbers may be floating-point
-# Times the range of all other values: no value of a scene lies so far from them; highlights may be far above.
+MEASURED_IMAGES = 1024  # sampled if the statistics are not given
+RANGED_IMAGES = 32  # sampled for the value range of floating-point RGB
+MAYBE_FLOAT = (NPY_MAGIC, *tiff.MAGICS)  # first bytes of files that may hold floats
+# Distance of a fill value from all other values, in multiples of their range: no value of a scene lies so far
+# from the others, but highlights may be far above them.
 FAR_BELOW, FAR_ABOVE = 3, 10
-FLAT = 1e-6  # a channel whose std is no larger share of its mean is constant but for rounding
+FLAT = 1e-6  # largest std / |mean| of a channel that is constant apart from rounding
 
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """What `measure_stats` found, on the scale that `loader.to_images` normalises (8 bits as 0..1)."""
+    """Result of `measure_stats`, on the scale that `dataset.to_images` normalises (8 bits as 0..1)."""
 
     mean: tuple[float, ...]
-    std: tuple[float, ...]  # 1 where a channel is constant
-    images: int  # measured
-    unreadable: int  # left out
+    std: tuple[float, ...]  # 1 for a constant channel
+    images: int  # number measured
+    unreadable: int  # number left out
 
 
 @dataclass(frozen=True)
 class _Moments:
-    """Mean and variance of each channel of one image, (C,) float64, or why there are none."""
+    """Mean and variance of each channel of one image, (C,) float64, or the reason why it is unreadable."""
 
     mean: NDArray[np.float64]
     variance: NDArray[np.float64]
@@ -72,20 +73,21 @@ def measure_stats(
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> ChannelStats:
-    """Mean and standard deviation of each channel over the pixels of ``count`` images drawn by ``seed``.
+    """Measure the mean and standard deviation of each channel over ``count`` images drawn by ``seed``.
 
     Args:
-        source: the images; one that cannot be read is counted and left out.
-        chans: channels of each image.
-        size: (H, W) that each whole image is resized to, so that all weigh the same.
-        count: how many images to draw; None for all of them.
-        seed: fixes the draw; the result does not depend on ``workers``.
-        workers: processes that read images (0: this one).
-        max_pixels: of an image; larger ones are left out.
+        source: the images; an unreadable image is counted and left out.
+        chans: number of channels of each image.
+        size: (H, W) to which each whole image is resized, so that all images have the same weight.
+        count: number of images to draw; None for all.
+        seed: seed of the draw; the result does not depend on ``workers``.
+        workers: number of processes that read images (0: this process).
+        max_pixels: limit for an image; larger images are left out.
 
     Raises:
         UsageError: none of the images can be read.
     """
+    # Accumulate the moments of the drawn images.
     drawn = np.random.default_rng([STATS_SEED, seed]).permutation(len(source))[:count]
     mean, within, between = np.zeros((3, chans))
     measured, reasons = 0, []
@@ -94,18 +96,20 @@ def measure_stats(
         if moments.reason:
             reasons.append(moments.reason)
             continue
-        # All images have as many pixels, so the variance over all of them is the mean of the images'
+        # All images have equally many pixels, so the variance over all of them is the mean of the images'
         # variances plus the variance of their means (the latter as in Welford, Technometrics 1962).
         measured += 1
         step = moments.mean - mean
         mean = mean + step / measured
         between = between + step * (moments.mean - mean)
         within = within + moments.variance
+    # Refuse data without a usable result.
     if not measured:
         first = f"; the first is {reasons[0]}" if reasons else ""
         raise UsageError(f"data: none of {len(drawn)} images can be read with {chans} channels{first}")
     if not np.isfinite([mean, within, between]).all():
         raise UsageError("data: the values are too large to be measured: mark missing pixels another way")
+    # Combine the moments; a constant channel is not scaled.
     std = np.sqrt((within + between) / measured)
     std = np.where(std <= FLAT * np.abs(mean), 1.0, std)
     return ChannelStats(tuple(mean.tolist()), tuple(std.tolist()), measured, len(reasons))
@@ -116,7 +120,7 @@ def _whole(height: int, width: int) -> Box:
 
 
 def quietly(_: str) -> None:
-    """Say nothing."""
+    """Discard a message."""
 
 
 def channel_statistics(
@@ -128,9 +132,9 @@ def channel_statistics(
     max_pixels: int = MAX_PIXELS,
     say: Callable[[str], None] = quietly,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel: those given, ImageNet's for RGB, else measured.
+    """Return the mean and std of each channel: those configured, ImageNet's for RGB, or else measured ones.
 
-    RGB whose floating-point numbers are not those of a photograph (0..1) is measured, too.
+    Floating-point RGB outside the range of photographs (0..1) is also measured.
     """
     if crop.mean is not None:
         return crop.statistics
@@ -149,7 +153,7 @@ def channel_statistics(
 
 
 def fill_note(source: ImageSource, chans: int, seed: int, max_pixels: int = MAX_PIXELS) -> str | None:
-    """What is to be said where one value, far from all others of its image, seems to mark missing pixels."""
+    """Return a note if a value far from all others of its image seems to mark missing pixels; else None."""
     drawn = _some_numbers(source, chans, seed, max_pixels)
     fills = [_fill(to_float(pixels)) for pixels in drawn if pixels.dtype != np.uint8]
     found = [value for value in fills if value is not None]
@@ -162,7 +166,7 @@ def fill_note(source: ImageSource, chans: int, seed: int, max_pixels: int = MAX_
 
 
 def _fill(pixels: NDArray[np.floating[Any]]) -> float | None:
-    """The least or the largest value, where several pixels have it, and all others lie close together."""
+    """Return the extreme value if several pixels have it and all others lie close together; else None."""
     for value, far in ((float(pixels.min()), FAR_BELOW), (float(pixels.max()), FAR_ABOVE)):
         others = pixels[pixels != value]
         if 0 < others.size <= pixels.size - 2:
@@ -175,7 +179,7 @@ def _fill(pixels: NDArray[np.floating[Any]]) -> float | None:
 def value_range(
     source: ImageSource, chans: int, seed: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[float, float]:
-    """The least and the largest of 0 and the values of a few images drawn by ``seed``, 8 bits as 0..1."""
+    """Return the least and largest of 0 and the values of a few images drawn by ``seed``, 8 bits as 0..1."""
     least, most = 0.0, 0.0
     for pixels in _some_numbers(source, chans, seed, max_pixels):
         values = to_float(pixels)
@@ -184,7 +188,7 @@ def value_range(
 
 
 def _some_numbers(source: ImageSource, chans: int, seed: int, max_pixels: int) -> Iterator[NDArray[Any]]:
-    """A few images drawn by ``seed`` whose numbers may be of any range."""
+    """Yield those of a few images drawn by ``seed`` whose values may have any range."""
     drawn = np.random.default_rng([STATS_SEED, seed]).permutation(len(source))[:RANGED_IMAGES]
     for index in np.sort(drawn).tolist():
         try:

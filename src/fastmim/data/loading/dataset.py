@@ -1,4 +1,4 @@
-"""Whole batches of crops from worker processes, in an order that is a function of the seed."""
+"""Load whole batches of crops in worker processes, in an order that is a function of the seed."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -21,28 +21,28 @@ from fastmim.data.transforms.crops import draw_crops
 from fastmim.errors import RunError
 from fastmim.system.size import Size
 
-REPLACEMENTS = 100
+REPLACEMENTS = 100  # images tried in place of an unreadable one before the run fails
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """A part of one batch: which images, and what seeds the crops of the whole batch.
+    """A part of one batch: the indices of its images, and the seeds of the whole batch's crops.
 
-    What is drawn for an image follows from its place in the whole batch, so it does not matter how many
-    processes share it.
+    The draws for an image depend on its position in the whole batch, not on the number of processes that
+    share the batch.
     """
 
     indices: NDArray[np.int64]
     seeds: tuple[int, ...]
     first: int = 0
-    """Place of the first of them in the whole batch."""
+    """Position of the first of these images in the whole batch."""
     whole: int | None = None
-    """Images of the whole batch. None: as many as these."""
+    """Number of images in the whole batch. None: the length of ``indices``."""
 
 
 @dataclass(frozen=True)
 class UnreadableRecord:
-    """An image that was skipped, and why."""
+    """A skipped image and the reason."""
 
     index: int
     name: str
@@ -51,16 +51,16 @@ class UnreadableRecord:
 
 @dataclass
 class Batch:
-    """Crops as they leave a worker; `to_images` makes them what a model takes."""
+    """Crops as a worker returns them; `to_images` converts them to the input of a model."""
 
-    pixels_BHWC: Tensor  # uint8, or float32 where an image of the batch has more than 8 bits
+    pixels_BHWC: Tensor  # uint8, or float32 if an image of the batch has more than 8 bits
     flips_B: Tensor  # bool
-    indices: NDArray[np.int64]  # of the images that the crops are of
-    tried: NDArray[np.int64]  # indices that were opened, unreadable ones included
+    indices: NDArray[np.int64]  # of the cropped images
+    tried: NDArray[np.int64]  # indices of all opened images, unreadable ones included
     unreadable: list[UnreadableRecord]
 
     def part(self, part: slice) -> "Batch":
-        """Some of its crops; what was tried and could not be read stays with the whole."""
+        """Return a slice of the crops; the list of unreadable images stays with the whole batch."""
         indices = self.indices[part]
         return Batch(self.pixels_BHWC[part], self.flips_B[part], indices, indices, [])
 
@@ -78,16 +78,16 @@ def identity(crop: Pixels, _: tuple[int, ...]) -> Pixels:
 
 
 class CropDataset(Dataset[Batch]):
-    """Answers a `BatchRequest` with a `Batch`. An unreadable image is replaced by another and reported.
+    """Return a `Batch` for a `BatchRequest`; an unreadable image is replaced by another one and reported.
 
     Args:
         source: the images.
-        pool: indices that replacements are taken from.
-        config: of the crops, and how exactly they are made.
-        size: (height, width) of each.
-        chans: channels.
-        augment: what happens to a crop before it is flipped and normalised.
-        max_pixels: of an image; larger ones are unreadable.
+        pool: indices that replacements are drawn from.
+        config: settings of the crops, including the exactness of decoding.
+        size: (height, width) of each crop.
+        chans: number of channels.
+        augment: applied to a crop before the crop is flipped and normalised.
+        max_pixels: limit for an image; larger images count as unreadable.
     """
 
     def __init__(
@@ -159,7 +159,10 @@ def read_crop(
     quality: Quality = "exact",
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
-    """One image of a source, see `crop_and_resize`. Raises UnreadableImage, also where a file is missing."""
+    """Read and crop one image of a source, see `crop_and_resize`.
+
+    Raises UnreadableImage, also for a missing file.
+    """
     try:
         return crop_and_resize(source.read(index), choose_box, size, chans, out, quality, max_pixels)
     except OSError as error:
@@ -167,18 +170,18 @@ def read_crop(
 
 
 class Canvas:
-    """A batch (B, H, W, C) that crops are written into: uint8 until one of them has more than 8 bits."""
+    """Buffer for a batch of crops (B, H, W, C): uint8, and float32 once a crop has more than 8 bits."""
 
     def __init__(self, count: int, size: Size, chans: int) -> None:
         self._batch = _new_batch((count, *size, chans))
         self.pixels: Pixels = self._batch.numpy()
 
     def place(self, row: int) -> NDArray[np.uint8] | None:
-        """Where the crop of a row may be written directly."""
+        """Return the memory that the crop of a row may be written to directly; None for float32."""
         return self.pixels[row] if self.pixels.dtype == np.uint8 else None
 
     def put(self, row: int, crop: Pixels) -> None:
-        """Take a crop, which may lie in its place already."""
+        """Store the crop of a row, which may already lie in its place."""
         if crop.dtype != np.uint8 and self.pixels.dtype == np.uint8:
             self.pixels = to_float(self.pixels)
             self._batch = torch.from_numpy(self.pixels)
@@ -187,12 +190,12 @@ class Canvas:
             place[...] = crop if self.pixels.dtype == np.uint8 else to_float(crop)
 
     def batch(self, count: int) -> Tensor:
-        """The first ``count`` crops."""
+        """Return the first ``count`` crops."""
         return self._batch[:count]
 
 
 def _new_batch(shape: tuple[int, ...]) -> Tensor:
-    """uint8; in a worker in memory that it shares with its parent, as torch's own collation has it."""
+    """Allocate a uint8 batch; in a worker, in memory shared with the parent, as torch's collation does."""
     batch = torch.empty(0, dtype=torch.uint8)
     if get_worker_info() is None:
         return batch.new_empty(shape)
@@ -204,12 +207,12 @@ def _new_batch(shape: tuple[int, ...]) -> Tensor:
 def load_batches(
     crops: Dataset[Batch], draws: Iterable[Any], workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """What ``crops`` answers to each of ``draws``, in order; see `workers.answers` for what it raises."""
+    """Yield the batch of ``crops`` for each of ``draws``, in order. Raises the errors of `answers`."""
     return answers(crops, draws, workers, pin_memory)
 
 
 def copied(batch: Batch, device: torch.device) -> Batch:
-    """The batch on ``device``; to a GPU beside what it is still computing, since steps are queued ahead."""
+    """Copy a batch to ``device``; to a GPU on a separate stream, in parallel with the steps queued ahead."""
     if device.type != "cuda":
         return batch
     with torch.cuda.device(device):
@@ -230,7 +233,7 @@ def _copies(device: int) -> torch.cuda.Stream:
 
 
 def to_images(batch: Batch, mean: Tensor, std: Tensor) -> Tensor:
-    """Flip and normalise on the device of ``mean`` and ``std``: (B, C, H, W), float32.
+    """Flip and normalise a batch on the device of ``mean`` and ``std``: (B, C, H, W), float32.
 
     uint8 pixels are divided by 255 first; ``mean`` and ``std`` (C,) are on that scale.
     """

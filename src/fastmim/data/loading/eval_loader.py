@@ -1,4 +1,4 @@
-"""Images as they are measured: whole or cut to their centre, each once, unreadable ones left out and told."""
+"""Evaluation loader: each image once, whole or centre-cropped; unreadable images are skipped and reported."""
 
 import os
 from collections.abc import Iterator
@@ -18,12 +18,15 @@ from fastmim.data.sources.base import FileImages, ImageSource
 from fastmim.errors import UsageError
 from fastmim.system.size import Size
 
-SHARE_UP_TO_224 = 0.875  # of the shorter side, at up to 224 pixels; larger inputs see all of it
+SHARE_UP_TO_224 = 0.875  # of the shorter side, for inputs of up to 224 pixels; larger inputs show all of it
 
 
 @dataclass(frozen=True)
 class CenterBox:
-    """The centred box of the input's shape: of a large image 7/8 of what fits, of a small one all."""
+    """Choose the largest centred box of the input's shape; 7/8 of it for inputs of up to 224 pixels.
+
+    The reduced box is never smaller than the input.
+    """
 
     size: Size
 
@@ -37,7 +40,7 @@ class CenterBox:
 
 
 class EvalDataset(Dataset[Batch]):
-    """Answers a list of images with the `Batch` of those that can be read."""
+    """Return the centre-cropped `Batch` of the readable images among the given indices."""
 
     def __init__(self, source: ImageSource, size: Size, chans: int, max_pixels: int = MAX_PIXELS) -> None:
         self.source = source
@@ -71,20 +74,20 @@ def load_image(
     in_chans: int = 3,
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
-    """One image file exactly as evaluation sees it before it is normalised: for serving.
+    """Load one image file exactly as evaluation sees it before normalisation, for serving.
 
-    Upright, its centre cut out and resized as Pillow's antialiased bicubic interpolation does it. What a
-    model takes is ``(torch.from_numpy(image).permute(2, 0, 1) / 255 - mean) / std``.
+    The image is turned upright, centre-cropped, and resized by Pillow's antialiased bicubic interpolation.
+    The input of a model is ``(torch.from_numpy(image).permute(2, 0, 1) / 255 - mean) / std``.
 
     Args:
         path: the file.
-        image_size: pixels, a side or (height, width).
-        in_chans: 3 for RGB, 1 for grey; any other number has to be the image's own.
-        max_pixels: of the file's image; a larger one is refused.
+        image_size: side in pixels, or (height, width).
+        in_chans: 3 for RGB, 1 for grey; any other number must be the image's number of channels.
+        max_pixels: limit for the image; a larger image is refused.
 
     Returns:
-        (H, W, C) uint8; float32, integers scaled so that the largest of their type is 1, where the file has
-        more than 8 bits a channel and is read so.
+        (H, W, C) uint8; or float32 if the file has more than 8 bits per channel and is read at that depth,
+        with integers scaled so that the largest value of their type is 1.
 
     Raises:
         UsageError: the file cannot be read as an image, with the reason.
@@ -102,7 +105,7 @@ def load_image(
 
 @dataclass(frozen=True)
 class EvalLoader:
-    """Every one of some images once, in order, on the device of ``mean`` and ``std``."""
+    """Iterate once over the images of ``indices``, in order, on the device of ``mean`` and ``std``."""
 
     source: ImageSource
     indices: NDArray[np.int64]
@@ -115,7 +118,7 @@ class EvalLoader:
     max_pixels: int = MAX_PIXELS
 
     def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64], list[UnreadableRecord]]]:
-        """(images (B, C, H, W), their indices, what could not be read)."""
+        """Yield (images (B, C, H, W), their indices, records of the unreadable images)."""
         crops = EvalDataset(self.source, self.size, self.chans, self.max_pixels)
         parts = [
             self.indices[start : start + self.batch] for start in range(0, len(self.indices), self.batch)

@@ -1,4 +1,4 @@
-"""From a source of images to the micro-batches of each step, and the held-out crops beside them."""
+"""Load the micro-batches of each training step, and the held-out crops, from a source of images."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from fastmim.data.loading.dataset import Batch, BatchRequest, CropDataset, copie
 from fastmim.data.loading.unreadable import UnreadableLog
 from fastmim.data.seeds import CROP_SEED, HELD_OUT_SEED, MIX_SEED, SPLIT_SEED
 
-# (images (B, C, H, W), what goes beside them, seeds) -> both, as the module gets them
+# (images (B, C, H, W), extra inputs, seeds) -> both, as the module receives them
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 
 
@@ -22,16 +22,16 @@ def identity_pair(images_BCHW: Tensor, extra_inputs: Tensor, _: tuple[int, ...])
 
 @dataclass(frozen=True)
 class Split:
-    """Which images train and which are only measured on."""
+    """Indices of the training images and of the held-out images."""
 
     training: NDArray[np.int64]
     held_out: NDArray[np.int64]
     shared: bool
-    """Only one image: it has to serve for both."""
+    """Whether there is only one image, which serves as both."""
 
 
 def split_images(count: int, held_out: int, seed: int) -> Split:
-    """Keep ``held_out`` images, at most a tenth (rounded up), drawn by ``seed``."""
+    """Hold out ``held_out`` images, at most a tenth of ``count`` (rounded up), drawn by ``seed``."""
     order = np.random.default_rng([SPLIT_SEED, seed]).permutation(count)
     if count == 1:
         return Split(order, order, shared=True)
@@ -40,7 +40,7 @@ def split_images(count: int, held_out: int, seed: int) -> Split:
 
 
 def held_out_crops(crops: CropDataset, count: int, seed: int, unreadable_log: UnreadableLog | None) -> Batch:
-    """``count`` fixed crops of the held-out images, as many of each as needed."""
+    """Return ``count`` fixed crops of the held-out images, cycling through the images as often as needed."""
     indices = np.resize(crops.pool, count)
     batch = crops[BatchRequest(indices, (HELD_OUT_SEED, seed))]
     if unreadable_log is not None:
@@ -49,11 +49,11 @@ def held_out_crops(crops: CropDataset, count: int, seed: int, unreadable_log: Un
 
 
 def micro_batches(count: int, most: int, avoid_single: bool) -> list[int]:
-    """Cut ``count`` images into as few parts of at most ``most`` as possible, and as even ones.
+    """Cut ``count`` images into the fewest, most even parts of at most ``most`` images.
 
     Args:
-        avoid_single: where ``most`` is 2 and the count is odd, the last part has 3: no other way leaves none
-            alone.
+        avoid_single: if ``most`` is 2 and ``count`` is odd, make the last part 3 images, since any other
+            split leaves one image alone.
     """
     if avoid_single and most == 2 and count % 2 and count > 1:
         return [2] * (count // 2 - 1) + [3]
@@ -67,10 +67,10 @@ class Share:
     """One process's part of each batch."""
 
     first: int
-    """Place of its first image in the whole batch."""
+    """Position of the part's first image in the whole batch."""
     count: int
     whole: int
-    """Images of a batch, over all processes."""
+    """Number of images in the whole batch, over all processes."""
 
     @classmethod
     def of(cls, batch_size: int, rank: int, world: int) -> "Share":
@@ -84,16 +84,16 @@ class Share:
 
 @dataclass(frozen=True)
 class TrainLoader:
-    """Feeds a training loop: (images, what goes beside them) in micro-batches, from any step on.
+    """Feed a training loop with micro-batches of (images, extra inputs), starting at any step.
 
-    All that is drawn is a function of (seed, step, place in the whole batch), not of the process.
+    Every draw is a function of (seed, step, position in the whole batch), not of the process.
     """
 
     crops: CropDataset
     batches: Callable[[int], Iterator[tuple[int, NDArray[np.int64]]]]
-    """First step -> (step, this rank's images of its batch), see `train.sampler.Stream.batches`."""
+    """First step -> (step, this rank's image indices), see `train.sampler.InfiniteSampler.batches`."""
     extra_inputs: Callable[[Batch, int], Tensor]
-    """(batch, step) -> what the module gets beside these images, (B, ...), on the CPU: masks or classes."""
+    """(batch, step) -> the module's input alongside these images, (B, ...), on the CPU: masks or classes."""
     unreadable_log: UnreadableLog
     micro_batch: int
     workers: int
@@ -103,7 +103,7 @@ class TrainLoader:
     std: Tensor
     mix: Mix = identity_pair
     avoid_single: bool = False
-    """Rather one image more at a time than one alone: a batch norm has no variance of that."""
+    """Prefer a micro-batch with one image too many to a single image: batch norm has no variance of one."""
 
     def __call__(self, first_step: int) -> Iterator[Iterable[tuple[tuple[Tensor, ...], int]]]:
         draws = (

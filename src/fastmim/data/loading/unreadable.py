@@ -1,4 +1,4 @@
-"""The unreadable images of a run: written down once each, and too many of them stop it."""
+"""Record each unreadable image of a run once, and stop the run if there are too many."""
 
 import contextlib
 import json
@@ -18,12 +18,12 @@ SKIPPED = "skipped.jsonl"
 
 
 class UnreadableLog:
-    """Keeps skipped.jsonl, one object an image: index, image, reason.
+    """Keep skipped.jsonl, one object per unreadable image: index, image, reason.
 
     Args:
-        path: the file; what stands in it already is taken over.
-        images: how many images the data holds.
-        limit: share of them, 0..1, that may be unreadable.
+        path: the file; its existing entries are read.
+        images: number of images in the data.
+        limit: share of the images, 0..1, that may be unreadable.
     """
 
     def __init__(self, path: Path, images: int, limit: float) -> None:
@@ -31,28 +31,28 @@ class UnreadableLog:
         self._limit = limit
         self._images = images
         self._tried = np.zeros(images, dtype=bool)
-        self._read = 0  # bytes of the file
+        self._read = 0  # bytes of the file so far
         self._in_file: dict[int, str] = {}
         path.touch()
         self.skipped = dict(self._listed())
         self._tried[list(self.skipped)] = True
 
     def note(self, batch: Batch) -> None:
-        """Take in what a batch met. Raises RunError where more than the limit cannot be read."""
+        """Record the unreadable images of a batch. Raises RunError if their share exceeds the limit."""
         self._tried[batch.tried] = True
         for item in batch.unreadable:
             if item.index in self.skipped:
                 continue
             self.skipped[item.index] = item.reason
             with self._held():
-                if item.index not in self._listed():  # by another process
+                if item.index not in self._listed():  # no other process listed it
                     self._append({"index": item.index, "image": item.name, "reason": item.reason})
         if batch.unreadable:
             self._check()
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        """Within the block no other process of the run writes, where the file system has locks."""
+        """Lock the file against other processes of the run within the block, if the system supports locks."""
         self._path.touch()
         if sys.platform == "win32":
             yield
@@ -68,8 +68,8 @@ class UnreadableLog:
             os.close(descriptor)
 
     def _listed(self) -> dict[int, str]:
-        """The reason by the image's index, for all that the file names by now."""
-        if self._path.stat().st_size < self._read:  # somebody began it anew
+        """Return the reason of each image that the file lists so far, by the image's index."""
+        if self._path.stat().st_size < self._read:  # the file was restarted
             self._read, self._in_file = 0, {}
         with open(self._path, "rb") as file:
             file.seek(self._read)
@@ -79,7 +79,7 @@ class UnreadableLog:
             match _entry(line):
                 case {"index": int(index), "reason": str(reason)} if 0 <= index < self._images:
                     self._in_file[index] = reason
-                case _:  # cut off by a crash, or damaged: the image will be met again
+                case _:  # cut off by a crash, or damaged: the image will be tried again
                     continue
         return self._in_file
 
@@ -91,7 +91,11 @@ class UnreadableLog:
             os.close(descriptor)
 
     def _check(self) -> None:
-        """Stop where the share is above the limit for sure: counted over all, or three sigma above it."""
+        """Raise RunError if too many images are unreadable.
+
+        Their number exceeds the limit for all images, or the limit for the images tried so far by three sigma
+        and one.
+        """
         skipped, tried = len(self.skipped), int(self._tried.sum())
         expected = self._limit * tried
         if skipped > self._limit * self._images or skipped > expected + 3 * math.sqrt(expected) + 1:
@@ -104,8 +108,8 @@ class UnreadableLog:
 
 
 def _entry(line: bytes) -> Any:
-    """What a line of the file holds; None where that is no JSON."""
+    """Parse a line of the file; None if the line is not JSON."""
     try:
         return json.loads(line)
-    except (ValueError, RecursionError):  # what is no UTF-8 included
+    except (ValueError, RecursionError):  # ValueError includes invalid UTF-8
         return None

@@ -1,4 +1,4 @@
-"""Loader processes: what they raise ends the run, and nothing that happens to them can hang it."""
+"""Loader processes: their exceptions end the run, and no failure of a process can hang the run."""
 
 import multiprocessing as mp
 import shutil
@@ -21,7 +21,7 @@ from fastmim.data.decode.pixels import with_class
 from fastmim.errors import FastmimError, RunError
 
 PREFETCHED_BATCHES = 3  # per worker
-SECONDS_TO_END = 5.0  # that a worker gets for what it is doing; then it is killed
+SECONDS_TO_END = 5.0  # for a busy worker to finish; then it is killed
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_WORDS = ("shared memory", "Bus error", "shm", "No space left on device", "/torch_")
 
@@ -30,7 +30,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a question raised in a worker: exceptions are not always picklable, their text is."""
+    """An exception raised in a worker, as text, since exceptions are not always picklable."""
 
     kind: type[FastmimError]
     message: str
@@ -38,7 +38,7 @@ class _Failure:
 
 
 class _Answers(Dataset[Any]):
-    """A data set whose exceptions are answers, too."""
+    """A data set that returns exceptions as answers instead of raising them."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -52,7 +52,7 @@ class _Answers(Dataset[Any]):
 
 
 class WorkerTraceback(Exception):
-    """Where an error arose in a loader process: the cause of the RunError, shown by ``--debug``."""
+    """Traceback of an error in a loader process: the cause of the RunError, shown by ``--debug``."""
 
     def __init__(self, trace: str) -> None:
         super().__init__(f"in a loader process:\n\n{trace}")
@@ -61,14 +61,15 @@ class WorkerTraceback(Exception):
 def answers(
     dataset: Dataset[Answer], questions: Iterable[Any], workers: int, pin_memory: bool = False
 ) -> Iterator[Answer]:
-    """``dataset[question]`` of each question, in order, prepared by ``workers`` processes (0: by this one).
+    """Yield ``dataset[question]`` for each question, in order, from ``workers`` processes (0: this process).
 
-    The processes end within seconds when the iterator is closed, or when this process ends.
+    The processes end within seconds after the iterator is closed or this process ends.
 
     Raises:
-        RunError: a question raised an exception that is not ours, or a process was killed.
-        FastmimError: as a question raised it.
+        RunError: a question raised an exception other than a FastmimError, or a process was killed.
+        FastmimError: a question raised this error.
     """
+    # Configure the loader.
     loader: DataLoader[Any] = DataLoader(
         _Answers(dataset),
         batch_size=None,
@@ -77,15 +78,17 @@ def answers(
         prefetch_factor=PREFETCHED_BATCHES if workers else None,
         pin_memory=pin_memory,
         worker_init_fn=prepare_worker,
-        generator=torch.Generator(),  # else torch's own would be drawn from
+        generator=torch.Generator(),  # otherwise the loader draws from torch's global generator
     )
+    # Prepare to end the processes.
     before = set(mp.active_children())
     processes: list[BaseProcess] = []
     iterator: Iterator[Any] = iter(())
-    # At exit multiprocessing waits for its processes, and ours ignore the signal that it sends them first.
+    # At exit multiprocessing sends a signal to its processes, which ours ignore, and then waits for them.
     at_exit = Finalize(None, _kill, (processes,), exitpriority=100)
     try:
         try:
+            # Start the processes, and yield their answers.
             iterator = iter(loader)
             processes += [process for process in mp.active_children() if process not in before]
             for answer in iterator:
@@ -93,10 +96,10 @@ def answers(
                     message = _with_hint(answer.message, workers)
                     raise answer.kind(message) from WorkerTraceback(answer.trace)
                 yield answer
-                del answer  # its memory is free while the next one is waited for
+                del answer  # frees its memory while waiting for the next one
         except FastmimError:
             raise
-        except (RuntimeError, OSError) as error:  # of the loader itself
+        except (RuntimeError, OSError) as error:  # raised by the loader itself
             raise RunError(_with_hint(_reason(error), workers)) from error
     finally:
         _shut_down(iterator, processes)
@@ -104,14 +107,14 @@ def answers(
 
 
 def check_shared_memory(nbytes: int) -> None:
-    """Raises RunError where a worker has no room for a batch: writing it would kill the process."""
+    """Raise RunError if shared memory has no room for a batch: writing the batch would kill the worker."""
     if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < nbytes:
         raise RunError(f"a batch of {nbytes / 1e6:.3g} MB does not fit into shared memory")
 
 
 def prepare_worker(_: int) -> None:
-    """Take the first steps of a loader process; signals are the main process's to answer."""
-    # It answers Ctrl-C and SIGTERM by writing a checkpoint; until then it needs its workers.
+    """Initialise a loader process: leave signals to the main process, and use a single OpenCV thread."""
+    # The main process answers Ctrl-C and SIGTERM by writing a checkpoint, and needs its workers until then.
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -139,13 +142,13 @@ def _with_hint(message: str, workers: int) -> str:
 
 
 def _shut_down(iterator: Iterator[Any], processes: list[BaseProcess]) -> None:
-    """End the loader's processes, by force where one is still busy after `SECONDS_TO_END`."""
+    """End the loader's processes; kill those that are still busy after `SECONDS_TO_END`."""
     timer = threading.Timer(SECONDS_TO_END, _kill, (processes,))
     timer.daemon = True
     timer.start()
     try:
-        # What torch does when the iterator is collected, which a traceback could delay.
-        with suppress(RuntimeError):  # it reports processes that the timer killed
+        # torch does this when the iterator is garbage-collected, which a traceback could delay.
+        with suppress(RuntimeError):  # torch reports processes that the timer killed
             getattr(iterator, "_shutdown_workers", lambda: None)()
     finally:
         timer.cancel()

@@ -1,7 +1,7 @@
-"""Images made small once and for all: in parallel, to be gone on with, in files that other tools open.
+"""Write a resized copy of a data set, in parallel and resumably, as Arrow or parquet shards.
 
-A file of the pack is written beside and moved into place, then a note of it in `shards/`; a killed pack
-goes on with the files that have no note. The manifest is the last thing that is written.
+Each file of the pack is written under a temporary name and moved into place, then its note is written to
+`shards/`. A killed pack resumes with the files that have no note. The complete manifest is written last.
 """
 
 import json
@@ -33,10 +33,10 @@ from fastmim.errors import RunError, UsageError, why
 from fastmim.system.processes import in_processes
 
 SHARD_IMAGES = 1024
-QUALITY = 85  # of JPEGs at 4:2:0: 34 dB against the pixels, 9 kB at a short side of 144; 90 is 10 % slower
+QUALITY = 85  # of JPEGs at 4:2:0: 34 dB to the pixels, 9 kB at a short side of 144; 90 is 10 % slower
 NOTES = "shards"
 SKIPPED = "skipped.jsonl"
-Progress = Callable[[int, int], None]  # (images done, of how many)
+Progress = Callable[[int, int], None]  # (images done, images in total)
 
 
 def pack(
@@ -54,28 +54,29 @@ def pack(
     columns: Columns | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
-    """Write the images of ``data``, made small, to the folder ``out``; go on where an earlier call ended.
+    """Write a resized copy of the images of ``data`` to the folder ``out``, or resume an earlier call.
 
-    One call at a time may write to a folder.
+    Only one call at a time may write to a folder.
 
     Args:
-        data: images, see `open_images`.
-        short_side: most pixels of the shorter side; smaller images are not enlarged.
+        data: the images, see `open_images`.
+        short_side: largest length of the shorter side in pixels; smaller images are not enlarged.
         encoding: JPEG, or raw pixels, which take 9 times the space and a quarter of the time to read.
-        quality: of JPEGs, 1 to 100, default 85. Upright JPEGs that are small already are kept as they are.
+        quality: of JPEGs, 1 to 100, default 85. Upright JPEGs that are already small are copied unchanged.
         format: Arrow, which `datasets.load_from_disk` opens, or parquet (JPEG only).
-        in_chans: 3 (RGB) or 1 (grey), 8 bits.
-        workers: processes; 0 or 1: this one alone. The result does not depend on them.
+        in_chans: 3 (RGB) or 1 (grey), 8 bits per channel.
+        workers: number of processes; 0 or 1: this process only. The result does not depend on it.
         overwrite: replace another pack in ``out``.
-        progress: told from time to time.
-        max_pixels: of an image; larger ones are skipped.
-        columns: which of a table's columns hold what. Default: found by name and type.
-        say: told what was left out of the images.
+        progress: called from time to time with (images done, images in total).
+        max_pixels: limit for an image; larger images are skipped.
+        columns: the table columns of images and classes. Default: found by name and type.
+        say: called with each note on the data, such as files that were left out.
 
     Raises:
-        UsageError: settings that do not go together, or are not those of the pack that is there.
+        UsageError: settings contradict each other, or differ from those of the existing pack.
         RunError: no image can be read, or nothing can be written.
     """
+    # Open the source and its classes.
     folder = Path(out)
     source = open_images(data, columns, folder)
     names = class_names(data, source)
@@ -84,15 +85,18 @@ def pack(
     classes = in_order(names) if names is not None and len(set(names)) > 1 else None
     settings = _settings(source, short_side, encoding, quality, format, in_chans, classes)
     with _disk_errors(folder):
+        # Prepare the folder; a complete pack needs no more work.
         _prepare(folder, Manifest(data, settings), overwrite)
         manifest = Manifest.read(folder)
         if manifest.complete:
             return manifest
+        # Find the files that an earlier call has not written.
         parts = list(_parts(settings, names))
         done = {part.file: shard for part in parts if (shard := _noted(folder, part.file)) is not None}
         missing = [part for part in parts if part.file not in done]
         finished = sum(part.count for part in parts if part.file in done)
         progress(finished, settings.images)
+        # Write the missing files, each followed by its note.
         schema = features_of(settings).arrow_schema
         counts = {part.file: part.count for part in missing}
         shared = (source, settings, schema, folder, max_pixels)
@@ -105,9 +109,9 @@ def pack(
 
 
 def verify(out: str | Path, workers: int = 0, progress: Progress = lambda done, images: None) -> list[Damage]:
-    """Read every row of a complete pack again and decode it: what is not as it was written.
+    """Read and decode every row of a complete pack; return the rows and files that differ from those written.
 
-    Raises UsageError where ``out`` is no complete pack.
+    Raises UsageError if ``out`` is not a complete pack.
     """
     folder = Path(out)
     if not is_packed(folder):
@@ -151,7 +155,7 @@ def _settings(
 
 
 def _prepare(folder: Path, wanted: Manifest, overwrite: bool) -> None:
-    """Make the folder one that holds a part of this pack. Raises UsageError where it holds anything else."""
+    """Prepare the folder to hold a part of this pack. Raises UsageError if it holds anything else."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out = {folder} is a file")
     if is_packed(folder):
@@ -183,7 +187,7 @@ def _difference(there: PackSettings, wanted: PackSettings) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what packing writes, the manifest last."""
+    """Remove the files of a pack, the manifest last."""
     shutil.rmtree(folder / NOTES, ignore_errors=True)
     for pattern in ("data-*.arrow*", "data-*.parquet*", "state.json", "dataset_info.json", SKIPPED):
         for path in folder.glob(pattern):
@@ -205,7 +209,7 @@ def _parts(settings: PackSettings, names: list[str] | None) -> Iterator[Part]:
 
 
 def _noted(folder: Path, file: str) -> Shard | None:
-    """What an earlier call noted of a file that is still there."""
+    """Return an earlier call's note of a file if the file still exists in its full size; else None."""
     try:
         shard = read_shard(folder / NOTES / f"{file}.json")
         same = shard.file == file and (folder / file).stat().st_size == shard.bytes
@@ -215,7 +219,7 @@ def _noted(folder: Path, file: str) -> Shard | None:
 
 
 def _finish(folder: Path, manifest: Manifest) -> Manifest:
-    """What makes the files a data set; the manifest comes last."""
+    """Write the metadata that makes the files a data set, the complete manifest last."""
     skipped = [item for shard in manifest.shards for item in shard.skipped]
     rows = sum(shard.rows for shard in manifest.shards)
     if not rows:
@@ -240,7 +244,7 @@ def _finish(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def _state(shards: tuple[Shard, ...], settings: PackSettings) -> dict[str, Any]:
-    """What `Dataset.save_to_disk` would write; it would copy every image to do so."""
+    """Return the state that `Dataset.save_to_disk` would write; calling it would copy every image."""
     return {
         "_data_files": [{"filename": shard.file} for shard in shards],
         "_fingerprint": settings.digest,

@@ -1,4 +1,4 @@
-"""One file of a pack: images encoded, written, and read back to be compared."""
+"""Encode, write and verify the images of one file of a pack."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Damage:
-    """A row that is not what was written, or a file (row -1)."""
+    """A row that differs from the written one, or a damaged file (row -1)."""
 
     file: str
     row: int
@@ -51,7 +51,7 @@ class Damage:
 
 
 def features_of(settings: PackSettings) -> Any:
-    """The columns as Hugging Face's datasets describes them."""
+    """Return the columns of a pack as Hugging Face's ``datasets.Features``."""
     import datasets
 
     columns: dict[str, Any] = {"image": datasets.Image()}
@@ -67,9 +67,9 @@ def features_of(settings: PackSettings) -> Any:
 def write_shard(
     source: ImageSource, settings: PackSettings, schema: Any, folder: Path, max_pixels: int, part: Part
 ) -> Shard:
-    """Pack a part of the source; its file appears when it is whole.
+    """Pack a part of the source into its file, which appears only when it is complete.
 
-    Raises OSError where it cannot be written.
+    Raises OSError if the file cannot be written.
     """
     target = folder / part.file
     unfinished = target.with_name(f"{part.file}.{os.getpid()}.part")
@@ -102,7 +102,7 @@ def write_shard(
 
 
 def verify_shard(folder: Path, settings: PackSettings, shard: Shard) -> list[Damage]:
-    """Read every row of a file again and decode it: what differs from what was written."""
+    """Read and decode every row of a file; return each difference from the written file."""
     path = folder / shard.file
 
     def of_file(reason: str) -> Damage:
@@ -133,7 +133,7 @@ def _rows(table: Any) -> Iterator[Row]:
 
 
 def _encode(data: bytes | NDArray[Any], settings: PackSettings, max_pixels: int) -> Row:
-    """The columns that hold the image. Raises UnreadableImage."""
+    """Return the columns that hold the image. Raises UnreadableImage."""
     pixels = shrink(data, settings.short_side, settings.in_chans, max_pixels)
     if settings.encoding == "raw":
         height, width, channels = pixels.shape
@@ -144,7 +144,7 @@ def _encode(data: bytes | NDArray[Any], settings: PackSettings, max_pixels: int)
 
 
 def _is_kept(data: bytes, short_side: int, max_pixels: int) -> bool:
-    """Whether a file is a small upright JPEG, which encoding again could only spoil."""
+    """Return whether a file is a small upright JPEG, which would only lose quality by encoding it again."""
     header = jpeg.read_header(data, max_pixels) if data.startswith(jpeg.MAGIC) else None
     return header is not None and header.orientation == 1 and min(header.height, header.width) <= short_side
 
@@ -167,7 +167,7 @@ def _to_jpeg(pixels: Pixels, quality: int | None) -> bytes:
 
 
 def _label(row: Row, settings: PackSettings, name: str, part: Part, index: int) -> Row:
-    """With its path (as text), class and checksum."""
+    """Add the path (as text), class and checksum to a row."""
     path = as_text(name)
     row = {**row, "path": path}
     if part.labels is not None:
@@ -178,7 +178,7 @@ def _label(row: Row, settings: PackSettings, name: str, part: Part, index: int) 
 
 
 def _checksum(row: Row) -> int:
-    """Of everything else in the row."""
+    """Return the checksum of all other columns of the row."""
     image = row.get("image")
     payload = image["bytes"] if isinstance(image, dict) else row["pixels"]
     shape = [row.get(name) for name in ("height", "width", "channels")]
@@ -186,7 +186,7 @@ def _checksum(row: Row) -> int:
 
 
 def _fault(row: Row, settings: PackSettings) -> str:
-    """What is wrong with a row; nothing where it is whole."""
+    """Return the fault of a row; an empty string if the row is intact."""
     if _checksum(row) != row["crc32"]:
         return "its checksum is not that of what was written"
     if settings.encoding == "raw":

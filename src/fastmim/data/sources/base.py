@@ -1,4 +1,4 @@
-"""Define an image source, and the simplest ones: files, arrays, a subset of another."""
+"""Define an image source, and the simplest sources: files, arrays, and a subset of another source."""
 
 import hashlib
 import os
@@ -14,37 +14,37 @@ from fastmim.data.sources.tars import TarImages as TarImages
 
 
 class ImageSource(Protocol):
-    """Images by number; picklable, and safe to read from several processes at once."""
+    """Images by index; picklable, and safe to read from several processes at once."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What a person calls the image: its path within the source, or its row."""
+        """Return the name of the image for messages: its path within the source, or its row."""
         ...
 
     def read(self, index: int) -> bytes | NDArray[Any]:
-        """The encoded file, or an array (H, W, C). Raises OSError where it cannot be read."""
+        """Return the encoded file, or an array (H, W, C). Raises OSError if the image cannot be read."""
         ...
 
 
 @runtime_checkable
 class JoinsNames(Protocol):
-    """A source that has all its names at hand."""
+    """A source that returns all its names at once."""
 
     def joined_names(self) -> memoryview:
-        """The bytes of all names, a zero byte after each."""
+        """Return the bytes of all names, each followed by a zero byte."""
         ...
 
 
 @runtime_checkable
 class HasNotes(Protocol):
-    """A source that knows what was left out of it, or what else a person should be told of it."""
+    """A source with notes for the user, such as the number of files that were left out."""
 
     notes: tuple[str, ...]
 
 
 def notes_of(source: object) -> tuple[str, ...]:
-    """Sentences about a source that every verb shows."""
+    """Return the sentences about a source that every command shows."""
     return source.notes if isinstance(source, HasNotes) else ()
 
 
@@ -61,7 +61,7 @@ class FileImages(Named):
 
 
 class ArrayImages:
-    """Images that are in memory already, (N, H, W, C); see `decode.crop_and_resize` for their scale."""
+    """Images in memory, (N, H, W, C); see `image.crop_and_resize` for the scale of their values."""
 
     def __init__(self, images: NDArray[Any], name: str) -> None:
         self._images = images
@@ -97,7 +97,7 @@ class Subset:
 
 
 def fingerprint(source: ImageSource) -> str:
-    """A short digest of number and names: whether a resumed run still sees the same data."""
+    """Return a short digest of the number and names of images, by which a resumed run recognises its data."""
     digest = hashlib.sha256(str(len(source)).encode())
     if isinstance(source, JoinsNames):
         digest.update(source.joined_names())

@@ -1,4 +1,4 @@
-"""Which of a table's columns holds the images, and which the classes: by name first, then by type."""
+"""Choose the columns of a table that hold the images and the classes, by name first, then by type."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from fastmim.errors import UsageError
 
-# The surest names first.
+# In order of preference.
 IMAGE_COLUMNS = (
     "image",
     "img",
@@ -28,37 +28,39 @@ LABEL_COLUMNS = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are taken."""
+    """The columns of a table that are read."""
 
     image: str | None = None
-    """Column of the images, of a table. Default: one named image, or the only one of images."""
+    """Table column of the images. Default: one named image, or the only column of images."""
     label: str | None = None
-    """Column of the classes, of a table. Default: one named label, or the only one of classes."""
+    """Table column of the classes. Default: one named label, or the only column of classes."""
 
 
 @dataclass(frozen=True)
 class _Sought:
-    """What a column is wanted for."""
+    """Requirements for a column, and the words of messages about the column."""
 
     setting: str
     names: tuple[str, ...]
-    """That say it."""
+    """Names that identify such a column, in order of preference."""
     fits: Callable[[Any], bool]
-    """Whether a column of such a feature can hold it."""
+    """Return whether a column of the given feature has a suitable type."""
     holds: str
-    """In words, as "does not hold ..."."""
+    """Content of the column, as in "does not hold ..."."""
     several: str
-    """As "has several ..."."""
+    """Plural, as in "has several ..."."""
     missing: str
-    """As "has no ..."; then the columns, and what is needed."""
+    """Singular, as in "has no ..."."""
     needed: str
+    """Suitable columns, as in "..., is needed"."""
 
 
 def choose_image(features: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, list[str]]:
-    """The column of images, and others that could have been it.
+    """Return the column of images, and the other candidates.
 
     Raises:
-        UsageError: there is none, none of this name, or several and none whose name says it.
+        UsageError: there is no such column, none of the configured name, or several and none that the name
+            identifies.
     """
     sought = _Sought(
         "image",
@@ -73,7 +75,7 @@ def choose_image(features: Mapping[str, Any], columns: Columns, where: str) -> t
 
 
 def choose_label(features: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, list[str]]:
-    """The column of classes, and others that could have been it. Raises UsageError, as `choose_image`."""
+    """Return the column of classes, and the other candidates. Raises UsageError, like `choose_image`."""
     sought = _Sought(
         "label",
         LABEL_COLUMNS,
@@ -118,7 +120,7 @@ def _choose(
 
 
 def taken(what: str, column: str, others: list[str]) -> tuple[str, ...]:
-    """A sentence where there was a choice."""
+    """Return a note on the chosen column if there were other candidates."""
     return (f"{what} are those of column {column!r}; left: {', '.join(others)}",) if others else ()
 
 
@@ -136,14 +138,14 @@ def _chosen(
 
 
 def _named(able: list[str], names: tuple[str, ...]) -> str | None:
-    """The column whose name comes first in ``names``; exactly so written before other letters."""
+    """Return the column whose name is first in ``names``, lower case before other cases; None without one."""
     order = {name: place for place, name in enumerate(names)}
     known = [name for name in able if name.lower() in order]
     return min(known, key=lambda name: (order[name.lower()], name.lower() != name), default=None)
 
 
 def _unable(features: Mapping[str, Any], able: list[str], names: tuple[str, ...]) -> list[str]:
-    """Columns whose names say it, and whose types do not."""
+    """Return the columns of a suitable name but an unsuitable type."""
     return [name for name in features if name.lower() in names and name not in able]
 
 
@@ -165,7 +167,7 @@ def _is_class(feature: Any) -> bool:
 
 
 def _is_value(feature: Any) -> bool:
-    """Whether a column is of a plain type, which says nothing of what its values mean."""
+    """Return whether a column has a plain type, which does not reveal the meaning of its values."""
     import datasets
 
     return isinstance(feature, datasets.Value)

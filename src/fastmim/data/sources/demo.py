@@ -1,4 +1,4 @@
-"""Real data that installed packages ship, so that the first run needs no download."""
+"""Real data that installed packages contain, so that the first run needs no download."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from fastmim.data.sources.base import ArrayImages, FileImages, ImageSource
 from fastmim.errors import UsageError
 
-# Photographs only; of the stereo pair one, so that no held-out photo has a twin in training.
+# Photographs only; just one of the stereo pair, so that no held-out photo has a twin in training.
 PHOTOS = (
     "skimage/data/astronaut.png",
     "skimage/data/brick.png",
@@ -32,9 +32,10 @@ NEEDS = "demo data needs scikit-image and scikit-learn: pip install 'fastmim[dem
 
 
 def open_demo(name: str) -> ImageSource:
-    """``photos``: sample photographs of scikit-image and scikit-learn; ``digits``: 1,797 scans of digits.
+    """Open ``photos``, photographs of scikit-image and scikit-learn, or ``digits``, 1,797 scans of digits.
 
-    The digits (8x8, from the UCI optical recognition set) are enlarged twofold without smoothing.
+    The digits (8x8 pixels, from the UCI optical recognition set) are enlarged twofold without smoothing.
+    Raises UsageError for other names, or if the packages are not installed.
     """
     if name == "photos":
         return _photos()
@@ -57,7 +58,7 @@ def _photos() -> ImageSource:
 
 
 def digit_labels() -> list[str]:
-    """Which digit each image of ``demo:digits`` shows."""
+    """Return the digit that each image of ``demo:digits`` shows."""
     return [str(label) for label in _load_digits().target]
 
 

@@ -1,4 +1,4 @@
-"""Files from anywhere, opened so that nothing makes a reader wait: regular ones only, of a bounded size."""
+"""Open untrusted files without blocking the reader: only regular files of a bounded size."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastmim.errors import UsageError
 
-MOST_BYTES = 1 << 30  # of a file that is read as a whole: larger ones hold no single image
+MOST_BYTES = 1 << 30  # of a file that is read as a whole: larger files hold no single image
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -15,17 +15,17 @@ KINDS = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
-# A FIFO would wait for a writer; a terminal would become the process's own.
+# Without these flags, a FIFO waits for a writer, and a terminal becomes the process's controlling terminal.
 FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
-NOT_PATHS = ("demo:", "hf:")  # what data begins with that is no path
+NOT_PATHS = ("demo:", "hf:")  # prefixes of data other than paths
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a regular file. Raises OSError, also for a FIFO, a socket, a device or a folder."""
+    """Return a descriptor of a regular file. Raises OSError, also for a FIFO, socket, device or folder."""
     try:
-        _check(os.stat(path))  # first of all: to open a device may have effects
+        _check(os.stat(path))  # before opening, since opening a device may have effects
         descriptor = os.open(path, FLAGS)
-    except ValueError as error:  # a zero byte, or letters that no file name can have
+    except ValueError as error:  # a zero byte, or characters that no file name can have
         raise OSError(errno.EINVAL, "its name cannot be that of a file") from error
     try:
         _check(os.fstat(descriptor))
@@ -36,7 +36,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 
 def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> bytes:
-    """The bytes of a regular file, as many as its size says: of /proc none. Raises OSError."""
+    """Return the bytes of a regular file up to its stated size, which is 0 in /proc. Raises OSError."""
     with open(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         check_size(size, most_bytes)
@@ -44,13 +44,13 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> 
 
 
 def check_size(size: int, most_bytes: int = MOST_BYTES) -> None:
-    """Raises OSError where a file has more bytes than are read as a whole."""
+    """Raise OSError if a file has more bytes than are read as a whole."""
     if size > most_bytes:
         raise OSError(errno.EFBIG, f"{size:,} bytes, more than {most_bytes:,}: too large for an image")
 
 
 def why_not_regular(path: str | os.PathLike[str]) -> str | None:
-    """What is wrong with a file that is no regular one, or cannot be opened; None of one that can."""
+    """Return why a file is not regular or cannot be opened; None if it can be opened."""
     try:
         os.close(open_regular(path))
     except OSError as error:
@@ -65,13 +65,13 @@ def _check(status: os.stat_result) -> None:
 
 
 def check_data(spec: str) -> None:
-    """Raise UsageError where ``spec`` is a path to images and nothing is there."""
+    """Raise UsageError if ``spec`` is a path to images that does not exist or cannot be read."""
     if not spec.startswith(NOT_PATHS):
         find_path(spec)
 
 
 def find_path(spec: str) -> Path:
-    """The folder or file that is named. Raises UsageError where there is none, or none that can be read."""
+    """Return the path of the folder or file. Raises UsageError if it does not exist or cannot be read."""
     path = Path(spec).expanduser()
     try:
         there, folder = path.exists(), path.is_dir()

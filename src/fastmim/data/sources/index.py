@@ -1,7 +1,7 @@
-"""Which images lie below a folder: walked once, and kept for the next time where they are many.
+"""List the images below a folder; a list of many images is cached for the next time.
 
-What is kept is valid as long as each folder has the time and the inode that it had: one look a folder
-instead of one a file, which sees every file that was added, removed or renamed.
+A cached list is valid as long as each folder keeps its modification time and inode. This check takes one look
+per folder instead of one per file, and detects every file that was added, removed or renamed.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ IMAGE_SUFFIXES = frozenset({".npy"}) | frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2", ".j2k", ".bmp", ".dib", ".tif"}
     | {".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
-# Folders that systems and archivers add: their files are copies, thumbnails or remains.
+# Folders that operating systems and archivers add; their files are copies, thumbnails or remains.
 SYSTEM_FOLDERS = frozenset(
     ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
 )
-# What tells a folder that was written here, and not meant as data: all names of a line lie in it.
+# Marks of a folder that fastmim wrote, which is not data: the folder contains all names of a line.
 RUN_MARKS = (
     {"config.yaml", "metrics.jsonl"},
     {"config.yaml", "last.ckpt"},
@@ -36,37 +36,37 @@ RUN_MARKS = (
     {"fastmim-pack.json"},
 )
 RUN_PICTURES = frozenset({"samples.png", "payoff.png", "sweep.png"})
-OF_RUNS = "of runs/"  # the key of such folders in what is left out; folders end in a slash
-LEAST_KEPT = 10_000  # images; fewer are walked in a moment
-SETTLED = 2.0  # seconds since a folder's last change: within the clock's tick another would not be seen
-RULES = b"2\0"  # what is data: another number where that changes, so that no older list is taken
-OUTDATED = 7 * 86_400  # seconds: a run that is still going may need an older list
+OF_RUNS = "of runs/"  # key of such folders among those left out; keys of folders end in a slash
+LEAST_KEPT = 10_000  # images; fewer are listed quickly enough without a cache
+SETTLED = 2.0  # seconds since a folder's last change; another within the clock's tick would be missed
+RULES = b"2\0"  # version of the rules on which files are data: a new number invalidates older lists
+OUTDATED = 7 * 86_400  # seconds; an active run may still need an older list
 
 Stamp = tuple[int, int]  # time of the last change in ns, inode
 Folders = dict[str, Stamp]  # by path relative to the root
 
 
 class Visited(NamedTuple):
-    """A folder that a walk comes through."""
+    """A folder that a walk visits."""
 
     path: str
     relative: str
-    """To the root; "." of itself."""
+    """Path relative to the root; "." for the root."""
     images: list[str]
     others: list[str]
 
 
 def list_images(root: Path, without: Path | None = None) -> tuple[NameList, Counter[str]]:
-    """Sorted paths of the images below ``root``, relative to it; and how much else there is.
+    """List the images below ``root`` as sorted relative paths, and count the other files and folders.
 
-    Hidden files and folders are left out, links followed.
+    Hidden files and folders are left out; links are followed.
 
     Args:
-        without: a folder that is none of the data, such as the one that a run is written to.
+        without: a folder to exclude, such as the one that a run is written to.
 
     Returns:
-        The names; and of files that are no images, how many there are of each suffix, and of folders that
-        are left out, how many of each name (with a slash).
+        The names; and the numbers of files other than images by suffix, and of left-out folders by name
+        (with a slash).
     """
     outside = _within(root, without)
     place = _place(root, outside)
@@ -92,10 +92,10 @@ def list_images(root: Path, without: Path | None = None) -> tuple[NameList, Coun
 
 
 def walk(root: Path, outside: str | None = None, left: Counter[str] | None = None) -> Iterator[Visited]:
-    """Every folder that may hold data, each once; those left out are counted in ``left``.
+    """Yield every folder that may hold data, each once; count the folders left out in ``left``.
 
     Args:
-        outside: the real path of a folder that is left out; of the root itself, a run's pictures are.
+        outside: the real path of a folder to leave out; of the root, only a run's pictures are left out.
     """
     left = Counter() if left is None else left
     base = os.path.realpath(root)
@@ -125,7 +125,7 @@ def walk(root: Path, outside: str | None = None, left: Counter[str] | None = Non
 
 
 def list_tables(root: Path) -> list[Path]:
-    """The parquet files below ``root``, sorted; hidden ones, and those of runs, are left out."""
+    """List the parquet files below ``root``, sorted; hidden files and those of runs are left out."""
     found = []
     for visited in walk(root):
         found += [Path(visited.path, name) for name in visited.others if name.endswith(".parquet")]
@@ -133,7 +133,7 @@ def list_tables(root: Path) -> list[Path]:
 
 
 def holds_images(folder: Path, below: bool = True) -> bool:
-    """Whether there are images in a folder, or, with ``below``, in one within it, at any depth."""
+    """Return whether a folder contains images, directly or, with ``below``, at any depth."""
     visited = walk(folder)
     if not below:
         first = next(visited, None)
@@ -147,12 +147,12 @@ def is_image_name(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a folder or file of this name is none of the data."""
+    """Return whether a folder or file of this name is not data."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def left_out(others: Counter[str]) -> Iterator[str]:
-    """Sentences that say what `list_images` left out."""
+    """Yield sentences about the files and folders that `list_images` left out."""
     files = Counter({suffix: count for suffix, count in others.items() if not suffix.endswith("/")})
     folders = Counter({name: count for name, count in others.items() if name.endswith("/")})
     if files:
@@ -164,12 +164,12 @@ def left_out(others: Counter[str]) -> Iterator[str]:
 
 
 def counted(count: int, noun: str) -> str:
-    """As ``3 folders``."""
+    """Format a count with its noun, such as ``3 folders``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def suffix_counts(others: Counter[str], most: int = 6) -> str:
-    """As ``.heic (20), .txt (1)``, the most frequent first."""
+    """Format the counts of suffixes, such as ``.heic (20), .txt (1)``, the most frequent first."""
     said = [f"{suffix or 'without suffix'} ({count})" for suffix, count in others.most_common(most)]
     return ", ".join([*said, *(["..."] if len(others) > most else [])])
 
@@ -180,7 +180,7 @@ def _holds_run(files: Iterable[str]) -> bool:
 
 
 def _leads_within(folder: str, base: str) -> bool:
-    """Whether a folder is a link to another one that a walk through ``base`` comes to anyway."""
+    """Return whether a folder is a link to another folder that a walk through ``base`` visits anyway."""
     if not os.path.islink(folder):
         return False
     parts = os.path.relpath(os.path.realpath(folder), base).split(os.sep)
@@ -188,7 +188,7 @@ def _leads_within(folder: str, base: str) -> bool:
 
 
 def _within(root: Path, folder: Path | None) -> str | None:
-    """The real path of ``folder``, where it is the root or lies below it."""
+    """Return the real path of ``folder`` if it is the root or lies below the root; else None."""
     if folder is None:
         return None
     real, base = os.path.realpath(folder), os.path.realpath(root)
@@ -201,7 +201,7 @@ def _stamp(folder: str) -> Stamp:
 
 
 def _place(root: Path, outside: str | None) -> Path | None:
-    """The folder where the list of ``root`` is kept; None where nothing shall be."""
+    """Return the cache folder for the list of ``root``; None if nothing is to be cached."""
     base = cache_folder()
     if base is None:
         return None
@@ -211,7 +211,7 @@ def _place(root: Path, outside: str | None) -> Path | None:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What folders.json holds."""
+    """Content of folders.json."""
 
     names: BareName
     folders: dict[str, tuple[Whole, Whole]]
@@ -233,7 +233,7 @@ def _load(place: Path, root: Path) -> tuple[NameList, Counter[str]] | None:
 
 
 def _keep(place: Path, names: NameList, folders: Folders, others: Counter[str]) -> NameList:
-    """Write the list, then what makes it valid; an older list stays for a while. Raises OSError."""
+    """Cache the list, then the stamps that validate it; older lists are kept for a while. Raises OSError."""
     place.mkdir(parents=True, exist_ok=True)
     file = place / f"{hashlib.sha256(names.joined()).hexdigest()[:16]}.names"
     names.save(file)

@@ -1,4 +1,4 @@
-"""Many names in two arrays, which may lie in a file that all processes share."""
+"""Lists of many names in two arrays, which may be mapped from a file that all processes share."""
 
 import os
 from collections.abc import Iterable
@@ -12,18 +12,19 @@ from fastmim.errors import RunError
 from fastmim.system.files import replacing
 
 MAGIC = b"fastmim names 1\n"
-HEAD = len(MAGIC) + 16  # number of names and of bytes follow it, then the ends, then the names
+HEAD = len(MAGIC) + 16  # magic, number of names and number of bytes; the ends and then the names follow
 
 
 def as_text(name: str) -> str:
-    """A name as text that can be written anywhere: bytes that are not UTF-8 become ``\\xe9``."""
+    """Convert a name to text that can be written anywhere: bytes that are not UTF-8 become ``\\xe9``."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 class NameList:
-    """Names by number: a million paths cost no Python object each.
+    """List of names without a Python object per name, for millions of paths.
 
-    One that was `load`ed is mapped from its file: processes share its pages, and pickled it is a path.
+    A list from `load` is mapped from its file: processes share the pages, and a pickle holds only the path
+    and the number of names.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -40,11 +41,11 @@ class NameList:
         return os.fsdecode(self._bytes[start : int(self._ends[index]) - 1].tobytes())
 
     def joined(self) -> memoryview:
-        """All names as the file system writes them, a zero byte after each."""
+        """Return all names in the file system's encoding, each followed by a zero byte."""
         return self._bytes.data
 
     def save(self, path: Path) -> None:
-        """Write a file that `load` maps, all of it or none. Raises OSError."""
+        """Write a file for `load`, atomically. Raises OSError."""
         with replacing(path) as part, open(part, "wb") as file:
             file.write(MAGIC)
             file.write(np.array([len(self._ends), len(self._bytes)], np.int64).tobytes())
@@ -53,7 +54,7 @@ class NameList:
 
     @classmethod
     def load(cls, path: Path) -> "NameList":
-        """Map what `save` wrote. Raises OSError or ValueError where it is not that."""
+        """Map a file that `save` wrote. Raises OSError, or ValueError if it is not such a file."""
         names = cls.__new__(cls)
         names._map(str(path))
         return names
@@ -87,7 +88,7 @@ class NameList:
 
 
 class Named:
-    """Images that are known by the names in ``self._names``."""
+    """Base class of sources whose images have the names in ``self._names``."""
 
     _names: NameList
 

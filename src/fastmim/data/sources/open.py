@@ -1,4 +1,4 @@
-"""Where images come from: one small protocol, and one class for each kind of place."""
+"""Open image data of any supported kind as an image source."""
 
 import os
 import tarfile
@@ -19,17 +19,17 @@ ARCHIVES = frozenset({".zip", ".7z", ".rar", ".tgz", ".gz", ".bz2", ".xz", ".zst
 def open_images(
     spec: str, columns: Columns | None = None, without: str | os.PathLike[str] | None = None
 ) -> ImageSource:
-    """Open what a person calls their data.
+    """Open the image source that ``spec`` names.
 
     Args:
-        spec: a folder (nested or not), what `fastmim pack` wrote, a .tar of images, a .parquet file or a
-            folder of them, a dataset saved by Hugging Face's ``save_to_disk``, ``hf:NAME[:SPLIT]``,
+        spec: a folder (nested or not), a pack of `fastmim pack`, a .tar of images, a .parquet file or a
+            folder of these, a dataset saved by Hugging Face's ``save_to_disk``, ``hf:NAME[:SPLIT]``,
             ``demo:photos`` or ``demo:digits``.
-        columns: which of a table's columns hold what. Default: found by name and type.
-        without: a folder that is none of the data, even where it lies within: the one that is written to.
+        columns: the table columns of images and classes. Default: found by name and type.
+        without: a folder to exclude, even if it lies within the data: the one that is written to.
 
     Raises:
-        UsageError: it does not exist, holds no images, or is of no kind that can be read.
+        UsageError: the data does not exist, holds no images, or is of a kind that cannot be read.
     """
     columns = columns or Columns()
     if spec.startswith("demo:"):
@@ -66,7 +66,7 @@ def _open_file(path: Path, columns: Columns) -> ImageSource:
 
 
 def _is_tar(path: Path) -> bool:
-    """Whether the standard library takes a regular file for a tar, perhaps a compressed one."""
+    """Return whether the standard library recognises a regular file as a tar, possibly a compressed one."""
     try:
         return tarfile.is_tarfile(path)
     except (EOFError, OSError, ValueError, MemoryError):

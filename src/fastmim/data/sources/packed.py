@@ -1,4 +1,4 @@
-"""Packed images: what `pack` wrote, read at random from memory-mapped Arrow files."""
+"""Packed images: the output of `pack`, read at random from memory-mapped Arrow files."""
 
 import bisect
 import json
@@ -22,18 +22,18 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class PackSettings:
-    """What decides the bytes of a pack."""
+    """Settings and properties of the source that determine the bytes of a pack."""
 
     short_side: Annotated[Whole, Field(ge=1)]
     encoding: Literal["jpeg", "raw"]
     quality: Annotated[Whole, Field(ge=1, le=100)] | None
-    """Of JPEGs; None for raw pixels."""
+    """JPEG quality; None for raw pixels."""
     format: Literal["arrow", "parquet"]
     in_chans: Annotated[Whole, Field(ge=1)]
     images: Count
-    """Of the source."""
+    """Number of images in the source."""
     digest: str
-    """Of the source's names, see `images.fingerprint`."""
+    """Digest of the source's names, see `base.fingerprint`."""
     classes: tuple[str, ...] | None
 
 
@@ -48,7 +48,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a pack, as it was written."""
+    """One file of a pack at the time of writing."""
 
     file: BareName
     rows: Count
@@ -60,7 +60,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a pack says of itself."""
+    """Description of a pack: its source, settings and files."""
 
     data: str
     settings: PackSettings
@@ -76,12 +76,12 @@ class Manifest:
         )
 
     def write(self, folder: Path) -> None:
-        """Raises OSError."""
+        """Write the manifest to its folder. Raises OSError."""
         write_json(folder / MANIFEST, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Raises UsageError where it is missing or damaged."""
+        """Read the manifest of a folder. Raises UsageError if it is missing or damaged."""
         path = folder / MANIFEST
         try:
             values = read_json(path)
@@ -92,35 +92,35 @@ class Manifest:
             raise UsageError(f"{path}: version {shown(version)} is not {VERSION}, which this fastmim reads")
         manifest = checked(cls, values, str(path))
         for shard in manifest.shards:
-            if shard.rows > shard.bytes:  # an image has a byte at least
+            if shard.rows > shard.bytes:  # an image has at least one byte
                 raise UsageError(f"{path}: {shard.file} cannot have {shard.rows} rows in {shard.bytes} bytes")
         return manifest
 
 
 def read_shard(path: Path) -> Shard:
-    """The note of a file. Raises OSError, or UsageError where it is none."""
+    """Read the note of a file. Raises OSError, or UsageError if the content is not a note."""
     return checked(Shard, read_json(path), str(path))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """All of it or none. Raises OSError."""
+    """Write a JSON file atomically. Raises OSError."""
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def is_packed(path: Path) -> bool:
-    """Whether `pack` wrote this folder, or began to."""
+    """Return whether `pack` wrote this folder, or started to."""
     return (path / MANIFEST).is_file()
 
 
 class PackedImages:
-    """The images of a complete pack of Arrow files: encoded JPEGs, or arrays that are views of the files.
+    """Images of a complete pack of Arrow files: encoded JPEGs, or arrays that are views of the files.
 
-    Pickled it is a path and a few numbers a file; files are mapped when they are first read. Each row is
+    A pickle holds a path and a few numbers per file; files are mapped when they are first read. Each row is
     compared with its checksum when it is read.
 
     Raises:
-        UsageError: a file is missing or cut off, or the pack was not packed to its end.
+        UsageError: a file is missing or cut off, or the pack is incomplete.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -142,7 +142,7 @@ class PackedImages:
     def name(self, index: int) -> str:
         try:
             rows, row = self._find(index)
-        except OSError:  # which reading it will report
+        except OSError:  # reported when the image is read
             return f"row {index}"
         return rows.path(row)
 
@@ -154,7 +154,7 @@ class PackedImages:
         return memoryview(b"".join(parts))
 
     def labels(self, where: str) -> list[str]:
-        """Each row's class by name. Raises UsageError where there are none."""
+        """Return the class name of each row. Raises UsageError if there are no classes."""
         if self.classes is None:
             raise UsageError(f"data: {where} was packed from images without classes")
         names: list[str] = []
@@ -184,7 +184,7 @@ class PackedImages:
         return self._shard(shard)[batch], row
 
     def _all_rows(self) -> Iterator[Rows]:
-        """Every record batch. Raises UsageError where a file is damaged."""
+        """Yield every record batch. Raises UsageError if a file is damaged."""
         for shard in range(len(self._files)):
             try:
                 yield from self._shard(shard)
@@ -192,7 +192,7 @@ class PackedImages:
                 raise UsageError(f"data: {error}; pack the images again") from error
 
     def _shard(self, number: int) -> list[Rows]:
-        """The record batches of a file. Raises OSError where it is damaged."""
+        """Return the record batches of a file. Raises OSError if the file is damaged."""
         if number not in self._opened:
             count = self._starts[number + 1] - self._starts[number]
             self._opened[number] = record_batches(self._files[number], self._raw, count)
@@ -203,7 +203,7 @@ class PackedImages:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raise UsageError where a file of a pack is missing or cut off."""
+    """Raise UsageError if a file of a pack is missing or cut off."""
     for shard in manifest.shards:
         path = folder / shard.file
         if not path.is_file() or path.stat().st_size != shard.bytes:

@@ -1,4 +1,4 @@
-"""Rows of a pack's Arrow files where they lie: mapped, checked for their form, and for what they hold."""
+"""Memory-mapped rows of a pack's Arrow files, checked for their format and content."""
 
 import zlib
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from fastmim.data.decode.pixels import first_line
 
 NOT_WHOLE = "its checksum is not that of what was packed"
-BATCH_ROWS = 256  # of a record batch: where a row lies is then known without searching
+BATCH_ROWS = 256  # of each record batch, so that a row is located without searching
 
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """A column of binary values or strings of a record batch, where it lies in the file."""
+    """A column of binary values or strings of a record batch, as views of the file."""
 
-    ends: NDArray[np.int32]  # one more than there are values
+    ends: NDArray[np.int32]  # offsets into ``data``, one more than there are values
     data: NDArray[np.uint8]
 
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
@@ -27,7 +27,7 @@ class _Values:
 
 
 class Rows(NamedTuple):
-    """A record batch."""
+    """The columns of a record batch."""
 
     images: _Values
     paths: _Values
@@ -39,25 +39,25 @@ class Rows(NamedTuple):
         return self.paths[row].tobytes().decode()
 
     def is_whole(self, row: int) -> bool:
-        """Whether a row is as it was written."""
+        """Return whether a row matches its checksum."""
         shape = (None, None, None) if self.shapes is None else self.shapes[row].tolist()
         label = None if self.labels is None else int(self.labels[row])
         return checksum(self.images[row], shape, self.path(row), label) == int(self.checksums[row])
 
 
 def checksum(payload: Any, shape: Sequence[int | None], path: str, label: int | None) -> int:
-    """Of all that a row holds: its image, as bytes, and what stands beside it."""
+    """Return the checksum of a row: of the image as bytes, the shape, the path and the label."""
     return zlib.crc32(repr([*shape, path, label]).encode(), zlib.crc32(payload))
 
 
 def open_table(file: str) -> Any:
-    """A file of a pack as a pyarrow table that is mapped. Raises OSError or pyarrow.ArrowInvalid."""
+    """Open a file of a pack as a memory-mapped pyarrow table. Raises OSError or pyarrow.ArrowInvalid."""
     with pa.memory_map(file) as mapped, pa.ipc.open_stream(mapped) as stream:
         return stream.read_all()
 
 
 def record_batches(file: str, raw: bool, count: int) -> list[Rows]:
-    """The record batches of a file of ``count`` rows. Raises OSError where it is damaged."""
+    """Return the record batches of a file of ``count`` rows. Raises OSError if the file is damaged."""
     try:
         table = open_table(file)
         batches = table.to_batches()
@@ -72,7 +72,7 @@ def record_batches(file: str, raw: bool, count: int) -> list[Rows]:
 
 
 def _rows(batch: Any, raw: bool) -> Rows:
-    """Raises KeyError or TypeError where columns are not those that `pack` writes."""
+    """Convert a record batch. Raises KeyError or TypeError if its columns are not those of a pack."""
     images = batch.column("pixels" if raw else "image")
     if not raw:
         if not pa.types.is_struct(images.type):

@@ -1,4 +1,4 @@
-"""Images in tables: parquet files, datasets saved by Hugging Face, and those of its hub."""
+"""Images in tables: parquet files, saved Hugging Face datasets, and datasets of the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class TableImages:
         return f"row {index}"
 
     def labels(self, where: str) -> list[str]:
-        """Each row's class by name, see `read_labels`; where there was a choice of columns, it is noted."""
+        """Return the class name of each row, see `read_labels`; note a choice between several columns."""
         column, others = choose_label(self._labels.features, self._chosen, where)
         self.notes = tuple(dict.fromkeys((*self.notes, *taken("classes", column, others))))
         return read_labels(self._labels, where, self._chosen)
@@ -53,7 +53,7 @@ class TableImages:
 
 
 class PackedTable(TableImages):
-    """A pack's parquet files: each row is compared with its checksum when it is read."""
+    """Parquet files of a pack: each row is compared with its checksum when it is read."""
 
     def read(self, index: int) -> bytes:
         data = super().read(index)
@@ -65,7 +65,7 @@ class PackedTable(TableImages):
 
 
 def open_packed(folder: Path, manifest: Manifest) -> PackedTable:
-    """The parquet files of a complete pack. Raises UsageError."""
+    """Open the parquet files of a complete pack. Raises UsageError."""
     check_files(folder, manifest)
     table = read_parquet([str(folder / shard.file) for shard in manifest.shards], str(folder))
     if len(table) != sum(shard.rows for shard in manifest.shards):
@@ -78,12 +78,12 @@ def open_packed(folder: Path, manifest: Manifest) -> PackedTable:
 def open_parquet(
     files: list[str], where: str, columns: Columns | None = None, notes: tuple[str, ...] = ()
 ) -> TableImages:
-    """One or several parquet files as one source. Raises UsageError, like the others below."""
+    """Open one or several parquet files as one source. Raises UsageError."""
     return TableImages(read_parquet(files, where), where, columns, notes)
 
 
 def open_saved(path: Path, columns: Columns | None = None) -> TableImages:
-    """What ``save_to_disk`` of Hugging Face's datasets wrote; of several splits the one for training."""
+    """Open the only or the training split of a dataset that ``save_to_disk`` wrote. Raises UsageError."""
     splits = read_saved(path)
     name = choose_split(splits, str(path))
     others = [f"{other} ({len(table)})" for other, table in splits.items() if other != name]
@@ -92,12 +92,12 @@ def open_saved(path: Path, columns: Columns | None = None) -> TableImages:
 
 
 def open_hub(spec: str, columns: Columns | None = None) -> TableImages:
-    """``hf:NAME[:SPLIT]``, a dataset of the Hugging Face hub."""
+    """Open ``hf:NAME[:SPLIT]``, a dataset of the Hugging Face hub. Raises UsageError."""
     return TableImages(read_hub(spec)["train"], spec, columns)
 
 
 def read_parquet(files: list[str], where: str) -> Any:
-    """The table in one or several parquet files."""
+    """Read the table in one or several parquet files. Raises UsageError."""
     import datasets
 
     _check_files(files, where)
@@ -109,7 +109,10 @@ def read_parquet(files: list[str], where: str) -> Any:
 
 
 def read_saved(path: Path) -> dict[str, Any]:
-    """The tables of a saved dataset by split; one without splits is called train."""
+    """Read the tables of a saved dataset by split; a table without splits is named train.
+
+    Raises UsageError if it cannot be read.
+    """
     import datasets
 
     _check_files([str(file) for file in path.rglob("*") if not file.is_dir()], str(path))
@@ -121,7 +124,15 @@ def read_saved(path: Path) -> dict[str, Any]:
 
 
 def read_hub(spec: str, every_split: bool = False) -> dict[str, Any]:
-    """The tables of ``hf:NAME[:SPLIT]`` by split: all there are, or the one named (train), called train."""
+    """Read the tables of ``hf:NAME[:SPLIT]`` by split.
+
+    Args:
+        every_split: read all splits if ``spec`` names none. Otherwise the result is one table under the key
+            train: that of the named split, by default train.
+
+    Raises:
+        UsageError: the dataset cannot be loaded.
+    """
     import datasets
 
     name, _, split = spec.removeprefix("hf:").partition(":")
@@ -134,12 +145,12 @@ def read_hub(spec: str, every_split: bool = False) -> dict[str, Any]:
 
 
 def is_saved(path: Path) -> bool:
-    """Whether Hugging Face's ``save_to_disk`` wrote this folder."""
+    """Return whether Hugging Face's ``save_to_disk`` wrote this folder."""
     return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 def _check_files(files: list[str], where: str) -> None:
-    """Raises UsageError where a reader could wait for one of them, or it cannot be opened."""
+    """Raise UsageError if a file could block its reader, or cannot be opened."""
     for file in files:
         reason = why_not_regular(file)
         if reason:
@@ -147,7 +158,10 @@ def _check_files(files: list[str], where: str) -> None:
 
 
 def read_labels(table: Any, where: str, columns: Columns | None = None) -> list[str]:
-    """Each row's class by name. Raises UsageError where no column holds classes, or which one is open."""
+    """Return the class name of each row.
+
+    Raises UsageError if there is no column of classes, several could be it, or a row has no class.
+    """
     import datasets
 
     column, _ = choose_label(table.features, columns or Columns(), where)

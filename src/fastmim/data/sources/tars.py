@@ -1,4 +1,4 @@
-"""The images of an uncompressed tar, found in one pass over its headers; what is left out is counted."""
+"""Images of an uncompressed tar, found in one pass over its headers; files left out are counted."""
 
 import errno
 import io
@@ -21,22 +21,22 @@ from fastmim.errors import UsageError
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 2048 * BLOCK
 MAGIC, MAGIC_AT = b"ustar", 257
-EXTENDED = b"xgXLK"  # types of headers that say more about the next one
-PAX = b"xgX"  # those that do so in records
+EXTENDED = b"xgXLK"  # types of headers that extend the next header
+PAX = b"xgX"  # types whose content is records
 RECORD = re.compile(rb"\d+ [^=]+=")
-MOST_EXTENDED = 1 << 20  # bytes of these
-MOST_LINKS = 40  # on the way from a name to a file, as Linux has it
-# What the standard library raises of headers that make no sense.
+MOST_EXTENDED = 1 << 20  # bytes of an extended header
+MOST_LINKS = 40  # followed from a name to a file, the limit of Linux
+# Exceptions that the standard library raises for invalid headers.
 BAD_HEADER = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError)
 
 
 class TarImages(Named):
-    """The image files of an uncompressed tar, read at random where they lie; links are followed within it.
+    """Image files of an uncompressed tar, read at random from the tar; links are followed within the tar.
 
     Raises:
-        tarfile.ReadError: it is no tar.
-        UsageError: it is cut off.
-        OSError: it cannot be read.
+        tarfile.ReadError: the file is not a tar.
+        UsageError: the tar is cut off.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: str) -> None:
@@ -61,7 +61,7 @@ Place = tuple[int, int]  # offset, bytes
 
 
 class _Links:
-    """Names of a tar that lead to others of it."""
+    """Links of a tar to other names of the same tar."""
 
     def __init__(self) -> None:
         self.files: dict[str, Place] = {}
@@ -75,7 +75,7 @@ class _Links:
         return len(self._to)
 
     def follow(self, name: str) -> Place | None:
-        """Where the file of a name lies; None where the tar has none."""
+        """Return the place of the file that a name leads to; None if the tar has no such file."""
         name = plain(name)
         for _ in range(MOST_LINKS):
             if name in self.files and name not in self._to:
@@ -90,12 +90,12 @@ class _Links:
 
 
 def plain(name: str) -> str:
-    """A path within a tar as it is from the tar's top: without ``./``, ``../`` above it and a first slash."""
+    """Normalise a path to the tar's top: without ``./``, a leading slash, or ``../`` above the top."""
     return posixpath.normpath("/" + name).lstrip("/")
 
 
 def _index(path: str) -> tuple[list[tuple[str, Place]], tuple[str, ...]]:
-    """Name and place of each image, in the tar's order; and what there is to be said."""
+    """Return the name and place of each image, in the tar's order, and the notes on the tar."""
     found: list[tuple[str, Place | None]] = []  # None: a link
     others: Counter[str] = Counter()
     left: Counter[str] = Counter()
@@ -137,7 +137,7 @@ def _index(path: str) -> tuple[list[tuple[str, Place]], tuple[str, ...]]:
 
 
 class _Headers:
-    """The members of a tar: past its end mark, where another follows, and past headers that are damaged."""
+    """Iterate over the members of a tar, past damaged headers and into tars that follow its end mark."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -146,7 +146,7 @@ class _Headers:
         self._skipped = 0  # bytes
 
     def __enter__(self) -> "_Headers":
-        self._file = open(open_regular(self.path), "rb", buffering=0)  # what is sought is where it is read
+        self._file = open(open_regular(self.path), "rb", buffering=0)  # lseek and pread bypass buffers
         self._size = os.fstat(self._file.fileno()).st_size
         self._tar = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * BLOCK)), mode="r")
         self._tar.fileobj = self._file
@@ -193,7 +193,7 @@ class _Headers:
             )
 
     def _member(self, offset: int) -> tarfile.TarInfo:
-        """The member whose first header is at ``offset``; the tar's own offset is then that of the next."""
+        """Return the member whose first header is at ``offset``; move the tar's offset to the next header."""
         block = self._block(offset)
         if len(block) < BLOCK and not offset:
             raise tarfile.ReadError("too short for a tar")
@@ -220,7 +220,7 @@ class _Headers:
         return member
 
     def _has_records(self, offset: int, block: bytes) -> bool:
-        """Whether what follows a pax header begins with a record, "LENGTH KEYWORD=VALUE"."""
+        """Return whether a pax header is empty or begins with a record, "LENGTH KEYWORD=VALUE"."""
         size = tarfile.TarInfo.frombuf(block, "utf-8", "replace").size
         return size == 0 or RECORD.match(self._block(offset + BLOCK, min(size, BLOCK))) is not None
 
@@ -231,7 +231,7 @@ class _Headers:
         return os.pread(self._file.fileno(), length, offset)
 
     def _next_content(self, offset: int) -> int:
-        """The first block from ``offset`` on that is not all zero; the file's size where there is none."""
+        """Return the offset of the first nonzero block from ``offset``; the file's size if there is none."""
         while offset < self._size:
             offset = self._past_hole(offset)
             chunk = self._block(offset, CHUNK)
@@ -242,7 +242,7 @@ class _Headers:
         return self._size
 
     def _next_header(self, offset: int) -> int | None:
-        """The first block from ``offset`` on that is a sound header; None where there is none."""
+        """Return the offset of the first valid header from ``offset``; None if there is none."""
         while offset < self._size:
             offset = self._past_hole(offset)
             chunk = self._block(offset, CHUNK)
@@ -256,11 +256,11 @@ class _Headers:
         return None
 
     def _past_hole(self, offset: int) -> int:
-        """The next block that was written, from ``offset`` on: holes of a sparse file are not read."""
+        """Return the offset of the next written block from ``offset``: holes of sparse files are not read."""
         try:
             return os.lseek(self._file.fileno(), offset, os.SEEK_DATA) // BLOCK * BLOCK
         except OSError as error:
-            return self._size if error.errno == errno.ENXIO else offset  # no more data; a system without it
+            return self._size if error.errno == errno.ENXIO else offset  # no more data; or not supported
         except AttributeError:
             return offset
 

@@ -1,7 +1,8 @@
-"""Augmentations of fine-tuning, by timm: RandAugment, random erasing, mixup and CutMix (paper: table 12).
+"""Fine-tuning augmentations from timm: RandAugment, random erasing, mixup and CutMix (paper: table 12).
 
-timm draws from the global generators of Python and NumPy: within `seeded` they are set, and put back
-afterwards, so that what is drawn is a function of the seed. torch's own, which erases, the loop seeds.
+timm draws from the global generators of Python and NumPy: `seeded` sets both and restores them afterwards, so
+that the draws are a function of the seed. Random erasing draws from torch's generator, which the training
+loop seeds.
 """
 
 import contextlib
@@ -22,11 +23,11 @@ from fastmim.data.decode.pixels import Pixels
 from fastmim.data.settings import AugmentConfig
 from fastmim.system.size import Size
 
-MOST_SHIFT = 0.45  # of the image's shorter side, by which RandAugment moves it
+MOST_SHIFT = 0.45  # largest translation by RandAugment, as a share of the image's shorter side
 
 
 class RandAugment:
-    """Changes a crop (H, W, 3) of 8 bits by two operations that are drawn from ``seeds``."""
+    """Apply two operations drawn from ``seeds`` to an 8-bit crop (H, W, 3); return other crops unchanged."""
 
     def __init__(self, config: AugmentConfig, size: Size, mean: tuple[float, ...]) -> None:
         fill = tuple(min(255, round(255 * value)) for value in mean)
@@ -46,12 +47,12 @@ class RandAugment:
 
 
 def _at_least_one_bit(level_fn: Callable[..., tuple[int]], level: float, hparams: Any) -> tuple[int]:
-    """timm asks for no bits at all at the highest levels, which Pillow refuses."""
+    """Keep Posterize at one bit or more: timm asks for none at the highest levels, which Pillow refuses."""
     return (max(1, level_fn(level, hparams)[0]),)
 
 
 class Mixing:
-    """Turns images and classes into mixed images (B, C, H, W) and soft targets (B, classes)."""
+    """Erase and mix: images and classes -> mixed images (B, C, H, W) and soft targets (B, classes)."""
 
     def __init__(self, config: AugmentConfig, classes: int) -> None:
         self.classes = classes
@@ -78,7 +79,7 @@ class Mixing:
                 images = self.erase(images)
             if self.mix is None:
                 return images, self.soft(labels_B)
-            even = len(images) // 2 * 2  # it mixes pairs: an odd one out stays as it is
+            even = len(images) // 2 * 2  # timm mixes pairs: the last image of an odd batch stays unmixed
             mixed, targets = images[even:], self.soft(labels_B[even:])
             if even:
                 pairs, soft = self.mix(images[:even], labels_B[:even])
@@ -86,7 +87,7 @@ class Mixing:
             return mixed, targets
 
     def soft(self, labels_B: Tensor) -> Tensor:
-        """Smoothed one-hot targets (B, classes) of unmixed images."""
+        """Return smoothed one-hot targets (B, classes) of unmixed images."""
         targets: Tensor = mixup_target(  # type: ignore[no-untyped-call]
             labels_B, self.classes, smoothing=self.smoothing
         )
@@ -95,7 +96,7 @@ class Mixing:
 
 @contextlib.contextmanager
 def seeded(seeds: tuple[int, ...]) -> Iterator[None]:
-    """Within the block, Python's and NumPy's global generators are functions of ``seeds``."""
+    """Seed Python's and NumPy's global generators within the block, and restore their states afterwards."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
     first, second = np.random.SeedSequence(seeds).generate_state(2)
     random.seed(int(first))

@@ -1,4 +1,4 @@
-"""RandomResizedCrop from one NumPy generator a batch: crops and flips are a function of the seed."""
+"""RandomResizedCrop from one NumPy generator per batch: crops and flips are a function of the seed."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class CropDraws:
-    """The random numbers of a batch of crops, drawn before any image is known."""
+    """Random numbers of a batch of crops, drawn before the size of any image is known."""
 
     areas: np.ndarray  # (B, ATTEMPTS), share of the image's area
     aspects: np.ndarray  # (B, ATTEMPTS), width / height
@@ -24,7 +24,7 @@ class CropDraws:
     flips: np.ndarray  # (B,), boolean
 
     def part(self, part: slice) -> "CropDraws":
-        """Those of some of the crops."""
+        """Return the draws of a slice of the crops."""
         return CropDraws(
             self.areas[part], self.aspects[part], self.tops[part], self.lefts[part], self.flips[part]
         )
@@ -40,7 +40,7 @@ class CropDraws:
         return list(zip(self.tops.tolist(), self.lefts.tolist(), strict=True))
 
     def box(self, row: int, height: int, width: int) -> Box:
-        """The first of the drawn shapes that fits the image, else the largest centred one that does."""
+        """Return the first drawn box that fits the image, or else the largest centred one that fits."""
         side = math.sqrt(height * width)
         for tall, wide in self._shapes[row]:
             h, w = round(tall * side), round(wide * side)
@@ -51,7 +51,7 @@ class CropDraws:
 
 
 def draw_crops(config: CropConfig, count: int, seeds: Sequence[int]) -> CropDraws:
-    """The draws of a batch of ``count`` crops, fixed by ``seeds``."""
+    """Draw the random numbers of a batch of ``count`` crops from ``seeds``."""
     generator = np.random.default_rng(list(seeds))
     low, high = (math.log(bound) for bound in config.aspect)
     areas = generator.uniform(*config.scale, (count, ATTEMPTS))
