@@ -1,8 +1,8 @@
-"""Any backbone as a map from images (B, C, H, W) to features (B, D, h, w).
+"""Adapt any backbone to a map from images (B, C, H, W) to features (B, D, h, w).
 
-Nothing here knows an architecture. What a model can do is asked of the model (`set_input_size`,
-`pos_embed`, its constructor's arguments), and its output layout, stride and width are found by running
-it once.
+This module knows no architecture. The capabilities of a model are read from the model (`set_input_size`,
+`pos_embed`, its constructor's arguments), and its output layout, stride and width are found by one forward
+pass.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ from fastmim.encoders.visible.windows import Layout
 from fastmim.mim.grids import tokens_to_map
 from fastmim.system.size import Size
 
-DEPTH_ARGUMENTS = ("depths", "depth", "layers")  # by which constructors are told their number of blocks
+DEPTH_ARGUMENTS = ("depths", "depth", "layers")  # names of constructor arguments for the number of blocks
 
 
 class Encoder(nn.Module):
     """A backbone with its feature map, stride (pixels between tokens) and width (D).
 
-    ``model`` is the very module that fine-tuning uses; ``model_name`` and ``model_kwargs`` rebuild it
-    (`encoders.registry.create`), and ``model.state_dict()`` carries its own keys. ``full_kwargs`` rebuild it
-    with the blocks that were left out.
+    ``model`` is the same module that fine-tuning uses; ``model_name`` and ``model_kwargs`` rebuild it
+    (`encoders.registry.create`), and ``model.state_dict()`` has the model's original keys. ``full_kwargs``
+    rebuild it with the blocks that were omitted.
     """
 
     def __init__(
@@ -66,23 +66,23 @@ class Encoder(nn.Module):
     def _take(self, features: Features) -> None:
         for known in ("embedding", "dropping", "layers"):
             self.__dict__.pop(known, None)
-        self._layouts: set[Layout] = set()  # of window attention, as far as `visible` has met them
+        self._layouts: set[Layout] = set()  # layouts of window attention found by earlier strips
         self.features = features
         self.way, self.layout, self.prefix_tokens, self.stride, self.width, self.grid = features
 
     def forward(self, images_BCHW: Tensor, edit: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Features (B, D, H/stride, W/stride).
+        """Compute features (B, D, H/stride, W/stride).
 
         Args:
             images_BCHW: normalised images.
-            edit: changes the patch embedding's tokens, (B, d, h', w') -> the same shape.
+            edit: function applied to the tokens of the patch embedding, (B, d, h', w') -> (B, d, h', w').
         """
         return self.with_prefix(images_BCHW, edit)[0]
 
     def with_prefix(
         self, images_BCHW: Tensor, edit: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `forward`, and beside the map the prefix tokens (B, P, D), where the model has some."""
+        """Compute features as `forward`, and the prefix tokens (B, P, D), or None if the model has none."""
         keep = self._keep if has_layers(self.model) else None
         editing = contextlib.nullcontext() if edit is None else edited(self.model, self.embedding, edit)
         with editing:
@@ -107,10 +107,10 @@ class Encoder(nn.Module):
 
     @contextlib.contextmanager
     def capture(self, wanted: Sequence[int]) -> Iterator[Keep]:
-        """Within the block, `forward` leaves the maps of the layers ``wanted`` in what this gives.
+        """Context in which `forward` stores the maps of the layers ``wanted`` in the yielded `Keep`.
 
         Args:
-            wanted: numbers from 0, see `layers`.
+            wanted: layer indices from 0, see `layers`.
         """
         self._keep = Keep(wanted)
         try:
@@ -119,17 +119,17 @@ class Encoder(nn.Module):
             self._keep = None
 
     def forward_layers(self, images_BCHW: Tensor, wanted: Sequence[int]) -> list[Tensor]:
-        """The maps (B, D, h, w) of the layers ``wanted``, without the features."""
+        """Compute only the maps (B, D, h, w) of the layers ``wanted``, without the final features."""
         if has_layers(self.model):
             return layers_alone(self.model, images_BCHW, wanted)
         return [self(images_BCHW)] * len(wanted)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """The form of each layer's map: of blocks or of stages; of a model that tells none, its features.
+        """Width and grid of each layer (block or stage), or of the final features if the model has no layers.
 
         Raises:
-            UsageError: the model does not give them.
+            UsageError: the model does not give the maps of its layers.
         """
         if not has_layers(self.model):
             grid = (self.image_size[0] // self.stride, self.image_size[1] // self.stride)
@@ -137,7 +137,7 @@ class Encoder(nn.Module):
         return find_layers(self.model, self.model_name, self.image_size, self.in_chans)
 
     def check_keeping(self) -> None:
-        """Raise UsageError unless `forward` gives the same features within `keeping`."""
+        """Raise UsageError unless `forward` gives the same features within `capture`."""
         if has_layers(self.model):
             check_same_features(self.model, self.model_name, self.image_size, self.in_chans, self.way)
 
@@ -148,16 +148,16 @@ class Encoder(nn.Module):
         choose: Choose,
         edit: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Only some tokens go through the blocks: prefix tokens (B', P, D) and those chosen (B', K, D).
+        """Encode only selected tokens; returns prefix tokens (B', P, D) and selected tokens (B', K, D).
 
         Args:
             images_BCHW: normalised images.
-            places_BK: where on the grid, row by row, those tokens stand, (B', K).
-            choose: takes them out of all of an image's, with their positions: (B, N, D) -> (B', K, D).
-            edit: as in `forward`; may give a multiple of the batch.
+            places_BK: row-major indices of the selected tokens on the grid, (B', K).
+            choose: selects tokens from all of an image's, with position embeddings: (B, N, D) -> (B', K, D).
+            edit: as in `forward`; may return a multiple of the batch.
 
         Raises:
-            UsageError: this is no backbone of which tokens can be left out.
+            UsageError: the backbone cannot drop tokens.
         """
         editing = contextlib.nullcontext() if edit is None else edited(self.model, self.embedding, edit)
         dropping = self.dropping
@@ -168,39 +168,43 @@ class Encoder(nn.Module):
     def forward_blocks(
         self, images_BCHW: Tensor, places_BV: Tensor, places_V: Tensor | None = None
     ) -> Tensor:
-        """Only some blocks, as large as the stride, are computed: their features (B, V, D).
+        """Encode only selected blocks, each as large as the stride; returns their features (B, V, D).
 
         Args:
             images_BCHW: normalised images.
-            places_BV: where on the grid, row by row, those blocks stand. With window attention they must be
-                the same in all images.
-            places_V: the same on the CPU. Without it, window attention has to read ``places_BV`` back.
+            places_BV: row-major indices of the selected blocks on the grid. With window attention they must
+                be the same in all images.
+            places_V: the same indices on the CPU. Without them, window attention copies ``places_BV`` from
+                the device.
         """
         strip = Strip(places_BV, self.grid, places_V, self._layouts)
         return strip_features(self.model, images_BCHW, strip, self.features)
 
     def check_visible(self) -> None:
-        """Raise UsageError unless `visible` works at the present size."""
+        """Raise UsageError unless `forward_blocks` works at the current image size."""
         check_strips(
             self.model, self.model_name, self.image_size, self.in_chans, self.features, self._layouts
         )
 
     @cached_property
     def dropping(self) -> Dropping:
-        """How the model leaves tokens out. Raises UsageError where it cannot."""
+        """Form in which the model drops tokens. Raises UsageError if it cannot."""
         return find_dropping(self.model, self.model_name, self.image_size, self.in_chans, self.features)
 
     @cached_property
     def embedding(self) -> Embedding:
-        """The model's first part that makes tokens of pixels. Raises UsageError where there is none."""
+        """First module that converts pixels to tokens. Raises UsageError if there is none."""
         return find_embedding(self.model, self.model_name, self.image_size, self.in_chans, self.way)
 
     def set_image_size(self, image_size: Size) -> Resampler:
-        """Go on at another size: position embeddings and bias tables are resampled (bicubic).
+        """Change the image size: position embeddings and bias tables are resampled (bicubic).
 
         Returns:
-            What does the same to other tensors with the names and shapes of this encoder's parameters,
+            A function that resamples other tensors with the names and shapes of this encoder's parameters,
             such as an optimiser's running means.
+
+        Raises:
+            UsageError: the model cannot have that size.
         """
         old_size, old_kwargs = self.image_size, self.model_kwargs
         kept = take_tables(self.model)

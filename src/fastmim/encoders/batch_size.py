@@ -1,4 +1,4 @@
-"""How few images a backbone trains on at a time: a batch norm needs more than one value of each channel."""
+"""Check the smallest micro-batch of a backbone: a batch norm needs more than one value of each channel."""
 
 import torch
 from torch import nn
@@ -8,16 +8,16 @@ from fastmim.encoders.registry import weightless
 from fastmim.errors import UsageError
 from fastmim.system.size import Size
 
-COMPLAINT = "more than 1 value per channel"  # PyTorch's, whatever the norm
+COMPLAINT = "more than 1 value per channel"  # part of PyTorch's message, for every kind of batch norm
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether some layer takes statistics over the images of a batch."""
+    """Whether a layer computes statistics over the images of a batch."""
     return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 def fails_on_one(module: nn.Module, image_size: Size, in_chans: int) -> bool:
-    """Whether ``module`` cannot train on a single image of ``image_size``: its smallest map is one place."""
+    """Whether ``module`` cannot train on one image of ``image_size``, as its smallest map is one position."""
     if not has_batch_norm(module):
         return False
     images = torch.empty(1, in_chans, *image_size, device="meta")
@@ -25,7 +25,7 @@ def fails_on_one(module: nn.Module, image_size: Size, in_chans: int) -> bool:
         weightless(module).train()(images)
     except ValueError as error:
         return COMPLAINT in str(error)
-    except Exception:  # a model that does not run without memory: its first step will tell
+    except Exception:  # the model does not run on the meta device; its first step will raise
         return False
     return False
 
@@ -33,11 +33,15 @@ def fails_on_one(module: nn.Module, image_size: Size, in_chans: int) -> bool:
 def check_batch(
     module: nn.Module, name: str, image_size: Size, in_chans: int, share: int, micro_batch: int | None
 ) -> None:
-    """Raise UsageError where a step would have a device train on one image at a time, and that cannot be.
+    """Raise UsageError if a step would train on one image at a time and the model does not support that.
 
     Args:
-        name: of the model, for the error.
-        share: images of each step that a device has.
+        module: the model.
+        name: name of the model, for the error message.
+        image_size: (H, W) of the images.
+        in_chans: channels of the images.
+        share: images per device in each step.
+        micro_batch: images per forward pass; None: the whole share.
     """
     at_a_time = min(share, micro_batch or share)
     if at_a_time > 1 or not fails_on_one(module, image_size, in_chans):
@@ -51,7 +55,7 @@ def check_batch(
 
 
 def explain(error: ValueError) -> str | None:
-    """What a person can do about a batch norm's complaint; None where it is another error."""
+    """Advice for the user if a batch norm raised ``error`` for a single value; None for other errors."""
     if COMPLAINT not in str(error):
         return None
     return (

@@ -1,4 +1,4 @@
-"""From a model's name, or a module, to an `Encoder`: without its classifier, perhaps with fewer blocks."""
+"""Build an `Encoder` from a model's name or a module, without classifier and optionally with fewer blocks."""
 
 from functools import partial
 from typing import Any
@@ -25,18 +25,23 @@ def build_encoder(
     model_kwargs: dict[str, Any] | None = None,
     config: EncoderConfig = EncoderConfig(),
 ) -> Encoder:
-    """Build a backbone at ``image_size`` = (H, W), without its classifier, ready to pre-train.
+    """Build a backbone at ``image_size`` = (H, W), without its classifier, ready for pre-training.
 
-    Weights are drawn from torch's global generator; a module keeps its own. Parameters that the feature
-    map does not depend on (a classifier's norm, say) are frozen as they are.
+    Weights are drawn from torch's global generator; a given module keeps its weights. Parameters that the
+    feature map does not depend on (for example a classifier's norm) are frozen at their current values.
 
     Args:
-        model: a name of timm's, ``package.module:factory``, or a module of one's own: anything that turns
-            images into a feature map (B, D, h, w) or tokens (B, h*w, D), or a list of which that is the last.
+        model: a timm name, ``package.module:factory``, or a custom module: anything that maps images to a
+            feature map (B, D, h, w) or tokens (B, h*w, D), or to a list whose last item is one of these.
+        image_size: (H, W) of the encoder's input.
+        in_chans: channels of the images.
+        model_kwargs: further arguments of the model's constructor.
+        config: initial weights, position embedding, relative position tables and depth.
 
     Raises:
-        UsageError: no such model, an argument it does not take, or a size it cannot run at.
+        UsageError: the model is unknown, does not take an argument, or does not run at that size.
     """
+    # Create the model, at the requested size and depth if it is given by name.
     if isinstance(model, nn.Module):
         for setting, value in (("encoder.depth", config.depth), ("model_kwargs", model_kwargs)):
             if value:
@@ -52,6 +57,7 @@ def build_encoder(
             encoder = Encoder(create(model, kwargs), model, kwargs, image_size, in_chans, full_kwargs)
         except DoesNotRun as error:
             raise UsageError(f"{error}{_sizes_instead(model, model_kwargs or {}, image_size)}") from error
+    # Draw initial weights, set up tables and position embedding, and freeze unused parameters.
     if config.init == "xavier" and isinstance(model, str):
         draw_xavier(encoder.model)
     if config.table_window is not None:
@@ -65,7 +71,7 @@ def build_encoder(
 
 
 def _sizes_instead(model: str, model_kwargs: dict[str, Any], image_size: Size) -> str:
-    """Which sizes would work, where the size is what does not."""
+    """List the sizes that work, for an error message; empty if the size is not the cause of the error."""
     unsized = {name: value for name, value in model_kwargs.items() if name != "img_size"}
     try:
         sizes = working_sizes(model, unsized)
@@ -75,12 +81,12 @@ def _sizes_instead(model: str, model_kwargs: dict[str, Any], image_size: Size) -
 
 
 def name_of(model: nn.Module) -> str:
-    """What a module of someone's own is called in a run's files."""
+    """Name of a custom module in a run's files."""
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def _shortened(name: str, kwargs: dict[str, Any], depth: int | tuple[int, ...]) -> dict[str, Any]:
-    """The arguments that leave the last blocks out. Raises UsageError unless the rest is as it was."""
+    """Return arguments that omit the last blocks. Raises UsageError if the others would change."""
     full = without_memory(partial(create, name, kwargs))
     takes = arguments_of(name, full)
     argument = next((argument for argument in DEPTH_ARGUMENTS if argument in takes), None)

@@ -14,27 +14,27 @@ from fastmim.encoders.sizes import Sizes, working_sizes
 from fastmim.errors import UsageError
 from fastmim.system.processes import in_processes
 
-LEAST_SHARED = 4  # names, from where processes are worth their start
+LEAST_SHARED = 4  # number of names from which worker processes save time
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """What is known of a backbone without training it."""
+    """Properties of a backbone that are known without training it."""
 
     name: str
     family: str
-    """The module of timm (or of this package) that it is written in."""
+    """Module of timm (or of this package) that defines the backbone."""
     parameters: float
-    """Millions, without the classifier."""
+    """Parameters in millions, without the classifier."""
     sizes: Sizes | None
-    """None: it works at no size that was tried."""
+    """Working image sizes; None: the backbone works at none of the sizes tried."""
     reason: str = ""
     levels: int = 0
-    """Of learning rates under layer decay: stem, blocks, head; 0: not looked for."""
+    """Levels of learning rates under layer decay: stem, blocks, head; 0: not determined."""
 
 
 def names_like(pattern: str | None) -> list[str]:
-    """Known names, all of them or those that a word or a pattern (``swin*``) fits."""
+    """List all known names, or those that match a word or a pattern (``swin*``)."""
     names: list[str] = timm.list_models()
     if not pattern:
         return names
@@ -46,24 +46,24 @@ def names_like(pattern: str | None) -> list[str]:
 
 
 def family_of(name: str) -> str:
-    """The module that a model's constructor stands in."""
+    """Name of the module that defines a model's constructor."""
     return str(timm.model_entrypoint(name).__module__).rpartition(".")[2]
 
 
 def parameters_of(name: str, model_kwargs: dict[str, Any] | None = None) -> int:
-    """Parameters without the classifier."""
+    """Count the parameters of a backbone without its classifier."""
     return sum(p.numel() for p in without_memory(partial(create, name, model_kwargs or {})).parameters())
 
 
 def levels_of(name: str, model_kwargs: dict[str, Any] | None = None) -> int:
-    """Levels of learning rates that layer decay has in fine-tuning."""
+    """Count the levels of learning rates that layer decay has in fine-tuning."""
     kwargs = {**(model_kwargs or {}), "num_classes": 2}
     levels = parameter_levels(without_memory(partial(create, name, kwargs)))
     return max(levels.values()) + 1 if levels else 0
 
 
 def look_up(name: str, model_kwargs: dict[str, Any] | None = None) -> Backbone:
-    """Try a backbone at several sizes, without memory and arithmetic where that works."""
+    """Try a backbone at several sizes, without memory and arithmetic where possible."""
     family = family_of(name)
     try:
         parameters = parameters_of(name, model_kwargs) / 1e6
@@ -77,7 +77,7 @@ def look_up(name: str, model_kwargs: dict[str, Any] | None = None) -> Backbone:
 
 
 def smallest_of_each_family(names: Sequence[str], processes: int) -> list[str]:
-    """Of each family, the name with the fewest parameters."""
+    """Return the name with the fewest parameters of each family."""
     families: dict[str, list[tuple[int, str]]] = {}
     for name, parameters in zip(names, each(parameters_of, names, processes), strict=True):
         families.setdefault(family_of(name), []).append((parameters, name))
@@ -85,7 +85,7 @@ def smallest_of_each_family(names: Sequence[str], processes: int) -> list[str]:
 
 
 def each(work: Callable[[str], Any], names: Sequence[str], processes: int) -> Iterator[Any]:
-    """``work`` of each name, in order, as they come; in several processes where asked."""
+    """Yield ``work(name)`` for each name in order, computed in up to ``processes`` worker processes."""
     workers = processes if len(names) >= LEAST_SHARED else 1
     for _, found in in_processes(work, (), names, workers, ordered=True, terminate=True):
         yield found

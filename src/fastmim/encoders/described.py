@@ -1,4 +1,4 @@
-"""The model that a file describes, built without memory and within limits: what its weights must fit."""
+"""Build the model that a file describes on the meta device, within limits, to check the file's weights."""
 
 import contextlib
 import dataclasses
@@ -18,16 +18,16 @@ from fastmim.encoders.trust import NOTHING, Trust, check_plain, numbers_in
 from fastmim.errors import UsageError
 from fastmim.system.documents import shown
 
-LARGE = 1 << 10  # from where a number may make building slow: timm has loops over places of a window
-MOST_PARAMETERS = 100_000_000  # that a model may have, whatever its file holds
-TIMES_THE_FILE = 64  # what may have been left out of the file: encoder.depth leaves out the last blocks
-# What timm's constructors take out of **kwargs by hand, and what it has for all models.
+LARGE = 1 << 10  # larger arguments may make building slow: timm has loops over the positions of a window
+MOST_PARAMETERS = 100_000_000  # allowed for any model, however few its file holds
+TIMES_THE_FILE = 64  # model over file: a file can lack parameters, as encoder.depth omits the last blocks
+# Arguments that timm's constructors read from **kwargs, and those that timm defines for all models.
 FURTHER_ARGUMENTS = frozenset({"num_classes", "in_chans", "bn_tf", "bn_momentum", "bn_eps"})
 ELSEWHERE = frozenset({"self", "args", "kwargs", "cfg", "device", "dtype"})
 
 
 def most_parameters(numbers: int) -> int:
-    """That a model may have whose file holds so many numbers."""
+    """Limit of parameters for a model whose file holds ``numbers`` tensor elements."""
     return MOST_PARAMETERS + TIMES_THE_FILE * numbers
 
 
@@ -39,21 +39,25 @@ def check_described(
     trust: Trust = NOTHING,
     setting: str = "model",
 ) -> nn.Module | None:
-    """Build the model that a file describes, without memory; None where somebody's own code cannot.
+    """Build the model that a file describes on the meta device; None if custom code does not support that.
 
     Args:
-        kwargs: what the file says that builds it.
-        numbers: that the file's tensors hold.
-        where: the file, in messages.
-        setting: where the user would give the name.
+        name: the model's name in the file.
+        kwargs: the constructor arguments in the file.
+        numbers: elements of all tensors in the file.
+        where: the file, for error messages.
+        trust: factories that may be imported.
+        setting: the setting by which the user would give the name.
 
     Raises:
-        UsageError: it may not be built, or cannot.
+        UsageError: the model is not allowed, or cannot be built.
     """
+    # Check the name and the values of the arguments, without building anything.
     trust.check(name, where, setting)
     if not (is_custom(name) or is_known(name)):
         raise UsageError(f"{where} holds the weights of your own module {shown(name)}: give it as model=")
     check_plain(kwargs, f"{where}: kwargs", is_custom(name))
+    # Build within limits; a large argument also limits the function calls.
     with torch.device("meta"):
         try:
             taken = _arguments(name)
@@ -74,12 +78,12 @@ def check_described(
             ) from error
         except (UsageError, NotImplementedError):
             if not is_custom(name):
-                raise  # all of timm's are built without memory
-            return None  # somebody's own code, which the user trusts, need not know of devices
+                raise  # every timm model can be built on the meta device
+            return None  # trusted custom code may not support the meta device
 
 
 def _arguments(name: str) -> set[str] | None:
-    """What a model may be told by a file; None: anything, as its factory takes any."""
+    """Arguments that a file may give for a model; None: any, because its factory accepts any."""
     if is_custom(name):
         parameters = arguments_of(name, nn.Module())
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -93,7 +97,7 @@ def _arguments(name: str) -> set[str] | None:
 
 
 def _overlaid(cls: type[nn.Module]) -> set[str]:
-    """Fields of the configuration that **kwargs of a constructor are laid over."""
+    """Fields of the configuration class that a constructor's **kwargs override."""
     with contextlib.suppress(NameError, TypeError):
         form = typing.get_type_hints(cls.__init__).get("cfg")
         if isinstance(form, type) and dataclasses.is_dataclass(form):

@@ -1,4 +1,4 @@
-"""First weights of a backbone: timm's own, or those that the released codes of MIM methods draw."""
+"""Initial weights of a backbone, as drawn by timm or by the released code of MIM methods."""
 
 import torch
 from torch import nn
@@ -8,11 +8,12 @@ TOKEN_STD = 0.02
 
 @torch.no_grad()
 def draw_xavier(model: nn.Module) -> None:
-    """Linear layers from xavier_uniform, in place (released code of MAE, FastMIM, LoMaR, UM-MAE, GreenMIM).
+    """Draw linear layers by xavier_uniform in place (released code of MAE, FastMIM, LoMaR, UM-MAE, GreenMIM).
 
     Biases become 0, layer norms 1 and 0, and class tokens normal with a standard deviation of 0.02. The patch
-    embedding, a convolution whose kernel is its stride, is drawn as the linear layer of a patch that it is;
-    other convolutions, tables and scales keep what timm drew, and layers that begin at zero stay there.
+    embedding, a convolution whose kernel equals its stride, is drawn like the equivalent linear layer on a
+    patch. Other convolutions, tables and scales keep timm's initial values, and layers that are initialised
+    to zero stay zero.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

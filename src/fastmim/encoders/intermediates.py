@@ -1,7 +1,7 @@
-"""The maps of a backbone's layers, had in the same forward pass as its features.
+"""Feature maps of a backbone's layers, computed in the same forward pass as its final features.
 
-The way is timm's `forward_intermediates`: a layer is a block of a plain vision transformer, a stage of a
-pyramid. A model that has no such method has one layer, its features.
+They come from timm's `forward_intermediates`: a layer is a block of a plain vision transformer, or a stage of
+a pyramid. A model without that method has one layer, its final features.
 """
 
 from collections.abc import Sequence
@@ -19,32 +19,36 @@ WAY = "forward_intermediates"
 
 
 class Layer(NamedTuple):
-    """The form of a layer's map."""
+    """Width and grid of a layer's feature map."""
 
     width: int
     grid: Size
 
 
 class Keep:
-    """Which layers are wanted, and their maps once a forward pass has been made."""
+    """Requested layers, and their feature maps after a forward pass."""
 
     def __init__(self, wanted: Sequence[int]) -> None:
         self.wanted = tuple(wanted)
-        """Numbers from 0, in any order."""
+        """Layer indices from 0, in any order."""
         self.maps: list[Tensor] = []
-        """(B, D, h, w) of each."""
+        """Map (B, D, h, w) of each requested layer."""
 
 
 def has_layers(model: nn.Module) -> bool:
-    """Whether the model tells its layers, or is all one."""
+    """Whether the model gives the maps of its layers (has `forward_intermediates`)."""
     return hasattr(model, WAY)
 
 
 def find_layers(model: nn.Module, name: str, image_size: Size, in_chans: int) -> tuple[Layer, ...]:
-    """The form of each layer of a model that has any. Raises UsageError where it cannot give them."""
+    """Width and grid of each layer of a model with `forward_intermediates`.
+
+    Raises:
+        UsageError: the model does not give the maps of its layers.
+    """
     try:
         maps = _look(weightless(model), image_size, in_chans, "meta")
-    except MODEL_ERRORS:  # some models look at values, which the meta device has not
+    except MODEL_ERRORS:  # some models read tensor values, which the meta device does not have
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         try:
             maps = _look(model, image_size, in_chans, device)
@@ -72,7 +76,7 @@ def _look(model: nn.Module, image_size: Size, in_chans: int, device: torch.devic
 def features_and_layers(
     model: nn.Module, images_BCHW: Tensor, way: Way, wanted: Sequence[int]
 ) -> tuple[Any, list[Tensor]]:
-    """What `probe.last_features` gives, and the maps (B, D, h, w) of the layers ``wanted``, by one pass."""
+    """Compute the output of `probe.last_features` and the maps (B, D, h, w) of layers ``wanted`` together."""
     forward = model.forward_intermediates
     if way == WAY:
         every = forward(images_BCHW, output_fmt="NCHW", intermediates_only=True)  # type: ignore[operator]
@@ -85,7 +89,7 @@ def features_and_layers(
 
 
 def layers_alone(model: nn.Module, images_BCHW: Tensor, wanted: Sequence[int]) -> list[Tensor]:
-    """The maps (B, D, h, w) of the layers ``wanted``; what comes after the last of them is left out."""
+    """Compute the maps (B, D, h, w) of the layers ``wanted``, and stop after the last of them."""
     numbers = sorted(set(wanted))
     maps = model.forward_intermediates(  # type: ignore[operator]
         images_BCHW, indices=numbers, output_fmt="NCHW", intermediates_only=True, stop_early=True
@@ -94,7 +98,7 @@ def layers_alone(model: nn.Module, images_BCHW: Tensor, wanted: Sequence[int]) -
 
 
 def check_same_features(model: nn.Module, name: str, image_size: Size, in_chans: int, way: Way) -> None:
-    """Raise UsageError unless a model's features are the same whether its layers are asked for or not."""
+    """Raise UsageError unless a model's features are the same with and without requested layers."""
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, in_chans, *image_size, generator=generator).to(parameter)

@@ -1,8 +1,9 @@
-"""One table of relative positions for all sizes of a run, interpolated in each forward pass (A.3.2).
+"""Learn one relative position table for all image sizes of a run, interpolated in each forward pass (A.3.2).
 
-Swin's attention adds a bias for each offset within a window. Where the window grows with the image, either
-its table is resampled once, as an image size changes (`resize`), or a table of one window is what learns, and
-each forward pass makes the table of the image's window of it: that is the paper's way, and this module.
+Swin's attention adds a bias for each offset within a window. If the window grows with the image, either the
+table is resampled once when the image size changes (`resize`), or the table of one fixed window is the
+parameter, and each forward pass interpolates it to the image's window. The paper uses the second way, which
+is implemented here.
 """
 
 import copy
@@ -16,19 +17,21 @@ from fastmim.errors import UsageError
 from fastmim.system.size import Size
 
 KEPT = "kept_bias_table"
-TABLE_STD = 0.02  # of the first weights, as timm's Swin has them
+TABLE_STD = 0.02  # standard deviation of the initial weights, as in timm's Swin
 Kept = dict[str, nn.Parameter]
-"""The table that learns, by the name of its module."""
+"""Learned tables of a fixed window, by the names of their modules."""
 
 
 def keep_tables(model: nn.Module, window: int, name: str) -> None:
-    """Have each attention with a window learn a table of ``window``, drawn anew from torch's generator.
+    """Replace the table of each window attention by a new one of ``window``, drawn by torch's generator.
 
     Args:
-        name: of the model, for the error.
+        model: the backbone, changed in place.
+        window: side of the window of the learned tables, in tokens.
+        name: name of the model, for the error message.
 
     Raises:
-        UsageError: it has no such tables.
+        UsageError: the model has no relative position tables.
     """
     found = _modules_with_tables(model)
     if not found:
@@ -46,12 +49,12 @@ def keep_tables(model: nn.Module, window: int, name: str) -> None:
 
 
 def kept_tables(model: nn.Module) -> Kept:
-    """The tables that `keep_tables` had made."""
+    """Return the tables that `keep_tables` created."""
     return {name: m.get_parameter(KEPT) for name, m in model.named_modules() if KEPT in m._parameters}
 
 
 def put_tables(model: nn.Module, kept: Kept) -> None:
-    """Have the modules named compute their tables of these."""
+    """Make the named modules compute their tables from ``kept``."""
     for name, parameter in kept.items():
         module: Any = model.get_submodule(name)
         window = _square(module.window_size)
@@ -62,7 +65,7 @@ def put_tables(model: nn.Module, kept: Kept) -> None:
 
 
 def take_tables(model: nn.Module) -> Kept:
-    """Undo `put_tables`: each module has a table of its window, as they last were; gives what was kept."""
+    """Undo `put_tables` and return the kept tables; interpolated tables become parameters again."""
     kept = kept_tables(model)
     for name in kept:
         module: Any = model.get_submodule(name)
@@ -74,12 +77,12 @@ def take_tables(model: nn.Module) -> Kept:
 
 
 def kept_names(kept: Kept) -> set[str]:
-    """What the kept tables are called among the model's parameters."""
+    """Names of the kept tables among the model's parameters."""
     return {f"{name}.{KEPT}" for name in kept}
 
 
 def with_own_tables(model: nn.Module) -> nn.Module:
-    """The model as its constructor makes it: itself, or a copy whose tables are those of its windows."""
+    """Return the model without kept tables: itself, or a copy whose tables are those of its windows."""
     if not kept_tables(model):
         return model
     copied = copy.deepcopy(model)
@@ -88,7 +91,7 @@ def with_own_tables(model: nn.Module) -> nn.Module:
 
 
 def _modules_with_tables(model: nn.Module) -> dict[str, tuple[Tensor, Size]]:
-    """Table and window by the module's name, of tables of exactly the offsets within a window."""
+    """Table and window by module name, for tables with exactly one entry per offset within a window."""
     end = ".relative_position_bias_table"
     return {
         name.removesuffix(end): (table, window)
@@ -102,7 +105,7 @@ def _square(window: Any) -> Size:
 
 
 def _side(table: Tensor) -> int:
-    """Of the window whose offsets a square table holds."""
+    """Side of the window whose offsets a square table holds."""
     return (math.isqrt(len(table)) + 1) // 2
 
 
@@ -110,7 +113,7 @@ _KINDS: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def _computing(kind: type[nn.Module]) -> type[nn.Module]:
-    """``kind`` with its table computed whenever it is asked for."""
+    """Return a subclass of ``kind`` that computes its table at each access."""
     if kind in _KINDS:
         return _KINDS[kind]
 
@@ -130,7 +133,7 @@ def _computing(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _made(kind: type[nn.Module]) -> nn.Module:
-    """An empty module of `_computing`'s kind, which its state is then put into: for copies and pickles."""
+    """Create an empty module of `_computing`'s subclass; copying and unpickling then set its state."""
     computing = _computing(kind)
     made: nn.Module = computing.__new__(computing)
     return made

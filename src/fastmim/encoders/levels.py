@@ -1,7 +1,7 @@
-"""A model's parameters by depth, block by block: for learning rates that fall from layer to layer.
+"""Group a model's parameters by depth, block by block, for layer-wise learning-rate decay.
 
-timm's own `group_matcher` counts whole stages for some families, so that the same factor would bring six
-levels for one model and fifty for another of the same depth.
+timm's `group_matcher` counts whole stages for some families, so that the same decay factor would apply to six
+levels in one model and to fifty in another of the same depth.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from torch import nn
 
 LISTS = (nn.ModuleList, nn.Sequential)
 MOST_STAGES = 8
-Walk = Iterator[tuple[str, nn.Module, bool]]  # name, module, whether it is a block
+Walk = Iterator[tuple[str, nn.Module, bool]]  # prefix of the names, module, whether the module is a block
 
 
 def parameter_levels(model: nn.Module, blocks: int = 1) -> dict[str, int] | None:
-    """The level of each parameter that trains, from the stem's, 0, to the head's.
+    """Level of each trainable parameter, from 0 for the stem to the head.
 
-    As timm's `group_matcher` has it, or by `block_levels` where that tells more of them apart. None where
-    neither tells more than stem and head.
+    Levels come from timm's `group_matcher`, or from `block_levels` where that distinguishes more levels. None
+    if neither distinguishes more than stem and head.
 
     Args:
-        blocks: that share a level (see `block_levels`); for more than one, timm is not asked.
+        blocks: consecutive blocks that share a level (see `block_levels`); above 1, timm's are not used.
     """
     found = block_levels(model, blocks)
     if blocks == 1 and hasattr(model, "group_matcher"):
@@ -34,20 +34,21 @@ def parameter_levels(model: nn.Module, blocks: int = 1) -> dict[str, int] | None
 
 
 def block_levels(model: nn.Module, blocks: int = 1) -> dict[str, int]:
-    """The level of each parameter that trains: 0 is the stem, one more for each block, the last is the head.
+    """Level of each trainable parameter: 0 for the stem, one more for each block, the last for the head.
 
-    Blocks are the items of lists of like modules that hold no such list themselves, or only a small one:
-    ``blocks.3``, ``stages.2.blocks.5``, ``layer3.4``. What stands before the first of them is the stem; what
-    stands between two belongs to the later one, as a stage's downsampling; what comes after the last, norms
-    and the classifier, is the head. Lists beside a list of stages, as long as that, are parts of the stages.
+    Blocks are the items of lists of similar modules that contain no such list themselves, or only a small
+    one: ``blocks.3``, ``stages.2.blocks.5``, ``layer3.4``. Modules before the first block form the stem; a
+    module between two blocks belongs to the later one, as a stage's downsampling does; modules after the last
+    block (norms and the classifier) form the head. Lists next to a list of stages, of the same length, are
+    parts of the stages.
 
     Args:
-        blocks: that share a level, in a row within a list (ConvNeXt's authors: 3).
+        blocks: consecutive blocks of a list that share a level (ConvNeXt's authors: 3).
     """
     levels: dict[str, int] = {}
     between: list[str] = []
     level = 0
-    row, place = "", 0  # the list that the last block was of, and how many of it there were
+    row, place = "", 0  # the list of the last block, and the block's index in it
     for prefix, module, is_block in _walk(model, "", root=True):
         names = [f"{prefix}{name}" for name, _ in module.named_parameters(recurse=is_block)]
         if not is_block:
@@ -65,7 +66,7 @@ def block_levels(model: nn.Module, blocks: int = 1) -> dict[str, int]:
 
 
 def _walk(module: nn.Module, prefix: str, root: bool = False) -> Walk:
-    """A module, then its parts in the order in which they are registered, down to the blocks."""
+    """Yield a module and its parts down to the blocks, in the order of registration."""
     children = dict(module.named_children())
     if not root and not isinstance(module, LISTS) and sum(map(_holds_blocks, children.values())) > 1:
         yield prefix, module, True  # branches
@@ -93,7 +94,7 @@ def _walk(module: nn.Module, prefix: str, root: bool = False) -> Walk:
 
 
 def _walk_list(module: nn.Module, prefix: str) -> Walk:
-    """As `_walk`; the items of a list of like modules that hold no such list are blocks."""
+    """Yield parts as `_walk`, where the items of a list of similar modules without such lists are blocks."""
     if not _alike(module) or _is_stages(module):
         yield from _walk(module, prefix)
         return
@@ -106,13 +107,13 @@ def _walk_list(module: nn.Module, prefix: str) -> Walk:
 
 
 def _whole(module: nn.Module, prefix: str) -> Walk:
-    """A module that is no block, with all its parts."""
+    """Yield a module that is not a block, and all its parts."""
     for name, part in module.named_modules():
         yield f"{prefix}{name}." if name else prefix, part, False
 
 
 def _is_stages(module: nn.Module) -> bool:
-    """Whether it is a short list of modules of which several hold blocks."""
+    """Whether a module is a short list whose items include several that hold blocks."""
     if not isinstance(module, LISTS):
         return False
     items = list(module.children())
@@ -120,7 +121,7 @@ def _is_stages(module: nn.Module) -> bool:
 
 
 def _holds_blocks(module: nn.Module) -> bool:
-    """Whether it is a list of like modules, or such a list holds most of its parameters."""
+    """Whether a module is a list of similar modules, or most of its parameters are in such a list."""
     if _alike(module):
         return True
     most = _size(module) / 2
@@ -136,7 +137,7 @@ def _has_parts(module: nn.Module) -> bool:
 
 
 def _alike(module: nn.Module) -> bool:
-    """Whether it is a list with at least two modules of one kind that have parts."""
+    """Whether a module is a list with at least two modules of one class that have parts."""
     if not isinstance(module, LISTS):
         return False
     kinds = [type(item) for item in module.children() if _has_parts(item)]

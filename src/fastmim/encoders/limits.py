@@ -1,4 +1,4 @@
-"""How large a backbone may become while it is built: parameters, buffers, and calls of functions."""
+"""Limits on building a backbone: parameters, buffers, and function calls."""
 
 import contextlib
 import sys
@@ -14,22 +14,24 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from fastmim.errors import UsageError
 
 MOST_PARAMETERS = 1 << 36  # of any backbone: 275 GB in float32
-MOST_TENSORS = 20_000  # that are parameters; timm's largest backbone has some 2,000
-MOST_DESCRIBED = 5_000  # the same, of a model that a file describes
-MOST_BUFFERED = 1 << 28  # numbers of such a model that are no parameters: indices, masks
-MOST_CALLS = 100_000_000  # of functions, until such a model is built; tiny_vit_21m_512 needs 40 M, others 3 M
+MOST_TENSORS = 20_000  # parameter tensors; timm's largest backbone has about 2,000
+MOST_DESCRIBED = 5_000  # parameter tensors of a model that a file describes
+MOST_BUFFERED = 1 << 28  # buffer elements (indices, masks) of a model that a file describes
+MOST_CALLS = 100_000_000  # function calls to build such a model; tiny_vit_21m_512 needs 40 M, others 3 M
 
 
 class TooLarge(UsageError):
-    """A model has more parameters or buffers than it may have, or takes too long to build."""
+    """A model exceeds the limit of parameters or buffers, or takes too long to build."""
 
 
 @contextlib.contextmanager
 def limited(numbers: int, tensors: int = MOST_TENSORS, buffered: int | None = None) -> Iterator[None]:
-    """Within the block, raise TooLarge as soon as the modules that are built have more parameters.
+    """Context that raises TooLarge as soon as the modules built in it exceed a limit.
 
     Args:
-        buffered: numbers in buffers, if they count, too.
+        numbers: limit of parameters.
+        tensors: limit of parameter tensors.
+        buffered: limit of elements in buffers; None: buffers are not limited.
     """
     counted = [0, 0, 0]
 
@@ -61,7 +63,7 @@ def limited(numbers: int, tensors: int = MOST_TENSORS, buffered: int | None = No
 
 @contextlib.contextmanager
 def brief(calls: int = MOST_CALLS) -> Iterator[None]:
-    """Within the block, raise TooLarge after so many calls of functions, of Python's and of C."""
+    """Context that raises TooLarge after ``calls`` calls of Python and C functions."""
     left = calls
 
     def count(frame: object, event: str, argument: object) -> None:

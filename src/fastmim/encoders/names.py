@@ -1,4 +1,4 @@
-"""Names and arguments of backbones, as a person or a file gives them. This module needs no torch."""
+"""Check names and arguments of backbones, from the user or from a file. This module needs no torch."""
 
 import re
 from collections.abc import Iterable
@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from fastmim.errors import UsageError
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-# Arguments of timm.create_model that are not the backbone's: what reads weights, and what changes its form.
+# Arguments of timm.create_model that do not belong to the backbone: those that read weights, and those that
+# change the form of the model.
 READING = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"}
     | {"pretrained_custom_load", "checkpoint_path", "cache_dir"}
@@ -18,16 +19,17 @@ CHANGING = frozenset(
 
 
 def is_custom(model_name: str) -> bool:
-    """Whether the name is that of a factory, ``package.module:factory``."""
+    """Whether the name is a factory, ``package.module:factory``."""
     return ":" in model_name
 
 
 def check_loaders(names: Iterable[str], where: str, custom: bool) -> None:
-    """Raise UsageError where arguments are not for the backbone but for what timm does around it.
+    """Raise UsageError if an argument belongs to timm.create_model instead of the backbone.
 
     Args:
-        where: begins the message.
-        custom: they are for somebody's own factory, which may give another form, but no other weights.
+        names: names of the arguments.
+        where: prefix of the error message.
+        custom: the arguments are for a custom factory, which may change the form but must not load weights.
     """
     for name in names:
         if name in READING:

@@ -1,4 +1,4 @@
-"""The part of a backbone that makes tokens of pixels, found by running it; masks can be put in there."""
+"""Find the patch embedding of a backbone by running it, and edit its tokens, for example to mask them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,26 +17,26 @@ TokenLayout = Literal["tokens", "channels-last", "channels-first"]
 
 
 class Embedding(NamedTuple):
-    """A backbone's patch embedding or first convolution."""
+    """Patch embedding or first convolution of a backbone."""
 
     name: str
-    """Of the module, within the model."""
+    """Name of the module within the model."""
     layout: TokenLayout
     stride: int
-    """Pixels between its tokens."""
+    """Pixels between tokens."""
     width: int
-    """Numbers a token."""
+    """Channels of a token."""
     grid: Size
 
 
 def find_embedding(model: nn.Module, name: str, image_size: Size, in_chans: int, way: Way) -> Embedding:
-    """The first of the model's own parts to give a grid of tokens. Raises UsageError where none does."""
+    """Find the first module of the model that outputs a grid of tokens. Raises UsageError if none does."""
     found: list[Embedding] = []
     copy = weightless(model).eval()
     for child_name, child in _called(copy):
 
         def look(module: nn.Module, _: Any, output: Any, child_name: str = child_name) -> None:
-            if isinstance(output, tuple) and output:  # the tokens, and what their grid measures
+            if isinstance(output, tuple) and output:  # (tokens, size of their grid)
                 output = output[0]
             if not found and isinstance(output, Tensor):
                 form = _form_of(module, output, image_size)
@@ -44,7 +44,7 @@ def find_embedding(model: nn.Module, name: str, image_size: Size, in_chans: int,
                     found.append(Embedding(child_name, *form))
 
         child.register_forward_hook(look)
-    # Only what is called before an error counts, and the embedding comes first.
+    # Errors in later modules do not matter, because the embedding is called first.
     with contextlib.suppress(*MODEL_ERRORS), torch.no_grad():
         last_features(copy, torch.zeros(1, in_chans, *image_size, device="meta"), way)
     if not found:
@@ -55,7 +55,7 @@ def find_embedding(model: nn.Module, name: str, image_size: Size, in_chans: int,
 
 
 def _called(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's parts by name; of a list, which is never called itself, what it holds."""
+    """Yield the model's parts by name; for a list, which is never called itself, its items."""
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleList):
             yield from ((f"{name}.{number}", part) for number, part in child.named_children())
@@ -86,7 +86,7 @@ def _form_of(
 
 @contextlib.contextmanager
 def edited(model: nn.Module, embedding: Embedding, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block, the embedding's tokens go through ``edit``, as (B, d, h, w), before the rest."""
+    """Context in which ``edit`` is applied to the embedding's tokens, as (B, d, h, w)."""
 
     def change(module: nn.Module, _: Any, output: Any) -> Any:
         if isinstance(output, tuple):

@@ -1,6 +1,6 @@
-"""What a backbone gives, seen by running it: layout, stride, width, and what it does not depend on.
+"""Find the layout, stride, width and unused parameters of a backbone's features by running it.
 
-Models are run on the meta device where they can be: shapes cost neither memory nor arithmetic there.
+Models run on the meta device where possible, which needs neither memory nor arithmetic.
 """
 
 import math
@@ -21,27 +21,27 @@ MOST_PREFIX_TOKENS = 16
 
 
 class Features(NamedTuple):
-    """How a backbone's last features are had, and their form."""
+    """Form of a backbone's last features, and the method that computes them."""
 
     way: Way
-    """The method of the model that gives them."""
+    """Name of the model's method that computes the features."""
     layout: Layout
     prefix_tokens: int
-    """Tokens before the map's: class token, registers."""
+    """Number of tokens before those of the map: class token, registers."""
     stride: int
-    """Pixels between neighbours of the map."""
+    """Pixels between neighbouring positions of the map."""
     width: int
-    """Numbers that each place of the map holds."""
+    """Channels of the map."""
     grid: Size
-    """Places that the model gives. Unpadded convolutions give fewer than image size / stride."""
+    """(h, w) of the model's output, smaller than image size / stride after unpadded convolutions."""
 
 
 class DoesNotRun(UsageError):
-    """The model raises at this size."""
+    """The model raises an error at this image size."""
 
 
 def last_features(model: nn.Module, images_BCHW: Tensor, way: Way) -> Any:
-    """What the model's method ``way`` makes of images; of several outputs, the last."""
+    """Output of the model's method ``way`` for images; the last one if there are several."""
     if way == "forward_intermediates":
         output = model.forward_intermediates(  # type: ignore[operator]
             images_BCHW, indices=1, output_fmt="NCHW", intermediates_only=True
@@ -56,14 +56,14 @@ def last_features(model: nn.Module, images_BCHW: Tensor, way: Way) -> Any:
 
 
 def probe(model: nn.Module, name: str, image_size: Size, in_chans: int) -> tuple[Features, frozenset[str]]:
-    """The form of the features at ``image_size``, and the parameters that they do not depend on.
+    """Find the form of the features at ``image_size``, and the parameters that they do not depend on.
 
     Raises:
         UsageError: the model does not run at that size, or gives no feature map.
     """
     try:
         return _seen_and_unused(weightless(model), name, image_size, in_chans)
-    except (*MODEL_ERRORS, UsageError):  # some models look at values, which the meta device has not
+    except (*MODEL_ERRORS, UsageError):  # some models read values, which the meta device does not have
         return _seen_and_unused(model, name, image_size, in_chans)
 
 
@@ -85,10 +85,10 @@ def _seen_and_unused(
 
 
 def look_at(model: nn.Module, name: str, image_size: Size, in_chans: int) -> tuple[Features, Tensor]:
-    """The form of a model's features, and features: by the first of its ways that gives a map.
+    """Run a model by the first of its methods that gives a map; return the form of the map and its values.
 
     Raises:
-        UsageError: it does not run at that size, or no way gives a map.
+        UsageError: the model does not run at that size, or no method gives a map.
     """
     has_features = hasattr(model, "forward_features")
     ways: list[Way] = ["forward_features" if has_features else "forward"]
@@ -122,7 +122,7 @@ def _run(model: nn.Module, name: str, image_size: Size, in_chans: int, way: Way)
 def _form_of(
     model: nn.Module, name: str, output: Any, image_size: Size, in_chans: int, way: Way
 ) -> Features | None:
-    """None where the output is no map."""
+    """Form of an output; None if it is not a map."""
     if not isinstance(output, Tensor) or output.ndim not in (3, 4):
         return None
     if output.ndim == 3:
@@ -138,7 +138,7 @@ def _form_of(
 def _form_of_tokens(
     model: nn.Module, name: str, output: Tensor, image_size: Size, way: Way
 ) -> Features | None:
-    """Tokens (1, N, D): those of a grid, after as many others as the model says or as are left over."""
+    """Form of tokens (1, N, D): a grid after prefix tokens; the model or the grid determines their number."""
     height, width = image_size
     side = patch_side(model)
     told = getattr(model, "num_prefix_tokens", None)
@@ -148,7 +148,7 @@ def _form_of_tokens(
     for prefix in range(MOST_PREFIX_TOKENS + 1) if told is None else (int(told),):
         tokens = output.shape[1] - prefix
         if tokens < 2:
-            break  # a class token is no map
+            break  # a single token is not a map
         if reduction and -(-height // reduction) * -(-width // reduction) == tokens:
             _check_multiple(name, image_size, reduction)
         exact = math.sqrt(height * width / tokens)
@@ -170,7 +170,10 @@ def _layout_of(model: nn.Module, output: Tensor) -> Layout:
 def _stride_of(
     model: nn.Module, name: str, grid: Size, rows: int, image_size: Size, in_chans: int, way: Way
 ) -> int:
-    """Growth from a size to its multiples where the model runs at them: at one, rounding could hide it."""
+    """Infer the stride from the growth of the map at multiples of the image size, if the model runs there.
+
+    A single size is ambiguous because the size of the map is rounded.
+    """
     told = _reduction(model)
     if told and all(-(-side // told) == places for side, places in zip(image_size, grid, strict=True)):
         return int(told)
@@ -185,18 +188,18 @@ def _stride_of(
             break  # a map of the same size for every image
         stride = round((times - 1) * image_size[0] / more)
         if stride * grid[0] == image_size[0]:
-            break  # as exact as can be
+            break  # the stride is exact
     return stride or _dividing_stride(image_size, grid)
 
 
 def _reduction(model: nn.Module) -> int | None:
-    """The stride that a model tells of itself, which need not be right."""
+    """Stride that a model states in its ``feature_info``, which may be wrong."""
     info = getattr(model, "feature_info", None)
     return info[-1].get("reduction") if isinstance(info, list) and info else None
 
 
 def _dividing_stride(image_size: Size, grid: Size) -> int:
-    """The nearest stride that divides the image, at most image size / grid."""
+    """Largest stride that divides the image and is at most image size / grid."""
     most = max(1, image_size[0] // grid[0])
     common = math.gcd(*image_size)
     return max(stride for stride in range(1, most + 1) if common % stride == 0)
@@ -213,7 +216,7 @@ def _check_multiple(name: str, image_size: Size, stride: int) -> None:
 
 
 def patch_side(model: nn.Module) -> int | None:
-    """What a model of tokens says its patches measure."""
+    """Side of a patch that a token model states, in pixels; None if it states none."""
     side = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     side = side[0] if isinstance(side, tuple | list) else side
     return side if isinstance(side, int) else None

@@ -1,6 +1,6 @@
-"""Backbones by name: timm's, this package's, and anyone's own as ``package.module:factory``.
+"""Create backbones by name: timm's, this package's, and custom ones as ``package.module:factory``.
 
-Nothing here knows an architecture: what a model takes is read from its constructor.
+This module knows no architecture: the arguments of a model are read from its constructor.
 """
 
 import copy
@@ -21,7 +21,7 @@ from fastmim.encoders.names import FACTORY, check_loaders, is_custom
 from fastmim.errors import UsageError, first_line
 from fastmim.system.size import Size
 
-# What a model raises at a size, or with arguments, that it does not work with.
+# Exceptions that a model raises at an unsupported size or with unsupported arguments.
 MODEL_ERRORS = (
     RuntimeError,
     AssertionError,
@@ -36,7 +36,7 @@ MODEL_ERRORS = (
 
 
 def weights_tag(model_name: str | None) -> str | None:
-    """The weights that a name of timm's asks for: ``a1_in1k`` of ``resnet18.a1_in1k``."""
+    """Tag of the pretrained weights in a timm name: ``a1_in1k`` of ``resnet18.a1_in1k``."""
     if model_name is None or is_custom(model_name) or not is_known(model_name):
         return None
     return model_name.partition(".")[2] or None
@@ -48,7 +48,7 @@ def is_known(model_name: str) -> bool:
 
 
 def check_model_name(model_name: str) -> None:
-    """Raise UsageError, naming similar ones, unless the model is known."""
+    """Raise UsageError, which suggests similar names, unless the model is known."""
     if is_custom(model_name):
         _factory(model_name)
         return
@@ -73,7 +73,7 @@ def _factory(model_name: str) -> Callable[..., nn.Module]:
         )
     try:
         factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # importing the module can raise anything
         raise UsageError(
             f"model = {model_name!r}: {error}; give package.module:factory, importable from here"
         ) from error
@@ -81,7 +81,7 @@ def _factory(model_name: str) -> Callable[..., nn.Module]:
 
 
 def create(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
-    """The model with weights newly drawn and without a classifier; what goes wrong becomes UsageError."""
+    """Create the model with random weights and without a classifier; errors are raised as UsageError."""
     check_loaders(model_kwargs, "model_kwargs: ", is_custom(model_name))
     try:
         with limited(MOST_PARAMETERS):
@@ -105,7 +105,7 @@ def _made(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
         model = _factory(model_name)(**model_kwargs)
     except TooLarge:
         raise
-    except Exception as error:  # somebody's own code
+    except Exception as error:  # custom code can raise anything
         raise ValueError(first_line(error)) from error
     if not isinstance(model, nn.Module):
         raise TypeError(f"it gives a {type(model).__name__}, not a torch.nn.Module")
@@ -113,7 +113,7 @@ def _made(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
 
 
 def arguments_of(model_name: str, model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """What the model's constructor takes, by name; what it hands on to the classes above it counts."""
+    """Parameters of the model's constructor by name, including those passed on to base classes."""
     if is_custom(model_name):
         return inspect.signature(_factory(model_name)).parameters
     taken: dict[str, inspect.Parameter] = {}
@@ -128,7 +128,7 @@ def arguments_of(model_name: str, model: nn.Module) -> Mapping[str, inspect.Para
 
 
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build on the meta device where that works (no memory, no random numbers), else really."""
+    """Build on the meta device if possible (no memory, no random numbers), otherwise with memory."""
     try:
         with torch.device("meta"):
             return build()
@@ -140,7 +140,7 @@ def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def weightless(model: nn.Module) -> nn.Module:
-    """A copy of a model on the meta device: its shapes without its memory."""
+    """Copy a model to the meta device: the same shapes, without memory."""
     stand_ins: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         empty = torch.empty_like(tensor, device="meta")
@@ -151,11 +151,14 @@ def weightless(model: nn.Module) -> nn.Module:
 
 
 def fit_kwargs(model_name: str, kwargs: dict[str, Any], image_size: Size, in_chans: int) -> dict[str, Any]:
-    """The arguments with which ``create`` builds the model for ``image_size`` directly.
+    """Return arguments with which ``create`` builds the model for ``image_size`` directly.
 
-    A model that can change its size is asked to do so once, and the arguments are the first that give
-    parameters and windows of the very same shapes: timm derives window sizes from the image size in one
-    of the two ways but not in the other.
+    A model that can change its size is resized once, and the returned arguments are the first candidates that
+    give parameters and windows of the same shapes: timm derives window sizes from the image size either when
+    it builds or when it resizes a model, but not in both cases.
+
+    Raises:
+        UsageError: the arguments do not fit the model or ``in_chans``.
     """
     shape = without_memory(partial(create, model_name, kwargs))
     takes = arguments_of(model_name, shape)
@@ -166,7 +169,7 @@ def fit_kwargs(model_name: str, kwargs: dict[str, Any], image_size: Size, in_cha
     if in_chans != 3 and (not is_custom(model_name) or "in_chans" in takes):
         kwargs = {**kwargs, "in_chans": in_chans}
     if "drop_path_rate" in takes and takes["drop_path_rate"].default:
-        kwargs = {"drop_path_rate": 0.0, **kwargs}  # the paper pre-trains without
+        kwargs = {"drop_path_rate": 0.0, **kwargs}  # the paper pre-trains without drop path
     side = _side_or_sides(image_size)
     if "img_size" not in takes or kwargs.get("img_size") == side:
         return kwargs
@@ -174,7 +177,7 @@ def fit_kwargs(model_name: str, kwargs: dict[str, Any], image_size: Size, in_cha
     if not hasattr(shape, "set_input_size") or ("window_size" in kwargs and "img_size" not in kwargs):
         return sized
     if "img_size" in kwargs:
-        sized.pop("window_size", None)  # it fitted another size
+        sized.pop("window_size", None)  # belongs to the given img_size
     try:
         resized = without_memory(partial(_resized, model_name, kwargs, image_size))
     except MODEL_ERRORS:
@@ -185,7 +188,7 @@ def fit_kwargs(model_name: str, kwargs: dict[str, Any], image_size: Size, in_cha
 def kwargs_at(
     model_name: str, kwargs: dict[str, Any], resized: nn.Module, image_size: Size
 ) -> dict[str, Any]:
-    """The arguments that build ``resized``, which was built by ``kwargs`` and then set to ``image_size``."""
+    """Arguments that build ``resized``, which was built by ``kwargs`` and then set to ``image_size``."""
     if "img_size" not in kwargs:
         return kwargs
     sized = {**kwargs, "img_size": _side_or_sides(image_size)}
@@ -220,13 +223,13 @@ def _resized(model_name: str, kwargs: dict[str, Any], image_size: Size) -> nn.Mo
 
 
 def _windows(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    """Every window size that stands in a model, by the name of its module."""
+    """Window sizes in a model, each with the name of its module."""
     found = ((name, getattr(module, "window_size", None)) for name, module in model.named_modules())
     return [(name, (w, w) if isinstance(w, int) else tuple(w)) for name, w in found if w is not None]
 
 
 def _window_choices(model: nn.Module) -> list[int | list[int]]:
-    """The different window sizes of a model, largest first."""
+    """Distinct window sizes of a model, largest first."""
     pairs = sorted({pair for _, pair in _windows(model)}, reverse=True)
     return [pair[0] if len(set(pair)) == 1 else list(pair) for pair in pairs]
 

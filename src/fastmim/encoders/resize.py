@@ -1,7 +1,7 @@
-"""The same backbone at another image size: its position tables are resampled, everything else is kept.
+"""Change the image size of a backbone: resample its position tables and keep all other weights.
 
-A model that can change its size does so itself (timm's `set_input_size`). One that is told its size at
-construction is built anew, and the weights are carried over. One that is neither takes any size.
+A model with timm's `set_input_size` changes its size itself. A model whose constructor takes the size is
+rebuilt, and the weights are copied or resampled. Any other model accepts every size.
 """
 
 import copy
@@ -19,12 +19,12 @@ from fastmim.encoders.registry import MODEL_ERRORS, create, kwargs_at
 from fastmim.errors import UsageError, first_line
 from fastmim.system.size import Size
 
-# Tensors under the names of a model's parameters, in its old shapes -> the same in its new shapes.
+# Maps tensors keyed by a model's parameter names from the old shapes to the new shapes.
 Resampler = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def carry_inside(prefix: str, resample: Resampler) -> Resampler:
-    """``resample`` for a module whose names begin with ``prefix`` in one around it; all others stay."""
+    """Apply ``resample`` to the tensors of the submodule named ``prefix``; all others stay unchanged."""
 
     def carry_all(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -34,7 +34,7 @@ def carry_inside(prefix: str, resample: Resampler) -> Resampler:
 
 
 def carry_all_but(kept: Collection[str], resample: Resampler) -> Resampler:
-    """``resample``, but for tensors of these names, which stay."""
+    """Apply ``resample`` to all tensors except those named in ``kept``, which stay unchanged."""
 
     def carry_others(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         stay = {name: tensor for name, tensor in tensors.items() if name in kept}
@@ -46,15 +46,18 @@ def carry_all_but(kept: Collection[str], resample: Resampler) -> Resampler:
 def resize(
     model: nn.Module, name: str, kwargs: dict[str, Any], old: Size, new: Size
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The model at image size ``new``, and the arguments that build it at that size.
+    """Return the model at image size ``new``, and the arguments that build it at that size.
 
     Args:
-        model: is changed itself where it can change its size.
-        kwargs: those that built it at size ``old``.
+        model: changed in place if it can change its size.
+        name: name of the model.
+        kwargs: arguments that built the model at size ``old``.
+        old, new: (H, W) of the images.
 
     Raises:
-        UsageError: it cannot have that size.
+        UsageError: the model cannot have that size.
     """
+    # Let the model change its size, or build another one at the new size.
     if old == new:
         return model, kwargs
     set_input_size = getattr(model, "set_input_size", None)
@@ -67,11 +70,13 @@ def resize(
             _resample_bias_tables(model, tables)
             return model, kwargs_at(name, kwargs, model, new)
         if "img_size" not in kwargs:
-            return model, kwargs  # convolutional: any size will do
+            return model, kwargs  # convolutional: accepts every size
         with torch.random.fork_rng(devices=[]):
             rebuilt = create(name, {**kwargs, "img_size": list(new)})
     except MODEL_ERRORS as error:
         raise UsageError(f"{name} cannot be set to {new[0]}x{new[1]} pixels: {first_line(error)}") from error
+
+    # Copy the weights to the new model; those whose shape depends on the size are resampled.
     learned = {key for key, _ in model.named_parameters()}
     state = rebuilt.state_dict()
     for key, value in model.state_dict().items():
@@ -85,7 +90,10 @@ def resize(
 
 
 def carry_tensors(model: nn.Module, name: str, kwargs: dict[str, Any], old: Size, new: Size) -> Resampler:
-    """What resizes tensors that belong to ``model``'s parameters: they go through the model's own way."""
+    """Return a function that resamples tensors keyed by ``model``'s parameter names.
+
+    The function loads the tensors into a copy of the model and resizes the copy by `resize`.
+    """
     before = copy.deepcopy(model)
 
     def resample(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,7 +109,7 @@ def carry_tensors(model: nn.Module, name: str, kwargs: dict[str, Any], old: Size
 
 
 def bias_tables(model: nn.Module) -> dict[str, tuple[Tensor, Size]]:
-    """Relative-position tables: parameters of modules that have a window, with that window."""
+    """Relative position tables by name, each with its window: parameters of modules that have a window."""
     tables = {}
     for module_name, module in model.named_modules():
         window = getattr(module, "window_size", None)
@@ -115,9 +123,9 @@ def bias_tables(model: nn.Module) -> dict[str, tuple[Tensor, Size]]:
 
 @torch.no_grad()
 def _resample_bias_tables(model: nn.Module, before: dict[str, tuple[Tensor, Size]]) -> None:
-    """Fill the tables whose windows have changed from those before (bicubic; timm's own way is linear).
+    """Resample the tables whose windows have changed from the tables ``before`` (bicubic; timm's are linear).
 
-    A table holds an entry for each offset within a window, 2w - 1 along each side, (places, heads) or
+    A table holds an entry for each offset within a window, 2w - 1 along each side, as (offsets, heads) or
     (heads, rows, columns); entries for other tokens come last. Paper: appendix A.3.2.
     """
     after = bias_tables(model)
@@ -134,9 +142,9 @@ def _resample_bias_tables(model: nn.Module, before: dict[str, tuple[Tensor, Size
 
 
 def bias_table_at(table: Tensor, old: Size, new: Size) -> Tensor:
-    """A table (places, heads) of the offsets within a window ``old``, resampled (bicubic) for ``new``.
+    """Resample a table (offsets, heads) for the window ``old`` to one for the window ``new`` (bicubic).
 
-    Entries for other tokens, which come last, stay as they are.
+    Entries for other tokens, which come last, are unchanged.
     """
     rows, columns = 2 * old[0] - 1, 2 * old[1] - 1
     size = (2 * new[0] - 1, 2 * new[1] - 1)
@@ -146,7 +154,7 @@ def bias_table_at(table: Tensor, old: Size, new: Size) -> Tensor:
 
 
 def _resampled(what: str, table: Tensor, shape: torch.Size, old: Size, new: Size) -> Tensor:
-    """What a model learned for each place or offset, resampled (bicubic); prefix tokens are kept."""
+    """Resample a table of positions or offsets to ``shape`` (bicubic); entries of prefix tokens are kept."""
     changed = [axis for axis in range(table.ndim) if table.shape[axis] != shape[axis]]
     if len(changed) == 2 and changed[1] == changed[0] + 1:
         sides = tuple(shape[axis] for axis in changed)
@@ -168,10 +176,10 @@ def _resampled(what: str, table: Tensor, shape: torch.Size, old: Size, new: Size
 
 
 def _as_grids(before: int, after: int, old: Size, new: Size) -> tuple[int, Size, Size] | None:
-    """Prefix tokens and the two grids that the lengths of an axis stand for.
+    """Infer the number of prefix tokens and the two grids from the old and new length of an axis.
 
-    They are places of one stride; or places in proportion to a square image; or offsets within a square
-    window, 2w - 1 along each side; or offsets along one side.
+    Entries are positions of one stride; or positions in proportion to a square image; or offsets within a
+    square window, 2w - 1 along each side; or offsets along one side. None: the lengths fit none of these.
     """
     for prefix in range(MOST_PREFIX_TOKENS):
         strides = [
@@ -191,7 +199,7 @@ def _as_grids(before: int, after: int, old: Size, new: Size) -> tuple[int, Size,
 
 
 def _bicubic(table: Tensor, axis: int, size: tuple[int, ...], antialias: bool = True) -> Tensor:
-    """Resample the axes ``axis`` and ``axis`` + 1."""
+    """Resample the axes ``axis`` and ``axis`` + 1 to ``size`` (bicubic, in float32)."""
     moved = table.movedim((axis, axis + 1), (-2, -1))
     flat = moved.reshape(1, -1, *moved.shape[-2:])
     resampled = F.interpolate(flat.float(), size, mode="bicubic", antialias=antialias).to(table.dtype)

@@ -14,20 +14,20 @@ MOST_WINDOW = 256
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """How the backbone is set up for pre-training; the backbone itself is never changed."""
+    """Setup of the backbone for pre-training; its architecture is never changed."""
 
     pos_embed: Literal["sincos", "learned"] = "sincos"
-    """Absolute position embedding of a plain ViT: fixed 2-D sine-cosine, or learned. Others have none."""
+    """Absolute position embedding of a plain ViT: fixed 2-D sine-cosine or learned. Others have none."""
     init: Initial = "xavier"
-    """First weights: xavier, linear layers and the patch embedding as in the released code of FastMIM and
-    MAE; or timm's own. A module of your own, and weights that are there already, stay as they are."""
+    """Initial weights: xavier draws linear layers and the patch embedding as in the released code of FastMIM
+    and MAE; timm keeps timm's. A module of your own and loaded weights keep their values."""
     table_window: Annotated[int, Field(ge=1, le=MOST_WINDOW)] | None = None
-    """Have tables of relative positions (Swin's) learn for a window of so many tokens a side, whatever the
-    image's; each forward pass interpolates them (paper: appendix A.3.2, 14 for Swin-L). Default: tables of
-    the image's own window, resampled where a stage changes the size."""
+    """Learn relative position tables (Swin) for a window of this many tokens a side at every image size; each
+    forward pass interpolates them (paper: appendix A.3.2, 14 for Swin-L). Default: tables of the image's
+    window, resampled where a stage changes the size."""
     depth: int | tuple[int, ...] | None = None
-    """Blocks to pre-train (10), or blocks of each stage (2 2 18 0): the last ones are left out, and
-    initialised anew when the weights are loaded (paper: table 1c). Default: all."""
+    """Blocks to pre-train (10), or blocks of each stage (2 2 18 0): the last ones are omitted, and drawn when
+    the weights are loaded (paper: table 1c). Default: all."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "encoder")

@@ -1,4 +1,4 @@
-"""At which image sizes a backbone works: found by trying, on the meta device where that is possible."""
+"""Find the image sizes at which a backbone runs, by trial on the meta device where possible."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,22 +13,22 @@ from fastmim.encoders.registry import MODEL_ERRORS, arguments_of, create, withou
 from fastmim.errors import UsageError, first_line
 
 TRIED_SIDES = (64, 96, 128, 160, 192, 224, 256)
-DIVISIBLE_SIDES = (128, 112, 120, 126)  # by 8, 7, 12, 9 and their like
+DIVISIBLE_SIDES = (128, 112, 120, 126)  # divisible by 8, 7, 12, 9 and similar strides
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """At which square sizes a backbone runs, as far as they were tried."""
+    """Square image sizes at which a backbone runs or fails, among those tried."""
 
     stride: int
     width: int
     working: tuple[int, ...]
     failing: Mapping[int, str] = field(default_factory=dict)
     uniform: bool = True
-    """The stride is the same at all sizes; else it is that at the size nearest to 128."""
+    """Whether the stride is equal at all sizes; if not, `stride` is the one at the size nearest to 128."""
 
     def best(self, near: int = 128) -> int:
-        """The working side nearest to ``near``."""
+        """Return the working side nearest to ``near``."""
         return min(self.working, key=lambda side: (abs(side - near), side))
 
     def __str__(self) -> str:
@@ -43,16 +43,16 @@ def working_sizes(
     in_chans: int = 3,
     sides: Sequence[int] = TRIED_SIDES,
 ) -> Sizes:
-    """Try a backbone at the size it was made for, and at the multiples of its stride nearest to ``sides``.
+    """Try a backbone at its default size, and at the multiples of its stride nearest to ``sides``.
 
     Raises:
-        UsageError: it runs at none of them; the reason of the first is given.
+        UsageError: the backbone runs at none of these sizes; the message gives the reason at the first.
     """
     kwargs = dict(model_kwargs or {}) | ({"in_chans": in_chans} if in_chans != 3 else {})
     try:
         shape = without_memory(partial(create, model_name, kwargs))
         return _try_sizes(shape, model_name, kwargs, in_chans, sides)
-    except UsageError:  # some models look at values, which the meta device has not
+    except UsageError:  # some models read tensor values, which the meta device does not have
         with torch.random.fork_rng(devices=[]):
             return _try_sizes(create(model_name, kwargs), model_name, kwargs, in_chans, sides)
 
@@ -100,6 +100,6 @@ def _try_sizes(
 
 
 def _own_side(model: nn.Module) -> int:
-    """The size that a model was made for."""
+    """Default image size of a model."""
     size = (getattr(model, "default_cfg", None) or {}).get("input_size")
     return int(size[-1]) if size else 128

@@ -1,8 +1,8 @@
-"""What a file may say of a model: whose name, and which arguments.
+"""Restrict the model names and arguments that are accepted from a file.
 
-A factory, ``package.module:factory``, is code. One that a file names is imported only where the user gave the
-same name, or trusts the code that files name. The arguments that a file gives are plain values of parameters
-that the model has, and the model is built without memory first (see `described`).
+A factory, ``package.module:factory``, is code. A factory that a file names is imported only if the user gave
+the same name, or trusts code that files name. The arguments that a file gives must be plain values of
+parameters that the model has, and the model is first built on the meta device (see `described`).
 """
 
 import re
@@ -14,24 +14,24 @@ from fastmim.encoders.names import FACTORY, check_loaders, is_custom
 from fastmim.errors import UsageError
 from fastmim.system.documents import is_plain, shown
 
-MOST_NUMBER = 1 << 16  # of an argument
+MOST_NUMBER = 1 << 16  # largest numeric argument
 MOST_CLASSES = 1 << 24
-MOST_ENTRIES = 256  # of a list, and letters of a text
-MOST_NESTED = 3  # lists inside one another
+MOST_ENTRIES = 256  # entries of a list, and characters of a text
+MOST_NESTED = 3  # depth of nested lists
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Which factories may be imported though a file names them."""
+    """Factories that may be imported when a file names them."""
 
     names: frozenset[str] = frozenset()
-    """Those that the user gave."""
+    """Factories that the user gave."""
     everything: bool = False
-    """Whether the user trusts the code that files name."""
+    """Whether the user trusts all code that files name."""
 
     @classmethod
     def of(cls, *names: object, everything: bool = False) -> "Trust":
-        """Trust in the factories among what a user gave as models."""
+        """Trust the factories among ``names``, the model names that the user gave."""
         return cls(frozenset(n for n in names if isinstance(n, str) and is_custom(n)), everything)
 
     def allows(self, name: str) -> bool:
@@ -39,10 +39,12 @@ class Trust:
         return is_custom(name) and (self.everything or name in self.names)
 
     def check(self, name: str, where: str, setting: str = "model") -> None:
-        """Raise UsageError where ``name`` is a factory that nobody but the file ``where`` has named.
+        """Raise UsageError if ``name`` is a factory that only the file ``where`` names.
 
         Args:
-            setting: where the user would give the name.
+            name: name of the model in the file.
+            where: the file, for the error message.
+            setting: the setting by which the user would give the name.
         """
         if not is_custom(name):
             return
@@ -65,7 +67,7 @@ NOTHING = Trust()
 
 
 def check_plain(kwargs: Mapping[str, Any], where: str, custom: bool) -> None:
-    """Raise UsageError unless a model's arguments, out of the file ``where``, are plain and bounded."""
+    """Raise UsageError unless a model's arguments from the file ``where`` are plain and bounded."""
     check_loaders(kwargs, f"{where}: ", custom)
     for name, value in kwargs.items():
         most = MOST_CLASSES if name == "num_classes" else MOST_NUMBER
@@ -80,7 +82,7 @@ def check_plain(kwargs: Mapping[str, Any], where: str, custom: bool) -> None:
 
 
 def numbers_in(value: Any) -> Iterator[float]:
-    """The numbers in a value, and in lists and mappings inside it."""
+    """Yield the numbers in a value, including nested lists and mappings."""
     if isinstance(value, int | float):
         yield value
     elif isinstance(value, dict):

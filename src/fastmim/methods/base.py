@@ -1,4 +1,4 @@
-"""What every pre-training method is: it draws its masks and turns images into a Reconstruction."""
+"""Base class of the pre-training methods, which draw masks and turn images into a Reconstruction."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,24 +18,24 @@ from fastmim.mim.settings import DecoderConfig, LossName, Masking, TargetConfig
 from fastmim.mim.targets import Target, build_target
 from fastmim.system.size import Size
 
-ENCODER = "encoder.model."  # what the names of the backbone's parameters begin with
+ENCODER = "encoder.model."  # prefix of the names of the backbone's parameters
 
 
 class Reconstruction(NamedTuple):
-    """What a method made of a batch, on the target's grid of cells."""
+    """Output of a method for a batch, on the target's grid of cells."""
 
     loss: Tensor
-    """Scalar, float32."""
+    """Training loss, a float32 scalar."""
     prediction: Tensor
     """(B, T, H/cell, W/cell)."""
     target: Tensor
     """(B, T, H/cell, W/cell), from the unmasked images, float32."""
     mask: Tensor
-    """(B, H/cell, W/cell), True where a cell is masked and scored; or how often it is."""
+    """(B, H/cell, W/cell), True where a cell enters the loss, or the number of times that it does."""
 
 
 class Settings(Protocol):
-    """What a method is told; `config.PretrainConfig` has all of it."""
+    """Settings of a method; `config.PretrainConfig` implements this protocol."""
 
     @property
     def method(self) -> MethodName: ...
@@ -48,20 +48,20 @@ class Settings(Protocol):
 
 
 class Method(nn.Module, ABC):
-    """Draws masks, and turns images and masks into a Reconstruction: `forward` is the method.
+    """Pre-training method: draws masks, and turns images and masks into a Reconstruction by `forward`.
 
     Args:
-        encoder: the backbone; it is not changed.
-        target: what is predicted, for what is masked only.
-        masking: share and side of the masked blocks (by default of the encoder's stride), and their token.
-        loss_name: how prediction and target are compared.
+        encoder: the backbone; its architecture is not changed.
+        target: prediction target of the masked region.
+        masking: ratio and side of the masked blocks (default: the encoder's stride), and their mask token.
+        loss_name: distance between prediction and target.
 
-    What a method is made of is (encoder, target, masking, decoder, loss_name), and its own settings where it
-    has some (`methods.settings.TRAITS`).
+    The constructor of a subclass takes (encoder, target, masking, decoder, loss_name), and the method's group
+    of settings if it has one (`methods.settings.TRAITS`).
     """
 
     supports_activation_checkpointing: ClassVar[bool] = True
-    """Whether activations may be computed anew in the backward pass, when `forward` is over."""
+    """Whether activations can be recomputed in the backward pass, after `forward` has returned."""
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def build(cls, encoder: Encoder, settings: Settings) -> Self:
-        """The method as a run is told to have it.
+        """Build the method from the settings of a run.
 
         Raises:
-            UsageError: encoder or settings do not suit it.
+            UsageError: the encoder or the settings do not fit the method.
         """
         target = build_target(settings.target, cls.prediction_stride(encoder, settings.mask))
         group = TRAITS[settings.method].config_group
@@ -100,39 +100,39 @@ class Method(nn.Module, ABC):
 
     @staticmethod
     def encoder_size(image_size: Size) -> Size:
-        """(H, W) of what the encoder sees, for images of ``image_size``."""
+        """(H, W) of the encoder's input, for images of ``image_size``."""
         return image_size
 
     @property
     def image_size(self) -> Size:
-        """(H, W) of the images, at the encoder's present size."""
+        """(H, W) of the images, at the encoder's current size."""
         return self.encoder.image_size
 
     @abstractmethod
     def forward(self, images_BCHW: Tensor, mask: Tensor) -> Reconstruction: ...
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
-        """Masks for images of ``size`` = (H, W), on the CPU: boolean, (batch, h, w), True = masked.
+        """Draw masks for images of ``size`` = (H, W) on the CPU: boolean, (batch, h, w), True = masked.
 
-        A method whose masks hold more than that has further axes after the first.
+        Methods with more than one mask per image insert further axes after the first.
         """
         return draw_blocks(self.masking, generator, batch, size, self.block)
 
     def loss_mask(self, mask: Tensor) -> Tensor:
-        """Of what `draw_mask` draws, the blocks that the loss looks at, (B, h, w)."""
+        """Blocks that enter the loss, (B, h, w), from the output of `draw_mask`."""
         return mask
 
     def input_mask(self, mask: Tensor) -> Tensor:
-        """Of what `draw_mask` draws, the blocks that the encoder does not see, (B, h, w)."""
+        """Blocks that are hidden from the encoder, (B, h, w), from the output of `draw_mask`."""
         return mask
 
     def masked_images(self, images_BCHW: Tensor, mask: Tensor) -> Tensor:
-        """What the encoder gets to see, (B, C, H, W), and the mean colour elsewhere; for pictures."""
+        """Masked images for display, (B, C, H, W): the encoder's input, with the mean colour elsewhere."""
         hidden_B1HW = mask_to_pixels(self.input_mask(mask), self.block, size_of(images_BCHW)).unsqueeze(1)
         return images_BCHW.masked_fill(hidden_B1HW, 0)
 
     def check_size(self) -> None:
-        """Raise UsageError unless the method works at the encoder's present size."""
+        """Raise UsageError unless the method works at the encoder's current size."""
         size = self.image_size
         mask = self.draw_mask(torch.Generator().manual_seed(0), 64, size)
         if not mask_to_cells(self.loss_mask(mask), self.block, self.target.cell, size).any():
@@ -142,7 +142,7 @@ class Method(nn.Module, ABC):
             )
 
     def compare(self, images_BCHW: Tensor, predictions: Tensor, mask: Tensor) -> Reconstruction:
-        """What tokens predict, against the target, where blocks are scored."""
+        """Compare token predictions with the target, over the blocks that enter the loss."""
         prediction = tokens_to_cells(predictions, self.stride, self.target.cell)
         target = self.target(images_BCHW)
         cells = mask_to_cells(self.loss_mask(mask), self.block, self.target.cell, size_of(images_BCHW))
@@ -150,10 +150,10 @@ class Method(nn.Module, ABC):
         return Reconstruction(loss, prediction, target, cells)
 
     def set_image_size(self, image_size: Size) -> Resampler:
-        """Go on at another size (paper: section 4.2, FastMIM-P).
+        """Change the image size (paper: section 4.2, FastMIM-P).
 
         Returns:
-            What brings other tensors with the names of this module's parameters to their new shapes.
+            A function that resamples tensors keyed by parameter name (e.g. AdamW's moments) to new shapes.
 
         Raises:
             UsageError: the encoder cannot have that size.
@@ -170,14 +170,14 @@ class Method(nn.Module, ABC):
 
 
 def size_of(images_BCHW: Tensor) -> Size:
-    """(H, W)."""
+    """Return (H, W) of images (B, C, H, W)."""
     return images_BCHW.shape[2], images_BCHW.shape[3]
 
 
 def trivial_loss(method: Method, reconstruction: Reconstruction) -> float:
-    """Loss of the constant baseline: per channel, the mean target over the masked cells given.
+    """Loss of the constant baseline, which predicts each channel's mean target over the masked cells.
 
-    It sees the answers it is scored on, so no constant can do better (under l2).
+    The mean is taken over the same cells that are scored, so no constant has a smaller loss under l2.
     """
     constant = constant_prediction(reconstruction.target, reconstruction.mask)
     loss = masked_loss(

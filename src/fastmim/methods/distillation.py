@@ -1,6 +1,6 @@
-"""FastMIM with distillation (paper: section 5.6): a method whose features also follow a teacher's.
+"""FastMIM with distillation (paper: section 5.6): a method whose features also learn to match a teacher's.
 
-L = L_method + weight * sum_i | sigma_i(z_i^S) - z_i^T |, the mean over places and channels of each pair i.
+L = L_method + weight * sum_i | sigma_i(z_i^S) - z_i^T |, the mean over positions and channels of each pair i.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from fastmim.methods.settings import DistillConfig
 from fastmim.mim.grids import shrink_map
 from fastmim.system.size import Size
 
-PARTS = 4  # of either network; by default the ends of each are compared
-INSIDE = "method."  # what the names of the method's own parameters begin with
+PARTS = 4  # parts of either network; by default the last layers of the parts are compared
+INSIDE = "method."  # prefix of the names of the method's parameters
 
 
 class Pair(NamedTuple):
-    """Two layers that are compared, counted from 0."""
+    """Indices, from 0, of a student layer and the teacher layer that it is compared with."""
 
     student: int
     teacher: int
@@ -32,10 +32,14 @@ class Pair(NamedTuple):
 
 
 def pairs_of(config: DistillConfig, student: int, teacher: int) -> tuple[Pair, ...]:
-    """The pairs that are asked for, of networks with so many layers, or the default ones.
+    """Return the configured pairs of layers, or the default ones.
+
+    Args:
+        config: settings of the distillation.
+        student, teacher: number of layers of each network.
 
     Raises:
-        UsageError: a network has no such layer.
+        UsageError: a network does not have a layer of a pair.
     """
     if not config.layers:
         parts = min(PARTS, student, teacher)
@@ -52,25 +56,25 @@ def pairs_of(config: DistillConfig, student: int, teacher: int) -> tuple[Pair, .
 
 
 class DistillationOutput(NamedTuple):
-    """What a method with a teacher made of a batch."""
+    """Output of a method with distillation for a batch."""
 
     loss: Tensor
-    """Scalar, float32: what is trained on."""
+    """Training loss, a float32 scalar."""
     reconstruction: Reconstruction
-    """The method's own."""
+    """Output of the method."""
     distillation: Tensor
-    """Scalar, float32: the distance from the teacher's features, not weighted."""
+    """Unweighted distance from the teacher's features, a float32 scalar."""
 
 
 class Distilled(nn.Module):
-    """A method and its distance from a teacher, by one pass through the backbone.
+    """Train a method and match a teacher's features, in one pass through the backbone.
 
-    The teacher itself is no part of this: its features (lessons) come in beside images and masks.
+    The teacher is not part of this module: its features are inputs, in addition to images and masks.
 
     Args:
-        method: one whose encoder sees each place of the image where it is.
-        student_layers: those of the encoder that are compared.
-        teacher_widths: channels of what each is compared with.
+        method: a method whose encoder sees every position of the image in the original layout.
+        student_layers: layers of the encoder that are compared.
+        teacher_widths: channels of the teacher's map for each of these layers.
         weight, normalize: see `DistillConfig`.
     """
 
@@ -94,11 +98,12 @@ class Distilled(nn.Module):
         )
 
     def forward(self, images_BCHW: Tensor, mask: Tensor, *teacher_features: Tensor) -> DistillationOutput:
-        """
+        """Run the method, and compare the student's layers with the teacher's features.
+
         Args:
-            images_BCHW, mask: as the method takes them.
-            lessons: the teacher's maps (B, D, h, w) of the unmasked images, one a layer, at most as fine as
-                the student's.
+            images_BCHW, mask: inputs of the method.
+            teacher_features: the teacher's maps (B, D, h, w) of the unmasked images, one per layer, at most
+                as fine as the student's.
         """
         with self.method.encoder.capture(self.student_layers) as kept:
             reconstruction = self.method(images_BCHW, mask)
@@ -112,7 +117,7 @@ class Distilled(nn.Module):
         )
 
     def _distance(self, project: nn.Module, map_BDhw: Tensor, lesson_BDhw: Tensor) -> Tensor:
-        """Mean absolute difference over images, places and the teacher's channels."""
+        """Mean absolute difference over images, positions and the teacher's channels."""
         with torch.autocast(map_BDhw.device.type, enabled=False):
             shrunk = shrink_map(map_BDhw.float(), (lesson_BDhw.shape[2], lesson_BDhw.shape[3]))
         projected = project(shrunk)
@@ -123,11 +128,11 @@ class Distilled(nn.Module):
             return F.l1_loss(student, teacher)
 
     def set_image_size(self, image_size: Size) -> Resampler:
-        """As `Method.set_image_size`; the projections know no size."""
+        """Change the image size by `Method.set_image_size`; the projections do not depend on the size."""
         return carry_inside(INSIDE, self.method.set_image_size(image_size))
 
 
 def _standardised(features_BDhw: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the channels of each place."""
+    """Standardise the channels of each position to mean 0 and variance 1."""
     moved = features_BDhw.movedim(1, -1)
     return F.layer_norm(moved, moved.shape[-1:]).movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""The teacher of a distillation: a frozen backbone that looks at the unmasked images."""
+"""Teacher of a distillation: a frozen backbone that encodes the unmasked images."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Self
@@ -22,17 +22,18 @@ class Statistics(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """Images as the run normalises them -> the teacher's maps, one a layer that is compared.
+    """Map images, normalised as in the run, to the teacher's maps, one per compared layer.
 
-    It is never trained: no parameter takes a gradient, and it stays in evaluation mode whatever is asked.
-    Its maps are rounded to half precision, with or without a cache: so both give the same run.
+    The teacher is never trained: its parameters take no gradient, and `train` keeps it in evaluation mode.
+    Its maps are rounded to half precision with and without a cache, so that both give the same run.
 
     Args:
-        encoder: the teacher at the size of what it sees.
-        run, own: how the run normalises images, and how the teacher's were when it was trained.
-        layers: of the teacher, those that are compared.
-        student_grids: places of what each is compared with; a finer map of the teacher's is averaged.
-        digest: of the weights.
+        encoder: the teacher's backbone, at the size of its input.
+        run: statistics by which the run normalises images.
+        config_group: statistics by which images were normalised when the teacher was trained.
+        layers: layers of the teacher that are compared.
+        student_grids: grid of the student's map for each layer; a finer map of the teacher is averaged to it.
+        digest: digest of the teacher's weights.
     """
 
     scale: Tensor
@@ -67,17 +68,17 @@ class Teacher(nn.Module):
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
-        """(D, h, w) of each map."""
+        """Shape (D, h, w) of each map."""
         widths = [self.encoder.layers[layer].width for layer in self.layers]
         return [(width, *grid) for width, grid in zip(widths, self.grids, strict=True)]
 
     @property
     def bytes_per_image(self) -> int:
-        """Of its maps."""
+        """Bytes of all maps of an image, in half precision."""
         return 2 * sum(width * h * w for width, h, w in self.shapes)
 
     def blank(self, count: int) -> list[Tensor]:
-        """Maps of the right shapes for ``count`` images, without looking at any."""
+        """Return maps of zeros in the shapes for ``count`` images, without a forward pass."""
         return [
             torch.zeros(count, *shape, dtype=torch.half, device=self.scale.device) for shape in self.shapes
         ]

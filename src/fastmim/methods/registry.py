@@ -1,4 +1,4 @@
-"""The methods by name: what `--method` can be."""
+"""Registry of the methods by name, the values of `--method`."""
 
 from fastmim.methods.base import Method
 from fastmim.methods.masked.fcmae import FCMAE

@@ -1,4 +1,4 @@
-"""What is known of the methods without their networks: names, settings of each, and which ones it uses."""
+"""Names and settings of the methods, and which settings each method uses. This module needs no torch."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from fastmim.system.bounds import PositiveFloat, PositiveInt, check_bounds
 from fastmim.system.size import Size
 
 MethodName = Literal["fastmim", "simmim", "maskfeat", "mae", "lomar", "ummae", "greenmim", "fcmae"]
-NEW = "none"  # a teacher without weights
+NEW = "none"  # a teacher with random weights
 WITH_TIMM_WEIGHTS = "timm:"
 
 
 def _pairs_as_text(value: Any) -> Any:
-    """[[2, 5]] and 2:5 are ["2:5"]."""
+    """Convert pairs to text: [[2, 5]] and 2:5 become ["2:5"]."""
     if isinstance(value, str):
         return tuple(value.replace(",", " ").split())
     if isinstance(value, list | tuple):
@@ -29,30 +29,30 @@ def _pairs_as_text(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """A teacher for the features, beside the method's own task (paper: section 5.6)."""
+    """Distillation of a teacher's features, in addition to the method's task (paper: section 5.6)."""
 
     teacher: str = ""
-    """Whose features the backbone learns, too: a run's folder, an encoder.safetensors, timm:NAME for timm's
-    weights, or with --distill.model a .safetensors or .pth of its weights; none: new ones, to try it.
-    Default: no teacher."""
+    """Teacher whose features the backbone also learns: a run's folder, an encoder.safetensors, timm:NAME for
+    timm's weights, or with --distill.model a .safetensors or .pth of its weights; none: random weights, for a
+    trial. Default: no teacher."""
     model: str | None = None
-    """timm name of the teacher, where a file does not say it; or the package.module:factory that it names,
-    without which that is not imported."""
+    """timm name of the teacher, if its file does not contain one; or the package.module:factory that the file
+    names, which is imported only if given here."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of that model, as JSON."""
+    """Further arguments of the teacher's model, as JSON."""
     layers: Annotated[tuple[str, ...], BeforeValidator(_pairs_as_text)] = ()
     """Pairs STUDENT:TEACHER of blocks (of pyramids: stages), counted from 0: 5:11 11:23. Default: the last
-    of each quarter of both."""
+    block of each quarter of both networks."""
     weight: PositiveFloat = 1.0
-    """What the distance of the features is multiplied by."""
+    """Factor of the distance of the features in the loss."""
     normalize: bool = False
-    """Compare each place's features with mean 0 and variance 1, so that neither the teacher's scale nor a few
-    large channels decide. The paper's formula does not."""
+    """Standardise the features of each position to mean 0 and variance 1 before they are compared, so that
+    neither the teacher's scale nor a few large channels dominate. The paper's formula does not do this."""
     size: int | tuple[int, int] | None = None
-    """Side, or height and width, of the teacher's images in pixels. Default: the student's."""
+    """Side, or height and width, of the teacher's images in pixels. Default: the student's image size."""
     cache: str | None = None
-    """Folder that keeps the teacher's features for other runs that see the very same crops: the same data,
-    seed, batch and image size, and the same layers of the teacher. Default: none is kept."""
+    """Folder that keeps the teacher's features for other runs with the same crops: the same data, seed, batch
+    and image size, and the same layers of the teacher. Default: features are not kept."""
 
     def __post_init__(self) -> None:
         for pair in self.layers:
@@ -66,7 +66,7 @@ class DistillConfig:
             raise UsageError(f"distill.size = {self.size} must be at least 2 pixels")
 
     def teacher_size(self, image_size: Size) -> Size:
-        """(H, W) of what the teacher sees, for images of ``image_size``."""
+        """(H, W) of the teacher's input, for images of ``image_size``."""
         if self.size is None:
             return image_size
         return (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -74,10 +74,10 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class LoMaRConfig:
-    """The windows of LoMaR, which no other method has."""
+    """Windows of LoMaR; no other method uses these settings."""
 
     windows: PositiveInt = 4
-    """Windows an image; they may overlap."""
+    """Windows per image; they may overlap."""
     window: Annotated[int, Field(ge=2)] = 7
     """Side of a window, in patches."""
 
@@ -87,10 +87,10 @@ class LoMaRConfig:
 
 @dataclass(frozen=True)
 class UMMAEConfig:
-    """Secondary masking, which no other method has."""
+    """Secondary masking of UM-MAE; no other method uses these settings."""
 
     secondary_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Share of the sampled patches that a mask token takes the place of."""
+    """Share of the sampled patches that are replaced by a mask token."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "ummae")
@@ -98,14 +98,14 @@ class UMMAEConfig:
 
 @dataclass(frozen=True)
 class Traits:
-    """How a method uses the settings."""
+    """Properties of a method, and its use of the settings."""
 
     ignored_settings: tuple[str, ...] = ()
-    """Settings that all methods share and this one does not use, by their dotted names."""
+    """Shared settings that the method does not use, by their dotted names."""
     config_group: str | None = None
-    """The group of settings that belongs to this method alone."""
+    """Group of settings that only this method uses."""
     encodes_all_tokens: bool = False
-    """Whether its encoder sees every place of the image where it is, masked or not."""
+    """Whether the encoder sees every position of the image, masked or not, in the original layout."""
 
 
 INPUT_MASKING = Traits(encodes_all_tokens=True)
@@ -125,7 +125,7 @@ TRAITS: dict[MethodName, Traits] = {
 
 
 def unused_settings(name: MethodName) -> tuple[str, ...]:
-    """Settings, and groups of them, that the method does not use."""
+    """Settings and groups of settings that the method does not use."""
     groups = {other.config_group for other in TRAITS.values() if other.config_group} - {
         TRAITS[name].config_group
     }

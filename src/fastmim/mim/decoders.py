@@ -1,7 +1,7 @@
-"""The small decoders: tokens -> width d -> b transformer blocks -> LayerNorm -> linear prediction.
+"""Lightweight decoders: tokens -> width d -> b transformer blocks -> LayerNorm -> linear prediction.
 
-One gets a feature for every place; the others put mask tokens where none was encoded, and go from place to
-place by attention or by convolutions.
+`Decoder` receives a feature for every position. The filling decoders insert mask tokens at the positions that
+were not encoded, and mix positions by attention or by convolutions.
 """
 
 import torch
@@ -18,10 +18,10 @@ from fastmim.system.size import Size
 
 
 class Blocks(nn.Sequential):
-    """Transformer blocks, one after the other."""
+    """Transformer blocks in sequence, optionally with activation checkpointing."""
 
     checkpointing = False
-    """Whether each keeps its input only, and computes the rest again in the backward pass."""
+    """Whether each block stores only its input and recomputes its activations in the backward pass."""
 
     def forward(self, tokens_BNd: Tensor) -> Tensor:
         if self.checkpointing:
@@ -33,14 +33,14 @@ class Blocks(nn.Sequential):
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
-    """Have the decoders in ``module`` keep less and compute more."""
+    """Turn on activation checkpointing in the decoders of ``module``: less memory, more computation."""
     for part in module.modules():
         if isinstance(part, Blocks):
             part.checkpointing = True
 
 
 class Decoder(nn.Module):
-    """Features (B, D, h, w) -> predictions per token (B, out, h, w)."""
+    """Map features (B, D, h, w) to predictions per token (B, out, h, w)."""
 
     def __init__(self, config: DecoderConfig, in_width: int, out_channels: int) -> None:
         super().__init__()
@@ -53,21 +53,26 @@ class Decoder(nn.Module):
 
     @property
     def choosing_pays(self) -> bool:
-        """Whether predicting some tokens only takes less time than finding them: where each emits much."""
+        """Whether predicting only the masked tokens saves time: true where the output per token is large.
+
+        Otherwise, selecting the tokens costs more than the predictions that it saves.
+        """
         return self.predict.out_features >= self.predict.in_features
 
     def forward(
         self, features_BDhw: Tensor, wanted_BK: Tensor | None = None, prefix_BPD: Tensor | None = None
     ) -> Tensor:
-        """Args:
-        features_BDhw: the encoder's.
-        wanted_BK: tokens to predict, by their place row by row; the others become 0. None: all.
-        prefix_BPD: class token and registers, which the blocks see beside them.
+        """Predict all tokens or the selected ones.
+
+        Args:
+            features_BDhw: features of the encoder.
+            wanted_BK: row-major indices of the tokens to predict; the others become 0. None: all.
+            prefix_BPD: class token and registers, which take part in the blocks' attention.
         """
         grid = (features_BDhw.shape[2], features_BDhw.shape[3])
         tokens_BNd = map_to_tokens(features_BDhw)
         prefix = 0
-        if prefix_BPD is not None and len(self.blocks):  # without blocks no token hears of another
+        if prefix_BPD is not None and len(self.blocks):  # without blocks, tokens do not interact
             prefix = prefix_BPD.shape[1]
             tokens_BNd = torch.cat([prefix_BPD, tokens_BNd], dim=1)
         tokens_BNd = self.blocks(self.embed(tokens_BNd))[:, prefix:]
@@ -81,7 +86,7 @@ class Decoder(nn.Module):
 
 
 def add_mask_token(module: nn.Module, shape: tuple[int, ...], learned: bool) -> None:
-    """``module.mask_token``: a parameter, or zeros (paper: table 10a)."""
+    """Add ``module.mask_token``: a learned parameter or a buffer of zeros (paper: table 10a)."""
     token = torch.zeros(shape)
     if learned:
         module.mask_token = nn.Parameter(token.normal_(std=0.02))
@@ -90,14 +95,15 @@ def add_mask_token(module: nn.Module, shape: tuple[int, ...], learned: bool) -> 
 
 
 class FillingDecoder(nn.Module):
-    """The features of some places -> predictions for all (B, out, h, w): a mask token stands for the others.
+    """Predict all positions (B, out, h, w) from the features of some; the others get a mask token.
 
-    Positions are fixed 2-D sine-cosine ones (MAE, He et al. 2021).
+    Position embeddings are fixed 2-D sine-cosine ones (MAE, He et al. 2021).
 
     Args:
-        config: its depth must be at least 1, or nothing would go from place to place.
-        out_channels: numbers a place.
-        learned: whether the mask token is learned, or zeros (paper: table 10a).
+        config: decoder settings; the depth must be at least 1, since positions exchange information in blocks
+            only.
+        out_channels: output channels per position.
+        learned: whether the mask token is learned or zeros (paper: table 10a).
     """
 
     mask_token: Tensor
@@ -114,11 +120,13 @@ class FillingDecoder(nn.Module):
     def forward(
         self, tokens_BKd: Tensor, places_BK: Tensor, grid: Size, prefix_BPd: Tensor | None = None
     ) -> Tensor:
-        """Args:
-        tokens_BKd: features at the decoder's width.
-        places_BK: where they stand on the grid, row by row.
-        grid: (h, w) of the predictions.
-        prefix_BPd: class token and registers, which have no place.
+        """Insert mask tokens, decode, and predict every position of ``grid``.
+
+        Args:
+            tokens_BKd: features at the decoder's width.
+            places_BK: row-major indices of these features on the grid.
+            grid: (h, w) of the predictions.
+            prefix_BPd: class token and registers, which have no position on the grid.
         """
         count = grid[0] * grid[1]
         tokens = put_tokens(tokens_BKd, places_BK, self.mask_token, count)
@@ -133,7 +141,7 @@ class FillingDecoder(nn.Module):
 
 
 class ConvFillingDecoder(nn.Module):
-    """Like `FillingDecoder`, with ConvNeXt V2 blocks, which need no positions (FCMAE, Woo et al. 2023)."""
+    """`FillingDecoder` with ConvNeXt V2 blocks, which need no position embedding (FCMAE, Woo et al. 2023)."""
 
     mask_token: Tensor
 
@@ -167,6 +175,6 @@ def _blocks(depth: int, width: int) -> Blocks:
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=0.02)  # first predictions near zero, as HOG itself is
+        nn.init.trunc_normal_(module.weight, std=0.02)  # initial predictions near zero, like HOG values
         if module.bias is not None:
             nn.init.zeros_(module.bias)

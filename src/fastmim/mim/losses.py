@@ -1,4 +1,4 @@
-"""Means over the masked cells only, and what the best constant guess would score."""
+"""Losses over masked cells, and the prediction of the constant baseline."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from fastmim.mim.settings import LossName
 
 
 def _per_cell(name: LossName, prediction: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-    """(B, T, h, w) twice -> (B, h, w): the mean over channels, or 1 - cosine similarity of them."""
+    """Distance per cell, two (B, T, h, w) -> (B, h, w): the channel mean, or 1 - cosine similarity."""
     if name == "cosine":
         return 1 - F.cosine_similarity(prediction, target, dim=1)
     if name == "l2":
@@ -31,27 +31,27 @@ def masked_loss(
     mask_Bhw: Tensor,
     channel_weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Mean of a distance over masked cells and their channels, a float32 scalar.
+    """Mean distance over the masked cells and their channels, a float32 scalar.
 
     Args:
-        name: l2 (mean squared error, the paper's), l1, smooth-l1 or cosine.
-        prediction_BThw, target_BThw: (B, T, h, w) on the target's own grid.
-        mask_Bhw: True where a cell is masked, or how often it counts; visible cells have no influence,
-            not even as NaN.
-        channel_weights: T numbers that the channels' distances are multiplied by.
+        name: l2 (mean squared error, as in the paper), l1, smooth-l1 or cosine.
+        prediction_BThw, target_BThw: (B, T, h, w) on the target's grid.
+        mask_Bhw: True where a cell is masked, or the number of times that it counts; visible cells have no
+            influence, not even as NaN.
+        channel_weights: T factors for the distances of the channels.
     """
     with torch.autocast(prediction_BThw.device.type, enabled=False):
         weights = None
-        if channel_weights is not None:  # a plain copy would wait for the device
+        if channel_weights is not None:  # a blocking copy would synchronise
             weights = torch.tensor(channel_weights).to(target_BThw.device, non_blocking=True)
         cells = _per_cell(name, prediction_BThw.float(), target_BThw.float(), weights)
         return torch.where(mask_Bhw > 0, cells * mask_Bhw, 0).sum() / mask_Bhw.sum().clamp(min=1)
 
 
 def constant_prediction(target_BThw: Tensor, mask_Bhw: Tensor) -> Tensor:
-    """The constant baseline: each channel's mean over the masked cells, spread to the target's shape.
+    """Prediction of the constant baseline: each channel's mean over the masked cells, in the target's shape.
 
-    Where the mask says how often a cell counts, the mean heeds it.
+    If the mask holds counts, the mean is weighted by them.
     """
     mask = mask_Bhw.unsqueeze(1)
     mean_T = torch.where(mask > 0, target_BThw * mask, 0).sum(dim=(0, 2, 3)) / mask.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Random masks: which part of each image is hidden (paper: section 4.1; appendix A.2, table 10)."""
+"""Draw random masks of images (paper: section 4.1; appendix A.2, table 10)."""
 
 import math
 from fractions import Fraction
@@ -11,15 +11,18 @@ from fastmim.mim.grids import grid_of
 from fastmim.mim.settings import Masking, Pattern
 from fastmim.system.size import Size
 
-LEAST_AREA, MOST_ASPECT = 16, 1 / 0.3  # of a rectangle of blocks, in BEiT
+LEAST_AREA, MOST_ASPECT = 16, 1 / 0.3  # area in blocks and aspect ratio of a rectangle, as in BEiT
 
 
 def masked_count(blocks: int, ratio: float, pattern: Pattern = "random") -> int:
-    """How many of ``blocks`` blocks are masked: never none and never all.
+    """Number of masked blocks among ``blocks``: at least one, and never all.
 
-    n - floor(n * (1 - ratio)), as FastMIM's released code has it; in rectangles floor(n * ratio), as
-    MaskFeat's has it (78 of 196). Products are taken in exact decimals: in floats, 100 * (1 - 0.9) is just
-    below 10.
+    It is n - floor(n * (1 - ratio)) as in FastMIM's released code, and floor(n * ratio) for rectangles as in
+    MaskFeat's released code (78 of 196). Products are exact decimals: in floating point, 100 * (1 - 0.9) is
+    just below 10.
+
+    Raises:
+        UsageError: there are fewer than 2 blocks.
     """
     if blocks < 2:
         raise UsageError(
@@ -34,7 +37,10 @@ def masked_count(blocks: int, ratio: float, pattern: Pattern = "random") -> int:
 def draw_blocks(
     masking: Masking, generator: torch.Generator, batch: int, image_size: Size, block: int
 ) -> Tensor:
-    """Boolean (batch, h, w), True = masked, by the pattern of ``masking``; see the two functions below."""
+    """Draw masks by the pattern of ``masking``: boolean (batch, h, w), True = masked.
+
+    See `random_block_mask` and `blockwise_mask`.
+    """
     draw = random_block_mask if masking.pattern == "random" else blockwise_mask
     return draw(generator, batch, image_size, block, masking.ratio)
 
@@ -42,9 +48,9 @@ def draw_blocks(
 def random_block_mask(
     generator: torch.Generator, batch: int, image_size: Size, block: int, ratio: float
 ) -> Tensor:
-    """Boolean (batch, h, w), True = masked: in every sample the same number of blocks, drawn uniformly.
+    """Draw the same number of blocks uniformly in every sample: boolean (batch, h, w), True = masked.
 
-    The grid is rounded up where ``block`` does not divide the image; the last blocks stick out of it.
+    The grid is rounded up where ``block`` does not divide the image; the last blocks then extend beyond it.
     """
     (h, w), count = _grid_and_count(image_size, block, ratio)
     order = torch.rand(batch, h * w, generator=generator).argsort(dim=1)
@@ -56,9 +62,9 @@ def random_block_mask(
 def blockwise_mask(
     generator: torch.Generator, batch: int, image_size: Size, block: int, ratio: float
 ) -> Tensor:
-    """Like `random_block_mask`, but in rectangles of random area and aspect (BEiT, Bao et al. 2021).
+    """Draw masks as `random_block_mask`, in rectangles of random area and aspect (BEiT, Bao et al. 2021).
 
-    In every sample the same number of blocks: the last rectangle is cut to as many as are missing.
+    Every sample has the same number of masked blocks: the last rectangle is cut to the number still missing.
     """
     (h, w), count = _grid_and_count(image_size, block, ratio, "blockwise")
     rows, columns = torch.arange(h).view(1, h, 1), torch.arange(w).view(1, 1, w)

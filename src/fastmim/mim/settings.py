@@ -18,19 +18,19 @@ MOST_DEPTH, MOST_WIDTH = 256, 1 << 16
 
 @dataclass(frozen=True)
 class Masking:
-    """What is hidden from the encoder."""
+    """Mask of the encoder's input: ratio, block size, pattern and mask token."""
 
     ratio: Share = 0.75
-    """Share of the blocks that is masked, between 0 and 1."""
+    """Share of masked blocks, between 0 and 1."""
     size: PositiveInt | None = None
     """Side of a masked block, in pixels. Default: the encoder's stride (ViT-B/16: 16, Swin: 32)."""
     token: Literal["learned", "zeros"] = "learned"
-    """What stands in a masked place: one learned number a channel, or zeros."""
+    """Mask token that replaces masked positions: one learned value per channel, or zeros."""
     place: Literal["image", "patch"] = "image"
-    """Where it stands: in the image's pixels, or in the tokens that the patch embedding makes of them
-    (paper: table 10a)."""
+    """Where the mask token is inserted: into the pixels of the image, or into the output tokens of the patch
+    embedding (paper: table 10a)."""
     pattern: Pattern = "random"
-    """Blocks drawn one by one, or in BEiT's rectangles until there are enough of them."""
+    """Draw blocks individually (random), or in BEiT's rectangles until the ratio is reached (blockwise)."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "mask")
@@ -38,20 +38,20 @@ class Masking:
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """What the model predicts in the masked region."""
+    """Prediction target in the masked region, and its loss."""
 
     name: TargetName = "hog"
-    """HOG features, raw pixels, pixels normalised per patch (of the encoder's stride), or two at once."""
+    """HOG features, raw pixels, pixels normalised per patch (of the encoder's stride), or HOG and pixels."""
     bins: PositiveInt = 9
     """Orientation bins of HOG over 0..pi."""
     cell: PositiveInt | None = None
-    """Side of a HOG cell, in pixels. Default: 8, or the largest divisor of the encoder's stride below."""
+    """Side of a HOG cell, in pixels. Default: 8, or the largest divisor of the encoder's stride below 8."""
     normalize: bool = True
     """Scale each HOG histogram to unit L2 norm."""
     pixel_weight: PositiveFloat = 1.0
-    """Weight of the pixel loss beside HOG's, for hog+pixels and hog+pixels-norm."""
+    """Weight of the pixel loss relative to the HOG loss, for hog+pixels and hog+pixels-norm."""
     loss: LossName = "l2"
-    """How prediction and target are compared, on masked cells only."""
+    """Distance between prediction and target, on masked cells only."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "target")
@@ -59,12 +59,12 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The decoder, which is thrown away after pre-training (paper: table 16)."""
+    """Decoder, which is discarded after pre-training (paper: table 16)."""
 
     depth: Annotated[int, Field(ge=0, le=MOST_DEPTH)] = 1
-    """Transformer blocks. Paper: 1 for ViT-B, 4 for Swin-B/L, 8 for ViT-L; 0: LayerNorm and linear only."""
+    """Transformer blocks. Paper: 1 for ViT-B, 4 for Swin-B/L, 8 for ViT-L; 0: only LayerNorm and linear."""
     width: Annotated[int, Field(le=MOST_WIDTH)] = 256
-    """Channels of a token in the decoder (not used at depth 0); a head takes 32 of them."""
+    """Channels of a token in the decoder (unused at depth 0), 32 for each attention head."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "decoder")

@@ -1,8 +1,8 @@
 """Prediction targets: HOG, pixels, or both. Each is a frozen dataclass that is called on images.
 
-A target is computed from the unmasked image in float32 and lives on its own grid of cells. It also defines
-how it is drawn, as plain data, and compiled
-(paper: section 3, "Prediction target", and section 4.1; both kinds at once: section 7).
+A target is computed from the unmasked image in float32, on a grid of cells. It also defines how it is drawn,
+as plain data, and how it is compiled (paper: section 3, "Prediction target", and section 4.1; both kinds at
+once: section 7).
 """
 
 from dataclasses import dataclass, replace
@@ -16,25 +16,26 @@ from fastmim.mim.grids import check_cell, depth_to_space, space_to_depth
 from fastmim.mim.hog_features import hog
 from fastmim.mim.settings import TargetConfig
 
-DEFAULT_CELL = 8  # pixels; the paper's
+DEFAULT_CELL = 8  # pixels, as in the paper
 
 
 class Lines(NamedTuple):
-    """A picture of oriented edges."""
+    """Picture of oriented edges."""
 
     lengths_Ahw: Tensor
-    """(angles, h, w), at least 0: of the edge across a gradient of direction pi * (number + 0.5) / angles."""
+    """(angles, h, w), at least 0: length of the edge orthogonal to a gradient of direction
+    pi * (index + 0.5) / angles."""
 
 
 class Image(NamedTuple):
-    """A picture of pixels."""
+    """Picture of pixels."""
 
     values_CHW: Tensor
-    """0..1."""
+    """Values in 0..1."""
 
 
 class Target(Protocol):
-    """Images (B, C, H, W) -> what to predict, (B, T, H/cell, W/cell), float32."""
+    """Map images (B, C, H, W) to prediction targets (B, T, H/cell, W/cell), float32."""
 
     @property
     def cell(self) -> int:
@@ -42,50 +43,50 @@ class Target(Protocol):
         ...
 
     def channels(self, in_chans: int) -> int:
-        """T, for images of ``in_chans`` channels."""
+        """Target channels T for images of ``in_chans`` channels."""
         ...
 
     def channel_weights(self, in_chans: int) -> tuple[float, ...] | None:
-        """How much each of the T channels counts in the loss; None: all the same."""
+        """Weight of each of the T channels in the loss; None: equal weights."""
         ...
 
     def __call__(self, images_BCHW: Tensor) -> Tensor: ...
 
     @property
     def title(self) -> str:
-        """What a picture of it is called."""
+        """Title of the target's picture."""
         ...
 
     def draw(
         self, values_Thw: Tensor, reference_Thw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Lines | Image:
-        """A picture of values of it, on the scale of the reference.
+        """Draw values of the target, on the scale of the reference.
 
         Args:
-            values_Thw: a target or a prediction of one image.
-            reference_Thw: that image's target.
-            mean, std: of each channel, by which images are normalised.
+            values_Thw: the target or the prediction of one image.
+            reference_Thw: the target of the same image.
+            mean, std: channel statistics by which images are normalised.
         """
         ...
 
     def parts_of(self, values_BThw: Tensor, in_chans: int) -> "list[tuple[Target, Tensor]]":
-        """The targets that it is made of, each with its own values on its own grid."""
+        """Component targets, each with its values on its grid."""
         ...
 
     def compile(self) -> "Target":
-        """The same target, computed through torch.compile where that pays."""
+        """Return the same target, computed by torch.compile where that is faster."""
         ...
 
 
 @dataclass(frozen=True)
 class Hog:
-    """Histograms of oriented gradients, ``bins`` numbers a channel and cell."""
+    """Histograms of oriented gradients, ``bins`` values per image channel and cell."""
 
     bins: int = 9
     cell: int = DEFAULT_CELL
     normalize: bool = True
     compiled: bool = False
-    """Through torch.compile."""
+    """Whether the features are computed by torch.compile."""
 
     def channels(self, in_chans: int) -> int:
         return in_chans * self.bins
@@ -103,7 +104,7 @@ class Hog:
     def draw(
         self, values_Thw: Tensor, reference_Thw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Lines:
-        """Histograms as lines, the mean over the colour channels."""
+        """Draw the histograms as lines, averaged over the colour channels."""
         histograms = values_Thw.reshape(-1, self.bins, *values_Thw.shape[1:])
         return Lines(histograms.clamp(min=0).mean(dim=0))
 
@@ -116,10 +117,10 @@ class Hog:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The pixels themselves; with ``patch``, each patch is brought to mean 0 and variance 1 first."""
+    """Pixel values; with ``patch``, each patch is normalised to mean 0 and variance 1."""
 
     patch: int | None = None
-    """Side of the patches that are normalised, in pixels; None: raw pixels."""
+    """Side of a normalised patch, in pixels; None: raw pixels."""
     cell: int = 1
 
     def channels(self, in_chans: int) -> int:
@@ -144,7 +145,7 @@ class Pixels:
     def draw(
         self, values_Thw: Tensor, reference_Thw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Image:
-        """Raw pixels as colours; normalised ones with the reference's middle 98 % spread over 0..1."""
+        """Draw raw pixels as colours, normalised ones with the reference's middle 98 % scaled to 0..1."""
         if self.patch is None:
             return Image(denormalize(values_Thw, mean, std))
         low, high = np.quantile(reference_Thw.numpy(), [0.01, 0.99]).tolist()
@@ -159,10 +160,10 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Weighted:
-    """Several targets at once: their losses are added, each times its weight.
+    """Several targets at once; the total loss is the weighted sum of their losses.
 
-    All are brought to the grid of the coarsest by moving pixels into channels, so that prediction,
-    target and mask stay one tensor each.
+    All are rearranged to the coarsest grid by moving finer cells into channels, so that prediction, target
+    and mask remain one tensor each.
     """
 
     parts: tuple[tuple[Target, float], ...]
@@ -197,7 +198,7 @@ class Weighted:
     def draw(
         self, values_Thw: Tensor, reference_Thw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Lines | Image:
-        """The first part's picture; `parts_of` gives each its own."""
+        """Draw the first part; use `parts_of` to draw each part."""
         chans = len(mean)
         (part, values), (_, reference) = (
             self.parts_of(tensor.unsqueeze(0), chans)[0] for tensor in (values_Thw, reference_Thw)
@@ -217,13 +218,17 @@ class Weighted:
 
 
 def denormalize(image_CHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Undo an image's normalisation: (C, H, W), clipped to 0..1."""
+    """Undo the normalisation of an image (C, H, W), clipped to 0..1."""
     scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in (std, mean))
     return (image_CHW * scale + shift).clamp(0, 1)
 
 
 def build_target(config: TargetConfig, stride: int) -> Target:
-    """The target of a configuration, for an encoder whose tokens are ``stride`` pixels apart."""
+    """Build the target of a configuration, for an encoder whose tokens are ``stride`` pixels apart.
+
+    Raises:
+        UsageError: the cell does not fit the stride.
+    """
     cell = config.cell or max(c for c in range(1, DEFAULT_CELL + 1) if stride % c == 0)
     check_cell(cell, stride)
     kinds: dict[str, Target] = {

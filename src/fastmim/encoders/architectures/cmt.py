@@ -1,14 +1,15 @@
 """CMT: convolutions and reduced attention in one block, after Guo et al., "CMT: Convolutional Neural
-Networks Meet Vision Transformers" (CVPR 2022, arXiv 2107.06263). Importing this registers cmt_ti, cmt_xs,
-cmt_s and cmt_b with timm.
+Networks Meet Vision Transformers" (CVPR 2022, arXiv 2107.06263). Importing this module registers cmt_ti,
+cmt_xs, cmt_s and cmt_b with timm.
 
-Where the paper's text is silent: activations stand before their batch norms; the position bias is one
-learned number a head, query and key, shared by the blocks of a stage; the projection of the head stands
-before the pooling, with batch norm and SiLU. Ti, XS and B then have the paper's 9.5 M, 15.2 M and 45.7 M
-parameters at the paper's image sizes (160, 192, 256). S would have 26.3 M at 224 where the paper says
-25.1 M, which is what a head of 512 instead of 1280 channels gives: it has that one (``head_width``).
+The paper's text leaves some choices open. Here, activations precede their batch norms; the position bias is
+one learned value per head, query and key, shared by the blocks of a stage; the projection of the head
+precedes the pooling, with batch norm and SiLU. With these choices, Ti, XS and B have the paper's
+9.5 M, 15.2 M and 45.7 M parameters at the paper's image sizes (160, 192, 256). S would have 26.3 M at 224
+where the paper states 25.1 M; a head of 512 instead of 1280 channels gives that number and is the default of
+S (``head_width``).
 
-Letters: B batch, C channels, H W pixels, N tokens, M keys and values, D width, h w places of a stage's map.
+Letters: B batch, C channels, H W pixels, N tokens, M keys and values, D width, h w positions of a map.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ from fastmim.system.size import Size
 
 
 class InvertedResidual(nn.Module):
-    """IRFFN: widen, depthwise 3x3 with a shortcut, narrow (section 3.2). (B, D, h, w) -> the same."""
+    """IRFFN: expand, depthwise 3x3 with a shortcut, project (section 3.2): (B, D, h, w) -> (B, D, h, w)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class InvertedResidual(nn.Module):
 
 
 class Block(nn.Module):
-    """LPU, LMHSA and IRFFN, each with a shortcut (section 3.2). (B, D, h, w) -> the same."""
+    """LPU, LMHSA and IRFFN, each with a shortcut (section 3.2): (B, D, h, w) -> (B, D, h, w)."""
 
     def __init__(self, width: int, heads: int, reduction: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class Block(nn.Module):
 
 
 class CMTStage(StageConfig):
-    """Patch embedding of 2x2 places, then blocks. (B, C, H, W) -> (B, D, H/2, W/2).
+    """Patch embedding of 2x2 positions, then blocks: (B, C, H, W) -> (B, D, H/2, W/2).
 
     ``table`` (heads, h, w, h/k, w/k) is the position bias of each query and key; a stage without blocks
     has none.
@@ -113,7 +114,7 @@ class CMTStage(StageConfig):
         return grid[0] // self.reduction, grid[1] // self.reduction
 
     def _table_at(self, grid: Size) -> Tensor:
-        """The table for maps of ``grid``: resampled along its queries, then along its keys."""
+        """Return the table for maps of ``grid``, resampled along its queries, then along its keys."""
         assert self.table is not None
         if self.table.shape[1:3] == torch.Size(grid):
             return self.table
@@ -124,14 +125,14 @@ class CMTStage(StageConfig):
 
 
 class CMT(TablePyramid):
-    """Images (B, C, H, W) -> features (B, D, H/32, W/32); both sides must be multiples of 32 (figure 2c).
+    """Map images (B, C, H, W) to features (B, D, H/32, W/32); H, W must be multiples of 32 (figure 2c).
 
     Args:
-        img_size: side or (H, W) that the tables are made for; others are resampled.
+        img_size: side or (H, W) for which the tables are created; they are resampled for other sizes.
         stem_width: channels of the three convolutions before the first stage.
-        reductions: k of every stage, by which keys and values are fewer along an axis.
+        reductions: for each stage, the reduction k of keys and values along an axis.
         head_width: channels of the projection before the classifier; without a classifier there is none.
-        drop_rate: dropout before the classifier (the released training code takes 0.1, for B 0.3).
+        drop_rate: dropout before the classifier (the released training code uses 0.1, and 0.3 for B).
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class CMT(TablePyramid):
         return projected.mean(dim=(2, 3)) if self.global_pool else projected
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier, with the projection before it if there was none; 0 classes: neither."""
+        """Replace the classifier and add the projection before it, if missing; 0 classes remove both."""
         if not num_classes:
             self.project = nn.Identity()
             self.head_hidden_size = self.num_features
@@ -187,7 +188,7 @@ class CMT(TablePyramid):
 
 
 def _stem(in_chans: int, width: int) -> nn.Sequential:
-    """Three convolutions of 3x3, the first with stride 2. (B, C, H, W) -> (B, width, H/2, W/2)."""
+    """Three 3x3 convolutions, the first with stride 2: (B, C, H, W) -> (B, width, H/2, W/2)."""
     layers: list[nn.Module] = []
     for channels, stride in ((in_chans, 2), (width, 1), (width, 1)):
         layers += [nn.Conv2d(channels, width, 3, stride, padding=1), nn.GELU(), nn.BatchNorm2d(width)]
@@ -211,7 +212,7 @@ def cmt_ti(pretrained: bool = False, **kwargs: Any) -> Any:
 
 @register_model
 def cmt_xs(pretrained: bool = False, **kwargs: Any) -> Any:
-    """CMT-XS (table 1; its ratio of 3.8 is a rounded 3.77, by which the paper's parameters come out)."""
+    """CMT-XS (table 1; its MLP ratio of 3.8 is a rounded 3.77, which gives the paper's parameter count)."""
     published = {
         "stem_width": 16,
         "embed_dims": (52, 104, 208, 416),
@@ -223,7 +224,7 @@ def cmt_xs(pretrained: bool = False, **kwargs: Any) -> Any:
 
 @register_model
 def cmt_s(pretrained: bool = False, **kwargs: Any) -> Any:
-    """CMT-S (table 1, but for the head: 512 channels give the 25.1 M parameters that the paper states)."""
+    """CMT-S (table 1, except for the head: 512 channels give the paper's 25.1 M parameters)."""
     return build(CMT, "cmt_s", pretrained, {"head_width": 512} | kwargs)
 
 

@@ -1,11 +1,11 @@
 """PVT: a pyramid of transformer stages, after Wang et al., "Pyramid Vision Transformer: A Versatile Backbone
-for Dense Prediction without Convolutions" (ICCV 2021, arXiv 2102.12122). Importing this registers pvt_tiny,
-pvt_small, pvt_medium and pvt_large with timm. (PVT v2, another network, is timm's own.)
+for Dense Prediction without Convolutions" (ICCV 2021, arXiv 2102.12122). Importing this module registers
+pvt_tiny, pvt_small, pvt_medium and pvt_large with timm. (PVT v2 is a different network, and part of timm.)
 
-Features are tokens (B, 1 + h*w, D), the class token first, as timm's ViT has it. The class token has no
-position embedding of its own: it is learned itself, and a sum of two learned vectors says no more.
+Features are tokens (B, 1 + h*w, D) with the class token first, as in timm's ViT. The class token has no
+position embedding: it is itself learned, and the sum of two learned vectors expresses no more than one.
 
-Letters: B batch, C channels, H W pixels, N tokens, D width, h w places of a stage's map.
+Letters: B batch, C channels, H W pixels, N tokens, D width, h w positions of a map.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from fastmim.system.size import Size
 
 
 class Block(nn.Module):
-    """Spatial-reduction attention and a perceptron, normed before (section 3.3). (B, N, D) -> the same."""
+    """Pre-norm block of spatial-reduction attention and MLP (section 3.3): (B, N, D) -> (B, N, D)."""
 
     def __init__(self, width: int, heads: int, reduction: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -56,8 +56,9 @@ class Block(nn.Module):
 
 
 class PVTStage(StageConfig):
-    """Patch embedding, position embedding, blocks. (B, C, H, W) -> map (B, D, h, w), or with a class token
-    -> tokens (B, 1 + h*w, D).
+    """Patch embedding, position embedding, blocks: (B, C, H, W) -> map (B, D, h, w).
+
+    With a class token, the output is tokens (B, 1 + h*w, D).
 
     ``table`` (1, D, h, w) is the position embedding.
     """
@@ -90,13 +91,13 @@ class PVTStage(StageConfig):
 
 
 class PyramidVisionTransformer(TablePyramid):
-    """Images (B, C, H, W) -> tokens (B, 1 + H/32 * W/32, D); both sides must be multiples of 32 (figure 3).
+    """Map images (B, C, H, W) to tokens (B, 1 + H/32 * W/32, D); H, W must be multiples of 32 (figure 3).
 
     Args:
-        img_size: side or (H, W) that the position embeddings are made for; others are resampled.
-        global_pool: "token": the classifier sees the class token; "avg": the mean of the others.
-        reductions: of every stage, by which keys and values are fewer along an axis. 1 in the last one.
-        mlp_ratios: of every stage, hidden width of the perceptrons over width.
+        img_size: side or (H, W) for which the position embeddings are created; they are resampled for others.
+        global_pool: input of the classifier: "token": the class token; "avg": the mean of the other tokens.
+        reductions: for each stage, the reduction of keys and values along an axis; 1 in the last stage.
+        mlp_ratios: for each stage, the hidden width of the MLPs relative to the stage's width.
         drop_rate: dropout before the classifier.
     """
 
@@ -154,7 +155,7 @@ class PyramidVisionTransformer(TablePyramid):
 
 
 def _embedding(in_width: int, width: int, patch: int) -> nn.Sequential:
-    """(B, C, H, W) -> (B, D, H/patch, W/patch), normed."""
+    """Patch embedding followed by a LayerNorm: (B, C, H, W) -> (B, D, H/patch, W/patch)."""
     return nn.Sequential(nn.Conv2d(in_width, width, patch, stride=patch), LayerNorm2d(width))
 
 

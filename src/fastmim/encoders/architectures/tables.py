@@ -1,9 +1,9 @@
-"""What CMT and PVT share: pyramids whose stages hold a learned table, made for one size of image.
+"""Base classes of CMT and PVT: pyramids whose stages hold a learned table for one image size.
 
-At any other size the tables are resampled (bicubic): in each forward pass, or once and for good by
-`set_input_size`. Around that stands timm's model interface.
+At any other size the tables are resampled (bicubic): in each forward pass, or permanently by
+`set_input_size`. The models implement timm's model interface.
 
-Letters: B batch, C channels, H W pixels, N tokens, M keys and values, D width, h w places of a stage's map.
+Letters: B batch, C channels, H W pixels, N tokens, M keys and values, D width, h w positions of a map.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from fastmim.mim.grids import map_to_tokens, tokens_to_map
 from fastmim.system.size import Size
 
-FIRST_STRIDE = 4  # pixels between the places of the first stage's map; each further stage doubles it
+FIRST_STRIDE = 4  # pixels between positions of the first stage's map; each further stage doubles it
 UNDECAYED = ("table", "cls_token")
 TIMM_CFG = {"crop_pct": 0.9, "first_conv": "stem.0", "classifier": "head"}
 
 
 def checked_size(img_size: int | Sequence[int], stride: int) -> Size:
-    """(H, W) of a side or two. Raises ValueError unless both are multiples of the stride."""
+    """Return (H, W) for one side or two. Raises ValueError unless both are multiples of the stride."""
     size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
     if size[0] % stride or size[1] % stride:
         raise ValueError(f"images of {size[0]}x{size[1]}: both sides must be multiples of {stride} pixels")
@@ -33,13 +33,16 @@ def checked_size(img_size: int | Sequence[int], stride: int) -> Size:
 
 
 def grid_at(size: Size, stage: int) -> Size:
-    """Places of a stage's map for images of ``size``."""
+    """Grid (h, w) of a stage's map for images of ``size``."""
     stride = FIRST_STRIDE * 2**stage
     return size[0] // stride, size[1] // stride
 
 
 def resample(maps_NChw: Tensor, grid: Size) -> Tensor:
-    """Bicubic, antialiased, in float32: (N, C, h, w) -> (N, C, *grid). The tensor itself at its own grid."""
+    """Resample maps (N, C, h, w) to (N, C, *grid): bicubic, antialiased, in float32.
+
+    A map that already has that grid is returned unchanged.
+    """
     if tuple(maps_NChw.shape[2:]) == tuple(grid):
         return maps_NChw
     resampled = F.interpolate(maps_NChw.float(), size=grid, mode="bicubic", antialias=True)
@@ -47,7 +50,7 @@ def resample(maps_NChw: Tensor, grid: Size) -> Tensor:
 
 
 class ReducedAttention(nn.Module):
-    """Multi-head attention of all tokens to a smaller map of them, which ``reduce`` makes.
+    """Multi-head attention of all tokens to keys and values from a smaller map, computed by ``reduce``.
 
     PVT (arXiv 2102.12122, section 3.3) reduces by a strided convolution, CMT (arXiv 2107.06263,
     section 3.2) by a depthwise one.
@@ -64,13 +67,13 @@ class ReducedAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens_BND: Tensor, grid: Size, bias_hNM: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, D) on ``grid`` -> the same shape; the bias is added to queries times keys."""
+        """Attend among tokens (B, N, D) on ``grid``; ``bias_hNM`` is added to the attention logits."""
         context_BMD = tokens_BND
         if self.reduce is not None:
             context_BMD = map_to_tokens(self.reduce(tokens_to_map(tokens_BND, grid)))
         q = self._split(self.q(tokens_BND))
         k, v = (self._split(half) for half in self.kv(context_BMD).chunk(2, dim=-1))
-        bias = None if bias_hNM is None else bias_hNM.to(q.dtype)[None]  # fused kernels want the batch axis
+        bias = None if bias_hNM is None else bias_hNM.to(q.dtype)[None]  # fused kernels need the batch axis
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         projected: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return projected
@@ -81,7 +84,7 @@ class ReducedAttention(nn.Module):
 
 
 class StageConfig(nn.Module):
-    """Downsampling, a table, blocks. A map (B, C, H, W) goes in; what comes out, the subclass says."""
+    """Stage of downsampling, table and blocks. Takes a map (B, C, H, W); subclasses define the output."""
 
     downsample: nn.Module
     blocks: nn.ModuleList
@@ -96,12 +99,12 @@ class StageConfig(nn.Module):
         return features
 
     def set_grid(self, grid: Size) -> None:
-        """Resample the stage's table, a new parameter, for maps of ``grid``."""
+        """Replace the stage's table by a new parameter, resampled for maps of ``grid``."""
         raise NotImplementedError
 
 
 class TablePyramid(nn.Module):
-    """Stem, stages and head under timm's interface; a subclass ends its constructor by `reset_classifier`."""
+    """Stem, stages and head with timm's interface; a subclass calls `reset_classifier` last in `__init__`."""
 
     pools: tuple[str, ...] = ("avg", "")
     head: nn.Module
@@ -129,7 +132,7 @@ class TablePyramid(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """The last stage's features after the final norm, if there is one. Raises as `checked_size`."""
+        """Features of the last stage after the final norm, if there is one. Raises as `checked_size`."""
         checked_size(images_BCHW.shape[2:], self.stride)
         features: Tensor = self.stem(images_BCHW)
         for stage in (*self.stages, self.norm):
@@ -137,7 +140,7 @@ class TablePyramid(nn.Module):
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """What `forward_features` gives -> logits (B, classes), or (B, head_hidden_size) before them."""
+        """Map the output of `forward_features` to logits (B, classes), or to (B, head_hidden_size)."""
         pooled: Tensor = self.head_drop(self.pool(features))
         return pooled if pre_logits else self.head(pooled)
 
@@ -146,7 +149,7 @@ class TablePyramid(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens of the last features before the map's."""
+        """Number of tokens before those of the map in the last features."""
         return 0
 
     def pool(self, features: Tensor) -> Tensor:
@@ -161,9 +164,9 @@ class TablePyramid(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Final features and maps (B, D, h, w) of the chosen stages, as timm's models give them.
+        """Return final features and maps (B, D, h, w) of the chosen stages, as timm's models do.
 
-        ``norm`` says whether the last stage's map goes through the final norm.
+        ``norm`` applies the final norm to the last stage's map.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt = {output_fmt!r}: only NCHW is there")
@@ -198,18 +201,18 @@ class TablePyramid(nn.Module):
         return kept
 
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
-        """Resample every table, as new parameters, for a side or (H, W). Raises as `checked_size`."""
+        """Replace every table by a resampled parameter for a side or (H, W). Raises as `checked_size`."""
         size = checked_size(img_size, self.stride)
         for index, stage in enumerate(self.stages):
             assert isinstance(stage, StageConfig)
             stage.set_grid(grid_at(size, index))
-        self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # where timm looks the size up
+        self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # timm reads the size from here
 
     def get_classifier(self) -> nn.Module:
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier; 0 classes: none, the model gives pooled features."""
+        """Replace the classifier; with 0 classes there is none and the model returns pooled features."""
         self.num_classes = num_classes
         if global_pool is not None:
             if global_pool not in self.pools:
@@ -220,29 +223,31 @@ class TablePyramid(nn.Module):
             self.head = self.made_new(nn.Linear(self.head_hidden_size, num_classes))
 
     def made_new(self, module: nn.Module) -> nn.Module:
-        """The module with first weights, on the model's device and in its mode."""
+        """Initialise a module, and move it to the model's device, dtype and training mode."""
         parameter = next(self.parameters())
         return module.apply(initialise).to(parameter.device, parameter.dtype).train(self.training)
 
     def no_weight_decay(self) -> set[str]:
-        """Tables and class tokens, as timm does for its models; the papers' texts do not say."""
+        """Names of tables and class tokens, as timm excludes them; the papers' texts do not specify this."""
         return {name for name, _ in self.named_parameters() if name.endswith(UNDECAYED)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for layer-wise learning rates: stem, blocks, head. A table goes with its first block."""
+        """Groups for layer-wise learning rates: stem, blocks, head. A table belongs to its first block."""
         blocks = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)\.", (0,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether backward passes compute the insides of blocks anew instead of keeping them."""
+        """Enable or disable activation checkpointing of the blocks."""
         for stage in self.stages:
             assert isinstance(stage, StageConfig)
             stage.checkpointing = enable
 
 
 def initialise(module: nn.Module) -> None:
-    """First weights: linear layers 0.02; convolutions by channels out, so that depthwise ones start near 0:
-    beside a shortcut, as they stand in CMT, larger ones would multiply the features in every block.
+    """Draw initial weights: linear layers with 0.02, convolutions scaled by output channels (fan-out).
+
+    By fan-out, depthwise convolutions start near 0: next to a shortcut, as in CMT, larger weights would
+    multiply the features in every block.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -253,13 +258,13 @@ def initialise(module: nn.Module) -> None:
 
 
 def same_lengths(**by_stage: Sequence[object]) -> None:
-    """Raise ValueError unless every argument has one entry a stage."""
+    """Raise ValueError unless every argument has one entry per stage."""
     if len({len(entries) for entries in by_stage.values()}) > 1:
         lengths = ", ".join(f"{name} {len(entries)}" for name, entries in by_stage.items())
         raise ValueError(f"one entry a stage is needed, but the lengths are: {lengths}")
 
 
 def build(model_class: type[TablePyramid], variant: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
-    """The model, or with ``features_only`` its wrapper that gives the maps of the stages."""
+    """Build the model, or with ``features_only`` timm's wrapper that returns the maps of the stages."""
     features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
     return build_model_with_cfg(model_class, variant, pretrained, feature_cfg=features, **arguments)

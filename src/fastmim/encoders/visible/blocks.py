@@ -1,13 +1,14 @@
-"""Some of an image's blocks through a pyramid: they are set side by side, and nothing else is computed.
+"""Encode a subset of an image's blocks by a pyramid: only a strip of these blocks is computed.
 
-A strip of visible blocks is an image like any other to all that looks at one place alone (norms, MLPs) and to
-convolutions that do not cross blocks (patch embedding, merging). The model's own code therefore runs on it.
-Only what looks at neighbours is told where the blocks really stand: windows are grouped (`visible.windows`);
-an overlapping convolution sees the blocks at their places and zeros between them, which is a submanifold
-sparse convolution (FCMAE, Woo et al. 2023). What is summed over the map (GRN, global attention) is what is
-visible.
+Operations on single positions (norms, MLPs) and convolutions that do not cross blocks (patch embedding,
+merging) give the same result on a strip of visible blocks as on an image, so the model's code runs on the
+strip. Only operations on neighbours are adapted to the original positions of the blocks: windows are grouped
+(`visible.windows`); an overlapping convolution is computed with the blocks at their positions and zeros
+between them, which is a submanifold sparse convolution (FCMAE, Woo et al. 2023). Sums over the map (GRN,
+global attention) cover the visible blocks.
 
-No architecture is known here: a model can do this if a strip of all blocks gives what the image gives.
+This module knows no architecture: a model is supported if a strip of all blocks gives the same features as
+the image.
 """
 
 import contextlib
@@ -25,25 +26,25 @@ from fastmim.errors import UsageError, first_line
 from fastmim.mim.grids import put_blocks, take_blocks
 from fastmim.system.size import Size
 
-MOST_DIFFERENT = 1e-3  # of the features' spread: rounding stays well below, a wrong neighbour above
+MOST_DIFFERENT = 1e-3  # relative to the features' deviation: rounding is well below, a wrong neighbour above
 
 
 class Strip(NamedTuple):
     """The blocks of a strip."""
 
     places_BV: Tensor
-    """Where they stand, row by row."""
+    """Row-major indices of the blocks."""
     grid: Size
     """(h, w) of all blocks."""
     places_V: Tensor | None = None
-    """The places on the CPU, if they are known there; window attention needs them."""
+    """The indices on the CPU, if they are known there; window attention needs them."""
     layouts: set[Layout] | None = None
-    """Those of the model's windows, see `Windows`."""
+    """Layouts of the model's windows, see `Windows`."""
 
 
 @contextlib.contextmanager
 def on_strip(model: nn.Module, strip: Strip) -> Iterator[None]:
-    """Within the block, the model takes strips of these blocks."""
+    """Context in which the model takes strips of blocks instead of images."""
     places_BV, grid, places_V, layouts = strip
 
     def spread(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -72,13 +73,13 @@ def on_strip(model: nn.Module, strip: Strip) -> Iterator[None]:
 
 
 def _overlaps(convolution: nn.Conv2d) -> bool:
-    """Whether it looks at a place more than once."""
+    """Whether a convolution reads a position more than once: its kernel extends beyond its stride."""
     sides = zip(convolution.kernel_size, convolution.dilation, convolution.stride, strict=True)
     return any((kernel - 1) * dilation + 1 > stride for kernel, dilation, stride in sides)
 
 
 def strip_features(model: nn.Module, images_BCHW: Tensor, strip: Strip, features: Features) -> Tensor:
-    """The features of the strip's blocks, one each: (B, V, D)."""
+    """Compute the features of the strip's blocks, one per block: (B, V, D)."""
     with on_strip(model, strip):
         blocks = take_blocks(images_BCHW, strip.places_BV, features.stride)
         output = last_features(model, blocks, features.way)
@@ -94,10 +95,15 @@ def _as_tokens(output: Tensor, features: Features) -> Tensor:
 def check_strips(
     model: nn.Module, name: str, image_size: Size, in_chans: int, features: Features, layouts: set[Layout]
 ) -> None:
-    """Raise UsageError unless blocks can be left out of what the model computes, seen by trying it.
+    """Raise UsageError unless the model gives the same features on strips as on images, by a trial run.
 
     Args:
-        layouts: takes in those of the model's windows.
+        model: the backbone.
+        name: name of the model, for the error message.
+        image_size: (H, W) of the images.
+        in_chans: channels of the images.
+        features: form of the model's features.
+        layouts: the layouts of the model's windows are added to this set.
     """
     grid = (image_size[0] // features.stride, image_size[1] // features.stride)
     places = torch.arange(grid[0] * grid[1]).unsqueeze(0)
@@ -126,7 +132,10 @@ def check_strips(
 
 
 def _lively(model: nn.Module) -> nn.Module:
-    """A copy in which norms, biases, scales and tables tell: many of them begin as ones or next to zero."""
+    """Copy a model and randomise its norms, scales and tables, so that wrong neighbours change the features.
+
+    Many of these parameters are initialised to one or close to zero.
+    """
     trial = copy.deepcopy(model).cpu().float().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,8 +1,8 @@
-"""Some of an image's tokens through a backbone: the others are dropped before its blocks.
+"""Encode a subset of an image's tokens: the others are dropped before the backbone's blocks.
 
-The capability is timm's: a model that can drop patches in training has a part named ``patch_drop`` between
-its position embedding and its blocks. Another part takes its place for the time of a forward pass. A model
-with rotary embeddings asks that part for the places of what it kept, and turns it by those.
+This uses timm's patch dropping: a model that can drop patches in training has a module named ``patch_drop``
+between its position embedding and its blocks, which is replaced for one forward pass. Models with rotary
+embeddings also take the indices of the kept tokens from ``patch_drop`` and rotate by them.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ from fastmim.system.size import Size
 
 PART = "patch_drop"
 
-# Tokens with their positions, (B, N, D) -> those that go on, (B', K, D). B' may be a multiple of B.
+# Selects tokens with position embeddings: (B, N, D) -> (B', K, D), where B' may be a multiple of B.
 Choose = Callable[[Tensor], Tensor]
 
 
 class Dropping(NamedTuple):
-    """How a model drops tokens."""
+    """Form in which a model drops tokens."""
 
     tells_places: bool
-    """Whether its ``patch_drop`` gives the places of what it kept, too."""
+    """Whether the model's ``patch_drop`` also returns the indices of the kept tokens."""
     prefix_tokens: int
 
 
 class _Chosen(nn.Module):
-    """Stands where the model's ``patch_drop`` stands: (B, P + N, D) -> (B', P + K, D)."""
+    """Replacement of the model's ``patch_drop``: (B, P + N, D) -> (B', P + K, D)."""
 
     def __init__(self, dropping: Dropping, choose: Choose, places_BK: Tensor) -> None:
         super().__init__()
@@ -45,17 +45,20 @@ class _Chosen(nn.Module):
             raise ValueError(f"tokens of shape {tuple(tokens.shape)} are no sequence")
         prefix, rest = tokens[:, : self.dropping.prefix_tokens], tokens[:, self.dropping.prefix_tokens :]
         chosen = self.choose(rest)
-        # No block has seen an image yet: class token and registers are the same for all.
+        # Before the first block, class token and registers are the same for all images.
         kept = torch.cat([prefix[:1].expand(len(chosen), -1, -1), chosen], dim=1)
         return (kept, self.places) if self.dropping.tells_places else kept
 
 
 @contextlib.contextmanager
 def dropped(model: nn.Module, dropping: Dropping, choose: Choose, places_BK: Tensor) -> Iterator[None]:
-    """Within the block, only the tokens that ``choose`` gives go through the model's blocks.
+    """Context in which only the tokens selected by ``choose`` pass through the model's blocks.
 
     Args:
-        places_BK: (B', K), where on the grid, row by row, each of them stands.
+        model: the backbone.
+        dropping: form in which the model drops tokens.
+        choose: selects the tokens.
+        places_BK: row-major indices of the selected tokens on the grid, (B', K).
     """
     own = getattr(model, PART)
     setattr(model, PART, _Chosen(dropping, choose, places_BK))
@@ -68,7 +71,11 @@ def dropped(model: nn.Module, dropping: Dropping, choose: Choose, places_BK: Ten
 def find_dropping(
     model: nn.Module, name: str, image_size: Size, in_chans: int, features: Features
 ) -> Dropping:
-    """How the model drops tokens, seen by letting it drop some. Raises UsageError where it cannot."""
+    """Find the form in which the model drops tokens, by a trial forward pass on the meta device.
+
+    Raises:
+        UsageError: the model cannot drop tokens.
+    """
     if features.layout == "tokens" and features.way != "forward_intermediates" and hasattr(model, PART):
         copy = weightless(model).eval()
         batch, kept = 3, 2

@@ -1,10 +1,10 @@
-"""Window attention among some of an image's tokens: windows are grouped (GreenMIM, Huang et al. 2022).
+"""Window attention among a subset of an image's tokens, by grouping windows (GreenMIM, Huang et al. 2022).
 
-Where most of an image is left out, its windows hold unequal numbers of tokens. They are put together into
-groups of one size, and tokens attend within their group, but to those of their own window only (arXiv
-2205.13515, section 3.2). Which windows go together is a matter of subset sums (its section 3.3, algorithm 1).
+When most of an image is dropped, its windows hold unequal numbers of tokens. Windows are combined into groups
+of equal size, and attention is computed per group, masked to tokens of the same window (arXiv 2205.13515,
+section 3.2). Windows are assigned to groups by solving subset-sum problems (its section 3.3, algorithm 1).
 
-Letters: B batch, K tokens of a strip (`encoders.visible.blocks`), G groups, S places in a group, C width.
+Letters: B batch, K tokens of a strip (`encoders.visible.blocks`), G groups, S slots of a group, C width.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,45 +24,48 @@ ATTENTION = ("qkv", "proj", "num_heads", "scale", "attn_drop", "proj_drop")
 
 
 class Layout(NamedTuple):
-    """Windows on the map of a stage."""
+    """Layout of the windows on the map of a stage."""
 
     side: int
     """Tokens along a block's side."""
     window: Size
-    """Tokens of a window."""
+    """Size of a window, in tokens."""
     shift: Size
-    """Tokens by which windows are shifted."""
+    """Shift of the windows, in tokens."""
 
 
 class Groups(NamedTuple):
-    """Which tokens attend to one another; a group's spare places hold a token that nobody asks for."""
+    """Groups of tokens that attend to one another; unused slots are padding and are masked out."""
 
     members_GS: Tensor
-    """The token at each place."""
+    """Token index of each slot."""
     place_K: Tensor
-    """Where each token is, among all groups' places."""
+    """Slot of each token, counted over all groups."""
     within_GS: Tensor
-    """Where in its window each member stands, row by row."""
+    """Row-major position of each member in its window."""
     together_GSS: Tensor
-    """Whether two members are of one window."""
+    """Whether two members belong to the same window."""
 
 
 @lru_cache(maxsize=128)
 def best_groups(sizes: tuple[int, ...]) -> tuple[int, tuple[tuple[int, ...], ...]]:
-    """The size of groups, and the windows of each, for which the fewest pairs of places are compared.
+    """Find the group size, and the windows of each group, that minimise the number of attention pairs.
 
-    The paper's cost counts the projections of spare places, too. Here tokens are projected before they are
-    grouped, so that a spare place costs nothing but its pairs: groups * size^2.
+    The paper's cost also counts the projections of unused slots. Here tokens are projected before they are
+    grouped, so that an unused slot costs only its attention pairs: groups * size^2.
 
     Args:
-        sizes: tokens of each window.
+        sizes: number of tokens in each window.
+
+    Returns:
+        The group size, and for each group the indices of its windows.
     """
     total, size = sum(sizes), max(sizes)
     best = _filled(sizes, size)
     for larger in range(size + 1, total + 1):
         cost = len(best) * size**2
         if total * larger >= cost:
-            break  # more pairs even without a spare place
+            break  # more pairs even without an unused slot
         if -(-total // larger) * larger**2 < cost:
             groups = _filled(sizes, larger)
             if len(groups) * larger**2 < cost:
@@ -71,7 +74,7 @@ def best_groups(sizes: tuple[int, ...]) -> tuple[int, tuple[tuple[int, ...], ...
 
 
 def _filled(sizes: tuple[int, ...], size: int) -> tuple[tuple[int, ...], ...]:
-    """Groups of at most ``size`` tokens: each takes the largest window left, and those that fill it best."""
+    """Form groups of at most ``size`` tokens: the largest remaining window, and those that fill it best."""
     left = sorted(range(len(sizes)), key=lambda window: -sizes[window])
     groups = []
     while left:
@@ -93,19 +96,19 @@ def _filled(sizes: tuple[int, ...], size: int) -> tuple[tuple[int, ...], ...]:
 
 
 class Windows:
-    """The groups of a batch's tokens, for each layout of windows that is asked for.
+    """Groups of a batch's tokens, for each requested layout of windows.
 
-    Groups are planned on the host, and go to the device in one copy that nobody waits for.
+    Groups are planned on the host and sent to the device in one asynchronous copy.
 
     Args:
-        places_BV: where the visible blocks stand, row by row; the same in all images.
+        places_BV: row-major indices of the visible blocks, the same in all images.
         grid: (h, w) of all blocks.
-        places_V: the same on the CPU; without it, ``places_BV`` is read back.
-        layouts: those that have been asked for before and will be again: planned at the first request. Takes
-            in new ones.
+        places_V: the same indices on the CPU; without them, ``places_BV`` is copied from the device.
+        layouts: layouts requested in earlier passes, all planned at the first request; new layouts are added
+            to this set.
 
     Raises:
-        ValueError: the images have different blocks.
+        ValueError: the images have different visible blocks.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class Windows:
         self.planned: dict[Layout, Groups] = {}
 
     def groups(self, side: int, window: Size, shift: Size) -> Groups:
-        """The groups for windows of that layout, on the device."""
+        """Return the groups for a layout of windows, on the device."""
         layout = Layout(side, window, shift)
         if layout not in self.planned:
             self.layouts.add(layout)
@@ -139,7 +142,7 @@ class Windows:
         parts = [part for plan in plans for part in plan]
         packed = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
         if self.device.type == "cuda":
-            packed = packed.pin_memory()  # or the copy might wait for the device
+            packed = packed.pin_memory()  # required for an asynchronous copy
         sent = packed.to(self.device, non_blocking=True)
         pieces = iter(torch.split(sent, [part.size for part in parts]))
         for layout, plan in zip(layouts, plans, strict=True):
@@ -148,10 +151,10 @@ class Windows:
             self.planned[layout] = Groups(members_GS, place_K, within_GS, together_GSS)
 
     def _owners(self, side: int, window: Size, shift: Size) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The window that each token of the strip attends in, and its place there.
+        """Return the window of each token of the strip, and the token's position in that window.
 
-        Shifting brings what was at the image's start behind its end; such neighbours do not attend to one
-        another, so each side of the seam is a window of its own.
+        A cyclic shift moves tokens from the start of the image behind its end. These tokens do not attend to
+        their new neighbours, so each side of the seam is a separate window.
         """
         owner = within = np.zeros((1, 1), np.int64)
         inside = np.arange(side)
@@ -173,7 +176,7 @@ class Windows:
 
 
 def _grouped(owner_K: NDArray[np.int64], within_K: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-    """Of `Groups`: members, place and within; and the window of each member, -1 at spare places."""
+    """Compute ``members``, ``place`` and ``within`` of `Groups`, and each slot's window, -1 if unused."""
     _, window_K, counts = np.unique(owner_K, return_inverse=True, return_counts=True)
     size, groups = best_groups(tuple(counts.tolist()))
     tokens = np.split(np.argsort(window_K, kind="stable"), np.cumsum(counts)[:-1])
@@ -189,7 +192,7 @@ def _grouped(owner_K: NDArray[np.int64], within_K: NDArray[np.int64]) -> tuple[N
 
 
 def find_windows(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Modules that attend within windows, seen by what they have, with the method of theirs that does so."""
+    """Find modules with window attention by their attributes, each with the name of its attention method."""
     found = []
     for module in model.modules():
         attention = getattr(module, "attn", None)
@@ -206,7 +209,7 @@ def _attends(module: Any) -> bool:
 
 
 def grouped(module: Any, windows: Windows) -> Callable[..., Tensor]:
-    """What takes the place of such a method, on strips: (B, s, V*s, C), or (B, K, C) with (s, V*s)."""
+    """Return a replacement of an attention method for strips: (B, s, V*s, C), or (B, K, C) with (s, V*s)."""
 
     def shifted_windows(x_BsLC: Tensor) -> Tensor:
         attention = module.attn
@@ -226,7 +229,7 @@ def grouped(module: Any, windows: Windows) -> Callable[..., Tensor]:
 
 
 def _attend(attention: Any, tokens_BKC: Tensor, groups: Groups, bias_GnSS: Tensor) -> Tensor:
-    """Attention of ``attention``'s own weights within groups: (B, K, C) -> the same shape."""
+    """Attend within groups with the weights of ``attention``: (B, K, C) -> (B, K, C)."""
     batch, (count, size) = len(tokens_BKC), groups.members_GS.shape
     members = attention.qkv(tokens_BKC)[:, groups.members_GS.flatten()]
     by_head = members.view(batch, count, size, 3, attention.num_heads, -1).permute(3, 0, 1, 4, 2, 5)

@@ -1,4 +1,4 @@
-"""FCMAE (Woo et al. 2023, arXiv 2301.00808): sparse convolutions encode, a ConvNeXt block fills in."""
+"""FCMAE (Woo et al. 2023, arXiv 2301.00808): a sparse convolutional encoder and a ConvNeXt decoder."""
 
 from fastmim.encoders.visible.windows import find_windows
 from fastmim.errors import UsageError
@@ -7,10 +7,10 @@ from fastmim.mim.decoders import ConvFillingDecoder
 
 
 class FCMAE(VisibleBlocks):
-    """MAE for ConvNeXt: each image has its own mask, and no convolution carries anything over masked blocks.
+    """MAE for ConvNeXt: each image has a different mask, and convolutions carry nothing over masked blocks.
 
-    Norms and MLPs are computed for visible places only, the depthwise convolutions on the whole map, with
-    zeros where it is masked; the norms of ConvNeXt V2's GRN are those of the visible places.
+    Norms and MLPs are computed at visible positions only, and depthwise convolutions on the whole map with
+    zeros at masked positions; the norms in ConvNeXt V2's GRN are taken over the visible positions.
     """
 
     filling = ConvFillingDecoder

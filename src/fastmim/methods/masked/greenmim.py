@@ -1,4 +1,4 @@
-"""GreenMIM (Huang et al. 2022, arXiv 2205.13515): a pyramid computes visible windows only."""
+"""GreenMIM (Huang et al. 2022, arXiv 2205.13515): a pyramid encodes only the visible windows."""
 
 import torch
 from torch import Tensor
@@ -11,9 +11,10 @@ from fastmim.system.size import Size
 
 
 class GreenMIM(VisibleBlocks):
-    """MAE for Swin: one mask a batch, its uneven windows attend in groups (`encoders.visible.windows`).
+    """MAE for Swin: one mask per batch; uneven windows are grouped for attention.
 
-    All processes of a step draw the same mask, which is a function of the seed and the step.
+    Windows are grouped by `encoders.visible.windows`. All processes of a step draw the same mask, which is a
+    function of the seed and the step.
     """
 
     filling = FillingDecoder
@@ -26,5 +27,5 @@ class GreenMIM(VisibleBlocks):
         return on_host(mask_Bhw)
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
-        """The same mask for each image: windows are grouped once for all (arXiv 2205.13515, section 3.1)."""
+        """Draw one mask for all images, so that windows are grouped once (arXiv 2205.13515, section 3.1)."""
         return super().draw_mask(generator, 1, size).repeat(batch, 1, 1).as_subclass(SharedMask)

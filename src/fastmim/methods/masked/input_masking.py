@@ -1,7 +1,7 @@
-"""FastMIM, SimMIM and MaskFeat: what is masked is replaced, the whole image goes through the backbone.
+"""FastMIM, SimMIM and MaskFeat: masked regions are replaced by a mask token, and the whole image is encoded.
 
-They differ in their settings alone (`recipes/methods.py`): where the mask token stands, what is predicted,
-how large the image and the masked blocks are.
+The three methods differ only in their settings (`recipes/methods.py`): insertion point of the mask
+token, target, and sizes of the image and of the masked blocks.
 """
 
 from functools import partial
@@ -24,11 +24,11 @@ class InputMasking(Method):
     """Mask, encode, decode, compare (paper: figure 5 and section 4.1).
 
     Args:
-        encoder: any backbone; it is not changed.
-        target: what is predicted, for masked cells only.
-        masking: share and side of the masked blocks, and what replaces their pixels.
-        decoder: the small network between features and predictions.
-        loss_name: how prediction and target are compared.
+        encoder: any backbone; its architecture is not changed.
+        target: prediction target of the masked cells.
+        masking: ratio and side of the masked blocks, and the mask token that replaces their pixels.
+        decoder: lightweight network between features and predictions.
+        loss_name: distance between prediction and target.
     """
 
     mask_token: Tensor
@@ -67,10 +67,10 @@ class InputMasking(Method):
         return self.compare(images_BCHW, predictions, mask_Bhw)
 
     def _wanted(self, mask_Bhw: Tensor, size: Size) -> Tensor | None:
-        """The tokens (B, K) that the loss looks at; None: all, also where it would not pay to choose.
+        """Indices (B, K) of the tokens that enter the loss; None: all, also if a selection saves no time.
 
-        Masks must hide as many blocks as those that `draw_mask` draws: counting them would wait for the
-        device.
+        Masks must have as many masked blocks as those of `draw_mask`: counting the blocks would synchronise
+        with the device.
         """
         stride = self.stride
         whole = self.block % stride == 0 and not any(side % self.block for side in size)
@@ -84,10 +84,10 @@ class InputMasking(Method):
     def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
         if self.masking.place == "image":
             return self._masked(images_BCHW, mask_Bhw, self.block)
-        return super().masked_images(images_BCHW, mask_Bhw)  # the token is no colour
+        return super().masked_images(images_BCHW, mask_Bhw)  # the mask token is not a colour
 
     def _masked(self, values_BCHW: Tensor, mask_Bhw: Tensor, block: int) -> Tensor:
-        """X * S + [M] * (1 - S): masked places are replaced by the mask token."""
+        """Replace masked positions by the mask token: X * S + [M] * (1 - S)."""
         mask_B1HW = mask_to_pixels(mask_Bhw, block, size_of(values_BCHW)).unsqueeze(1)
         return torch.where(mask_B1HW, self.mask_token.to(values_BCHW.dtype), values_BCHW)
 

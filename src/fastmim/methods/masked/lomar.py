@@ -1,4 +1,4 @@
-"""LoMaR (Chen et al. 2022, arXiv 2206.00790): windows of an image are reconstructed, each for itself."""
+"""LoMaR (Chen et al. 2022, arXiv 2206.00790): windows of an image are reconstructed independently."""
 
 from fractions import Fraction
 
@@ -31,20 +31,20 @@ from fastmim.system.size import Size
 class LoMaR(Method):
     """Take windows, mask patches in them, encode each window, predict, compare (Chen et al. 2022).
 
-    As in its released code, floor(ratio * patches) of a window are masked (39 of 49), and no two windows of
-    an image begin in the same row or column, as far as there are enough.
+    As in LoMaR's released code, floor(ratio * patches) of a window are masked (39 of 49), and no two windows
+    of an image begin in the same row or column, as long as there are enough rows and columns.
 
-    The paper gives its ViT relative position encodings. The backbone is not changed here: a window's tokens
-    have their model's own positions in the image, absolute ones or, where it has them, rotary ones, which
-    are relative.
+    LoMaR's ViT has relative position encodings. Here the backbone is not changed: the tokens of a window have
+    the model's position embeddings in the image, absolute ones or, in models that have them, rotary ones,
+    which are relative.
 
     Args:
-        encoder: a plain vision transformer (`encoders.visible.tokens` asks it for what is needed).
-        target: what is predicted, for masked patches of a window only.
-        masking: share of a window's patches that is masked, and the token.
-        decoder: the paper's is a simple head, depth 0; it sees one window.
-        loss_name: how prediction and target are compared.
-        config: the windows.
+        encoder: a plain vision transformer (checked by `encoders.visible.tokens`).
+        target: prediction target of the masked patches of a window.
+        masking: share of masked patches in a window, and the mask token.
+        decoder: decoder of one window; LoMaR's is a simple head, depth 0.
+        loss_name: distance between prediction and target.
+        config: number and size of the windows.
     """
 
     mask_token: Tensor
@@ -71,15 +71,17 @@ class LoMaR(Method):
         self.check_size()
 
     def forward(self, images_BCHW: Tensor, mask_BW2hw: Tensor) -> Reconstruction:
-        """Args:
-        images_BCHW: normalised images.
-        mask_BW2hw: for each of W windows, where it is, and which of its patches are masked.
+        """Reconstruct the masked patches of each window.
+
+        Args:
+            images_BCHW: normalised images.
+            mask_BW2hw: for each of W windows, its patches and those of them that are masked.
         """
         side = (self.config.window, self.config.window)
         within_BWhw, hidden_BWhw = mask_BW2hw.unbind(2)
         places_BK = visible_places(
             ~within_BWhw.flatten(0, 1), side[0] * side[1]
-        )  # B counts windows from here
+        )  # from here on, B counts windows
         hidden_BK = hidden_BWhw.flatten(0, 1).flatten(1).gather(1, places_BK)
 
         def choose(tokens_BND: Tensor) -> Tensor:
@@ -100,12 +102,12 @@ class LoMaR(Method):
         return Reconstruction(loss, whole, target, _counts(hidden_BWhw, cells))
 
     def _and_blank(self, tokens_BDhw: Tensor) -> Tensor:
-        """The tokens, and mask tokens in all their places: which of both a window takes is its own affair."""
+        """Append mask tokens at all positions to the tokens, so that each window can select either."""
         return torch.cat([tokens_BDhw, self.mask_token.to(tokens_BDhw.dtype).expand_as(tokens_BDhw)])
 
     @torch.no_grad()
     def _whole(self, predictions: Tensor, places_BK: Tensor, hidden_BWhw: Tensor) -> Tensor:
-        """What the windows predict, as one image: the mean of those that have a patch masked, else 0."""
+        """Merge the predictions of the windows: the mean over the windows that mask a patch, elsewhere 0."""
         images, windows, h, w = hidden_BWhw.shape
         tokens = map_to_tokens(predictions.float())
         total = tokens.new_zeros(images, h * w, tokens.shape[2])
@@ -118,7 +120,7 @@ class LoMaR(Method):
         return tokens_to_cells(tokens_to_map(mean, (h, w)), self.block, self.target.cell)
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
-        """(batch, W, 2, h, w): for each of W windows, where it is, and which of its patches are masked."""
+        """Draw (batch, W, 2, h, w): for each of W windows, its patches and those of them that are masked."""
         (h, w), side = grid_of(size, self.block), self.config.window
         if min(h, w) < side:
             raise UsageError(
@@ -141,25 +143,25 @@ class LoMaR(Method):
         self.draw_mask(torch.Generator().manual_seed(0), 1, self.encoder.image_size)
 
     def input_mask(self, mask_BW2hw: Tensor) -> Tensor:
-        """Patches that no window shows."""
+        """Patches that are visible in no window."""
         within_BWhw, masked_BWhw = mask_BW2hw.unbind(2)
         return ~(within_BWhw & ~masked_BWhw).any(dim=1)
 
 
 def _offsets(choices: int, batch: int, windows: int, generator: torch.Generator) -> Tensor:
-    """Where windows begin along one side, (batch * windows, 1, 1): none twice in an image, if that can be."""
+    """Draw offsets of windows along one side, (batch * windows, 1, 1), distinct in an image if possible."""
     rounds = -(-windows // choices)
     order = torch.rand(batch, rounds, choices, generator=generator).argsort(dim=2)
     return order.flatten(1)[:, :windows].reshape(-1, 1, 1)
 
 
 def _in_windows(tokens_BND: Tensor, places_BK: Tensor) -> Tensor:
-    """An image's tokens (B, N, D) where its windows are: (windows, K, D)."""
+    """Select the tokens of each window from the tokens (B, N, D) of the images: (windows, K, D)."""
     taken = take_tokens(tokens_BND, places_BK.reshape(len(tokens_BND), -1))
     return taken.reshape(*places_BK.shape, -1)
 
 
 def _counts(hidden_BWhw: Tensor, cells: int) -> Tensor:
-    """How often each cell is scored, (B, H/cell, W/cell)."""
+    """Count how often each cell enters the loss, (B, H/cell, W/cell)."""
     _, _, h, w = hidden_BWhw.shape
     return spread_mask(hidden_BWhw.sum(dim=1), cells, (h * cells, w * cells))

@@ -1,4 +1,4 @@
-"""MAE (He et al. 2021, arXiv 2111.06377): masked patches are dropped, mask tokens enter at the decoder."""
+"""MAE (He et al. 2021, arXiv 2111.06377): masked patches are dropped; mask tokens enter in the decoder."""
 
 from functools import partial
 
@@ -15,18 +15,17 @@ from fastmim.mim.targets import Target
 
 
 class MAE(Method):
-    """Drop, encode what is left, fill in, decode, compare (He et al. 2021, figure 1 and section 3).
+    """Drop, encode the rest, insert mask tokens, decode, compare (He et al. 2021, figure 1 and section 3).
 
-    Masks must leave as many patches as those that `draw_mask` draws. With HOG as target and small images this
-    is FastMIM's target for MAE's encoder (recipe ``fastmim-drop``).
+    Masks must leave as many visible patches as those of `draw_mask`. With HOG as target and small images,
+    this is FastMIM's target with MAE's encoder (recipe ``fastmim-drop``).
 
     Args:
-        encoder: a plain vision transformer; it is not changed; `encoders.visible.tokens` looks at
-            what it needs of it.
-        target: what is predicted, for dropped patches only.
-        masking: share of the patches that is dropped; its token is the decoder's.
-        decoder: transformer blocks over all places.
-        loss_name: how prediction and target are compared.
+        encoder: a plain vision transformer, not changed (checked by `encoders.visible.tokens`).
+        target: prediction target of the dropped patches.
+        masking: share of dropped patches; the mask token enters in the decoder.
+        decoder: transformer blocks over all positions.
+        loss_name: distance between prediction and target.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class MAE(Method):
 
 
 def check_patches(masking: Masking, encoder: Encoder) -> None:
-    """Raise UsageError unless what is masked is a patch of the encoder's, and it can leave patches out."""
+    """Raise UsageError unless masked blocks are patches of the encoder, and the encoder can drop patches."""
     encoder.dropping  # noqa: B018
     if masking.size not in (None, encoder.stride):
         raise UsageError(

@@ -1,7 +1,7 @@
-"""One mask for all images of a batch, whose values the host remembers after sending it to a device.
+"""One mask for all images of a batch, whose values remain available on the host after a copy to a device.
 
-A plan that depends on a mask's values is made on the host. Reading the mask back from the device for it would
-make the host wait until all earlier steps are done.
+A plan that depends on the values of a mask is computed on the host. Copying the mask back from the device
+would make the host wait until all earlier steps are done.
 """
 
 from typing import Any
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from fastmim.system.size import Size
 
-ATTRIBUTE = "_fastmim_on_host"  # of the tensor on the device: its values, and its version at that time
+ATTRIBUTE = "_fastmim_on_host"  # attribute of the tensor on the device: (values, version when copied)
 
 
 class SharedMask(Tensor):
-    """A mask (B, h, w) on the CPU, the same for all images.
+    """Mask (B, h, w) on the CPU that is the same for all images.
 
-    On another device it becomes a plain tensor. `on_host` finds the values of that tensor, and of its slices
-    along the batch, on the CPU.
+    Copied to another device, it becomes a plain tensor. `on_host` returns the values of that tensor, and of
+    its slices along the batch, on the CPU.
     """
 
     @classmethod
@@ -32,16 +32,16 @@ class SharedMask(Tensor):
             if func is not Tensor.to:
                 return result
             mask: Tensor = args[0].as_subclass(Tensor)
-            if isinstance(result, cls):  # it was there already
+            if isinstance(result, cls):  # the mask was not moved
                 return mask
-            sent = result.device != mask.device and not result.is_inference()  # those have no version
+            sent = result.device != mask.device and not result.is_inference()  # these have no version
             if sent and len(mask) and bool((mask == mask[:1]).all()):
                 setattr(result, ATTRIBUTE, (mask[0].clone(), result._version))
             return result
 
 
 def on_host(mask_Bhw: Tensor) -> Tensor | None:
-    """Return the mask (h, w) of all images on the CPU, or None where only the device knows it."""
+    """Return the mask (h, w) of all images on the CPU, or None if it is only on the device."""
     whole = mask_Bhw if mask_Bhw._base is None else mask_Bhw._base
     mask_hw, version = getattr(whole, ATTRIBUTE, (None, None))
     unchanged = mask_hw is not None and mask_Bhw._version == version
@@ -49,6 +49,6 @@ def on_host(mask_Bhw: Tensor) -> Tensor | None:
 
 
 def _form(mask_Bhw: Tensor) -> tuple[Size, Size]:
-    """Shape and strides but for the batch: a part of a batch has those of the whole."""
+    """Shape and strides except for the batch axis, which are equal for a batch and its slices."""
     (_, h, w), (_, down, right) = mask_Bhw.shape, mask_Bhw.stride()
     return (h, w), (down, right)

@@ -1,4 +1,4 @@
-"""UM-MAE (Li et al. 2022, arXiv 2205.10063): MAE for pyramids, by uniform sampling and secondary masking."""
+"""UM-MAE (Li et al. 2022, arXiv 2205.10063): MAE for pyramids with uniform sampling and secondary masking."""
 
 from functools import partial
 
@@ -24,26 +24,26 @@ from fastmim.mim.settings import DecoderConfig, LossName, Masking
 from fastmim.mim.targets import Target
 from fastmim.system.size import Size
 
-PAIR = 2  # patches along each side of the squares of which one patch is kept
+PAIR = 2  # patches along a side of a square, of which one patch is sampled
 
 
 class UMMAE(Method):
-    """Sample, mask, encode a compact image, fill in, decode, compare (Li et al. 2022).
+    """Sample, mask, encode a compact image, insert mask tokens, decode, compare (Li et al. 2022).
 
-    Of every 2x2 patches one is kept. The kept ones are moved together into an image of half the height and
-    width, which the unchanged backbone takes as any other: windows and strides stay whole. Where one feature
-    stands for several patches, a linear layer spreads it to them.
+    One patch of each 2x2 square is sampled. The sampled patches are joined to an image of half the height and
+    width, which the unchanged backbone encodes like any other: windows and strides stay whole. If one feature
+    covers several patches, a linear layer expands it to them.
 
-    Scored are the patches that were not sampled. One that the backbone sees as the mask token only is not,
-    but its feature goes to its place in the decoder like any other's.
+    The loss covers the patches that were not sampled. Sampled patches that are replaced by the mask token are
+    not scored, but their features still enter the decoder at their positions.
 
     Args:
         encoder: any backbone, at half the image's size, whose patch embedding's stride divides the patches.
-        target: what is predicted, for patches that are not sampled.
-        masking: its size is the side of a patch; its token enters at the encoder and at the decoder.
-        decoder: transformer blocks over all places.
-        loss_name: how prediction and target are compared.
-        config: how many of the sampled patches are masked.
+        target: prediction target of the patches that are not sampled.
+        masking: its size is the side of a patch; its mask token enters in the encoder and in the decoder.
+        decoder: transformer blocks over all positions.
+        loss_name: distance between prediction and target.
+        config: share of the sampled patches that are masked.
     """
 
     mask_token: Tensor
@@ -90,9 +90,11 @@ class UMMAE(Method):
         return PAIR * height, PAIR * width
 
     def forward(self, images_BCHW: Tensor, mask_B2hw: Tensor) -> Reconstruction:
-        """Args:
-        images_BCHW: normalised images.
-        mask_B2hw: the patches that are not sampled; of the others, those that are masked.
+        """Encode the sampled patches, and reconstruct the others.
+
+        Args:
+            images_BCHW: normalised images.
+            mask_B2hw: the patches that are not sampled, and the sampled patches that are masked.
         """
         _, _, h, w = mask_B2hw.shape
         quadrant_Bij, secondary_Bij = self._sampled(mask_B2hw)
@@ -109,7 +111,7 @@ class UMMAE(Method):
         return mask_B2hw[:, 0]
 
     def _sampled(self, mask_B2hw: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each 2x2 patches, which was kept (0 to 3, row by row), and whether it was masked: (B, i, j)."""
+        """For each 2x2 square, (B, i, j): the sampled patch (0 to 3, row-major), and whether it is masked."""
         left_out_Bhw, masked_Bhw = mask_B2hw.unbind(1)
         return pairs(left_out_Bhw).byte().argmin(dim=-1), pairs(masked_Bhw).any(dim=-1)
 
@@ -124,13 +126,13 @@ class UMMAE(Method):
 
     @property
     def token_norm(self) -> nn.LayerNorm | None:
-        """The norm that the patch embedding ends in: the mask token goes through it, too (released code)."""
+        """Final norm of the patch embedding, which is also applied to the mask token (released code)."""
         embedding = self.encoder.embedding
         norm = getattr(self.encoder.model.get_submodule(embedding.name), "norm", None)
         return norm if isinstance(norm, nn.LayerNorm) else None
 
     def draw_mask(self, generator: torch.Generator, batch: int, size: Size) -> Tensor:
-        """(batch, 2, h, w): the patches that are not sampled; of the others, those that are masked."""
+        """Draw (batch, 2, h, w): the patches that are not sampled, and the sampled ones that are masked."""
         h, w = grid_of(size, self.block)
         if h % PAIR or w % PAIR:
             raise UsageError(
@@ -149,12 +151,12 @@ class UMMAE(Method):
         return mask.view(batch, 2, h, w)
 
     def input_mask(self, mask_B2hw: Tensor) -> Tensor:
-        """All but what is sampled and not masked."""
+        """All patches except those that are sampled and not masked."""
         return mask_B2hw.any(dim=1)
 
 
 def _places(quadrant_Bij: Tensor, columns: int) -> Tensor:
-    """Where the kept patches stand in the whole grid, row by row: (B, i*j)."""
+    """Row-major indices of the sampled patches in the whole grid: (B, i*j)."""
     _, i, j = quadrant_Bij.shape
     rows = PAIR * torch.arange(i, device=quadrant_Bij.device).view(1, -1, 1) + quadrant_Bij // PAIR
     place = PAIR * torch.arange(j, device=quadrant_Bij.device).view(1, 1, -1) + quadrant_Bij % PAIR

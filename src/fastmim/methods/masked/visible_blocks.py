@@ -1,4 +1,4 @@
-"""What GreenMIM and FCMAE have in common: of an image only the visible blocks go through a pyramid."""
+"""Base class of GreenMIM and FCMAE: a pyramid encodes only the visible blocks of an image."""
 
 from typing import ClassVar
 
@@ -15,18 +15,18 @@ from fastmim.mim.targets import Target
 
 
 class VisibleBlocks(Method):
-    """Leave blocks out, encode the others, fill in, decode, compare.
+    """Drop blocks, encode the others, insert mask tokens, decode, compare.
 
     Args:
-        encoder: a pyramid; it is not changed (`encoders.visible.blocks` asks it for what is needed).
-        target: what is predicted, for blocks that are left out only.
-        masking: share and side of the blocks; its token is the decoder's.
-        decoder: blocks over all places.
-        loss_name: how prediction and target are compared.
+        encoder: a pyramid, not changed (checked by `encoders.visible.blocks`).
+        target: prediction target of the dropped blocks.
+        masking: share and side of the dropped blocks; the mask token enters in the decoder.
+        decoder: decoder blocks over all positions.
+        loss_name: distance between prediction and target.
     """
 
     supports_activation_checkpointing = (
-        False  # stand-ins tell the encoder where its blocks are, for the time of a forward pass
+        False  # the encoder is adapted to the blocks only during the forward pass
     )
     filling: ClassVar[type[FillingDecoder | ConvFillingDecoder]]
 
@@ -62,7 +62,7 @@ class VisibleBlocks(Method):
         return self.compare(images_BCHW, predictions, mask_Bhw)
 
     def mask_on_host(self, mask_Bhw: Tensor) -> Tensor | None:
-        """Return the mask (h, w) of all images on the CPU; None where it is not needed or not known there."""
+        """Return the mask (h, w) of all images on the CPU; None if it is not needed or not known there."""
         return None
 
     def check_size(self) -> None:
