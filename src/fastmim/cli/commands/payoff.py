@@ -1,4 +1,4 @@
-"""`fastmim payoff`."""
+"""The `fastmim payoff` command."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +18,23 @@ PLOT, TABLE = "payoff.png", "payoff.md"
 def run(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Command:
-        """Fine-tune from scratch and from --encoder alike, with few and with many labels, and compare.
+        """Compare fine-tuning from --encoder with training from scratch, with few and with many labels.
 
         All other options are those of `fastmim finetune`. Finished runs in --out are kept: the same command
-        goes on after a stop."""
+        resumes a comparison that was stopped.
+        """
 
         settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")]
         compare: Annotated[PayoffConfig, tyro.conf.arg(name="")]
         config: str | None = None
-        """YAML file with settings of fine-tuning; flags win over it."""
+        """YAML file with settings of fine-tuning; flags override it."""
         recipe: str | None = None
-        """Recipe to start from; `fastmim recipes` lists them."""
+        """Recipe to start from (`fastmim recipes` lists them)."""
         quiet: bool = False
-        """Show only the result."""
+        """Print the result only."""
         trust_code: bool = False
-        """Import and call whatever factory (package.module:function) a file names: an encoder's, --config.
-        Without it: only one that is given as --model."""
+        """Import and call any factory (package.module:function) that an encoder or --config names.
+        Default: only the one given as --model."""
 
     given = peek(arguments, "config", "recipe", "model")
     trusted = asked(arguments, "trust-code")
