@@ -36,11 +36,13 @@ def run(arguments: list[str]) -> int:
         """Import and call any factory (package.module:function) that an encoder or --config names.
         Default: only the one given as --model."""
 
+    # Collect the defaults: --config, --recipe.
     given = peek(arguments, "config", "recipe", "model")
     trusted = asked(arguments, "trust-code")
     base = base_config(
         FinetuneConfig, given["config"], given["recipe"], None, given=given, trust_code=trusted
     )
+    # Parse and check the flags, before torch is loaded.
     command = parse(Command, arguments, "fastmim payoff", Command(base, PayoffConfig()))
     check_payoff(command.settings)
     announce_torch("payoff", command.quiet)
@@ -49,6 +51,7 @@ def run(arguments: list[str]) -> int:
     from fastmim.studies.plots import write_payoff_plot
 
     found = payoff(command.settings, command.compare, command.quiet, trust_code=command.trust_code)
+    # Write the table and the plot, and print the verdicts.
     out = Path(command.settings.out).expanduser()
     text = "\n".join([as_table(found), "", INTERVALS, *found.verdicts])
     (out / TABLE).write_text(text + "\n")

@@ -36,11 +36,13 @@ def run(arguments: list[str]) -> int:
         """Import and call any factory (package.module:function) that an encoder or --config names.
         Default: only the one given as --model."""
 
+    # Collect the defaults: --config, --recipe.
     given = peek(arguments, "config", "recipe", "model")
     trusted = asked(arguments, "trust-code")
     base = base_config(
         FinetuneConfig, given["config"], given["recipe"], None, given=given, trust_code=trusted
     )
+    # Parse and check the flags, before torch is loaded.
     command = parse(Command, arguments, "fastmim sweep", Command(base, SweepConfig()))
     check_sweep(command.settings)
     announce_torch("sweep", command.quiet)
@@ -48,6 +50,7 @@ def run(arguments: list[str]) -> int:
     from fastmim.studies.sweep import SWEEP, sweep
 
     found = sweep(command.settings, command.grid, command.quiet, trust_code=command.trust_code)
+    # Write the plot and print the best point.
     out = Path(command.settings.out).expanduser()
     write_heat_map(out / PLOT, found.accuracy)
     rate, decay = found.best
