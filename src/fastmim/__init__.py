@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fastmim.system.threads import wait_briefly
     from fastmim.weights.load import load_encoder
 
-# `import fastmim` is instant: what needs torch is imported when it is first asked for.
+# Modules that need torch are imported at the first access, so that `import fastmim` is instant.
 _HOMES = {
     "FastmimError": "fastmim.errors",
     "RunError": "fastmim.errors",

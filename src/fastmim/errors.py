@@ -1,27 +1,27 @@
-"""The errors that a person is meant to read: one line, no traceback unless asked for."""
+"""Errors with one-line messages for the user; tracebacks are shown on request only."""
 
 import os
 import signal
 
 
 class FastmimError(Exception):
-    """Base of all errors whose message alone tells what went wrong and what would work."""
+    """Base class of errors whose message states the cause and a remedy."""
 
     exit_code = 1
 
 
 class UsageError(FastmimError, ValueError):
-    """A setting, a path or a file is not one that works; nothing was started."""
+    """A setting, a path or a file is invalid; nothing was started."""
 
     exit_code = 2
 
 
 class RunError(FastmimError, RuntimeError):
-    """A run was started and had to end; what it had written is intact."""
+    """A run was started and failed; the files written so far are intact."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ends what is going on at once. No error: code that catches errors lets it pass."""
+    """A signal ends the current work at once. Not an Exception, so that error handlers let it pass."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
@@ -32,7 +32,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StoppedError(RunError):
-    """A signal ended what was going on, where no run of its own can say so."""
+    """A signal ended the work, and no run was open that could report it."""
 
     def __init__(self, number: int, where: str = "before the first step") -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} {where}")
@@ -45,12 +45,12 @@ class StoppedError(RunError):
 
 
 def why(error: OSError) -> str:
-    """The system's words for what went wrong, where pyarrow has put words of its own around them."""
+    """Return the operating system's message for an error, without pyarrow's additions."""
     return os.strerror(error.errno) if error.errno else error.strerror or str(error)
 
 
 def printable(text: str) -> str:
-    """Text in which what a terminal would obey, or a name that is no Unicode, is written out."""
+    """Escape control characters and invalid Unicode in a text for the terminal."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
         for letter in text
@@ -58,5 +58,6 @@ def printable(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if there is no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

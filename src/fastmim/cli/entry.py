@@ -1,4 +1,4 @@
-"""The command `fastmim VERB`: each verb is a module of `verbs`; errors become one line."""
+"""Entry point of `fastmim VERB`: each verb is a module in `commands`; errors become one line."""
 
 import difflib
 import importlib

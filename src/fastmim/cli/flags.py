@@ -1,4 +1,4 @@
-"""Flags from dataclasses, by tyro: its complaints become one line, and stages and mappings one word each."""
+"""Flags from dataclasses, parsed by tyro: its errors become one line; stages and mappings are one word."""
 
 import contextlib
 import io
@@ -14,14 +14,14 @@ from fastmim.errors import UsageError
 from fastmim.system.bounds import check_bounds
 
 T = TypeVar("T")
-WIDE = "100000"  # columns: no line of a complaint is broken, and no word of it
+WIDE = "100000"  # columns, so that no line or word of an error message is broken
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-UNKNOWN = "Unrecognized options: "  # tyro's words
+UNKNOWN = "Unrecognized options: "  # tyro's wording
 FRAME = "│╭╮╰╯ \t"
 
 
 def peek(arguments: list[str], *names: str) -> dict[str, str | None]:
-    """Values of a few flags, read before the rest can be parsed: they decide the others' defaults."""
+    """Read the values of a few flags before the others are parsed, since they decide the others' defaults."""
     import argparse
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -32,12 +32,12 @@ def peek(arguments: list[str], *names: str) -> dict[str, str | None]:
 
 
 def asked(arguments: list[str], name: str) -> bool:
-    """Whether a switch is given, read before the rest can be parsed."""
+    """Return whether a switch is given, before the flags are parsed."""
     return f"--{name}" in arguments or f"--{name.replace('-', '_')}" in arguments
 
 
 def parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
-    """Parse flags with tyro; its complaints become one line."""
+    """Parse flags with tyro; its error messages become one line."""
     import tyro
 
     complaint = _Plain()
@@ -54,14 +54,14 @@ def parse(cls: type[T], arguments: list[str], program: str, default: T) -> T:
 
 
 class _Plain(io.StringIO):
-    """A stream that is no terminal and takes every letter, as a frame's."""
+    """A stream that is not a terminal and accepts any character, such as those of tyro's frames."""
 
     encoding = "utf-8"
 
 
 @contextlib.contextmanager
 def _unadorned() -> Iterator[None]:
-    """Have tyro write neither colours nor broken lines, whatever the terminal is."""
+    """Make tyro write neither colours nor line breaks, whatever the terminal is."""
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = WIDE
     try:
@@ -74,7 +74,7 @@ def _unadorned() -> Iterator[None]:
 
 
 def _one_line(boxed: str, arguments: list[str], form: type, program: str) -> str:
-    """The message of tyro's error box without frame and help text, and what was perhaps meant."""
+    """Extract the message of tyro's error box, without frame and help text, and add a suggestion."""
     lines = COLOURS.sub("", boxed).splitlines()
     rows = iter([row.strip(FRAME) for row in lines if row.lstrip()[:1] not in "╭╰"])
 
@@ -83,7 +83,7 @@ def _one_line(boxed: str, arguments: list[str], form: type, program: str) -> str
 
     first = next((row for row in rows if not is_rule(row)), "")
     message = " ".join([first, *itertools.takewhile(lambda row: not is_rule(row), rows)]).rstrip(".")
-    # What a dataclass of ours raises names its field.
+    # Errors of our own dataclasses name their field already.
     message = re.sub(r"^Error parsing (settings[.\w]*|--stages|[A-Z]\w*): ", "", message)
     if not message.startswith(UNKNOWN):
         return message
@@ -94,7 +94,7 @@ def _one_line(boxed: str, arguments: list[str], form: type, program: str) -> str
 
 
 def _registry() -> Any:
-    """tyro, told that a mapping is written as JSON, and how stages are written."""
+    """Build a tyro registry that reads mappings as JSON and stages as one word."""
     import json
 
     import tyro
@@ -102,12 +102,14 @@ def _registry() -> Any:
     from fastmim.system.documents import parse_json, shown
     from fastmim.train.stages import StageConfig, parse_stages
 
+    # Mappings as JSON.
     def from_json(words: list[str]) -> dict[str, Any]:
         value = parse_json(words[0], shown(words[0]))
         if not isinstance(value, dict):
             raise ValueError("a JSON object is needed, as '{\"window_size\": 8}'")
         return value
 
+    # The rules for mappings and stages.
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -138,7 +140,7 @@ def _registry() -> Any:
 
 
 def check_place(flag: str, file: Path) -> None:
-    """Make the folder that ``file`` is to lie in, before anything is measured for it.
+    """Create the folder of ``file``, before anything is measured for it.
 
     Raises:
         UsageError: a file cannot be written there.

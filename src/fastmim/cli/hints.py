@@ -1,10 +1,10 @@
-"""Hints for a mistake in flags: names that other tools have for them, and values that no flag takes."""
+"""Suggestions for wrong flags: names from other tools, and values without a flag."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-# Names that other tools have for a flag -> what it may be here, of which a verb has one.
+# Names of a flag in other tools -> its possible names here, of which a verb has one.
 ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("d", "i", "dataset", "dataset-dir", "data-dir", "data-path", "data-root"): ("data",),
     ("dir", "folder", "images", "input", "input-dir", "root", "src", "train-dir"): ("data",),
@@ -46,7 +46,7 @@ CALLED = {alias: names for aliases, names in ALIASES.items() for alias in aliase
 
 
 def flags_of(form: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Each flag of a command's dataclass without its dashes, and whether it is a switch."""
+    """Yield each flag of a command's dataclass without its dashes, and whether it is a switch."""
     hints = get_type_hints(form, include_extras=True)
     for item in fields(form):
         kind, name = hints[item.name], item.name.replace("_", "-")
@@ -61,11 +61,11 @@ def flags_of(form: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def hint(arguments: Sequence[str], unknown: Sequence[str], flags: Mapping[str, bool]) -> str | None:
-    """What was perhaps meant, as the end of a line; None where nothing comes to mind.
+    """Return a suggestion, as the end of an error message; None if there is none.
 
     Args:
-        unknown: the words among ``arguments`` that no flag takes.
-        flags: as `flags_of` gives them.
+        unknown: the words among ``arguments`` that no flag accepts.
+        flags: as given by `flags_of`.
     """
     given = {_name(word) for word in arguments if word.startswith("-")}
     for word in unknown:

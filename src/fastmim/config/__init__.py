@@ -1,4 +1,4 @@
-"""What runs are told: one dataclass a verb, and how settings are read, merged and written."""
+"""Configuration of runs: one dataclass per command; functions that read, merge and write settings."""
 
 from fastmim.config.engine import run_settings
 from fastmim.config.finetune import FinetuneConfig

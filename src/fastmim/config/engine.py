@@ -1,4 +1,4 @@
-"""A run's configuration as the engine takes it: every owner gets its own group."""
+"""Convert a run's configuration to the settings of the engine."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from fastmim.train.settings import KernelConfig, LoopConfig, RunSettings, StartM
 def run_settings(
     verb: str, config: PretrainConfig | FinetuneConfig, start: StartMode, kernels: KernelConfig
 ) -> RunSettings:
-    """The engine's part of a resolved configuration.
+    """Return the engine's part of a resolved configuration.
 
     Args:
-        verb: of the command line, for the head of config.yaml.
-        kernels: the configuration's, as far as the task can use them.
+        verb: verb of the command line, for the header of config.yaml.
+        kernels: the configured kernels, limited to those that the task supports.
     """
     return RunSettings(
         out=Path(config.out),

@@ -1,4 +1,4 @@
-"""The configuration of fine-tuning for classification (paper: table 12)."""
+"""Configuration of fine-tuning for classification (paper: table 12)."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -16,51 +16,51 @@ from fastmim.train.stages import StageConfig
 
 SCRATCH = "none"
 WITH_TIMM_WEIGHTS = "timm:"
-PAPERS_LR, PAPERS_LAYER_DECAY = 1e-3, 0.75  # the centre of its grid
+PAPERS_LR, PAPERS_LAYER_DECAY = 1e-3, 0.75  # centre of the paper's grid search
 
 
 @dataclass(frozen=True)
 class FinetuneConfig(RunConfig):
-    """Everything that `fastmim finetune` can be told."""
+    """Settings of `fastmim finetune`."""
 
     encoder: str = ""
-    """Where the weights come from: a run's folder, its encoder.safetensors, timm:NAME for timm's own, or
-    none to begin from scratch with --model."""
+    """Pre-trained weights: a run's folder, its encoder.safetensors, or timm:NAME for timm's weights.
+    none: train from scratch, with --model."""
     data: str = ""
-    """Images with classes: a folder with train/ and val/, each with a folder a class; one folder of such
-    folders, .parquet, a saved dataset, hf:NAME[:SPLIT] or demo:digits, of which --val-share is kept."""
+    """Labelled images: a folder with train/ and val/, each with one folder per class.
+    Or, with --val-share held out: one such folder, .parquet, saved dataset, hf:NAME[:SPLIT], demo:digits."""
     model: str | None = None
-    """With --encoder none: timm name of the backbone, or package.module:factory of your own. With a file that
-    names such a factory: the same name, without which it is not imported."""
+    """With --encoder none: timm name of the backbone, or package.module:factory of your own.
+    If the encoder's file names such a factory: the same name, which allows its import."""
     image_size: int | tuple[int, int] = 224
-    """Side, or height and width, of the images that the model sees, in pixels."""
+    """Size of the model's input images in pixels: side, or height and width."""
     epochs: PositiveFloat = 100.0
     """Passes over the labelled images (paper: 100)."""
     batch_size: BatchSize = 256
-    """Images an optimiser step, over all devices and micro-batches (paper: 1024)."""
+    """Images per optimiser step, over all devices and micro-batches (paper: 1024)."""
     labels: str | None = None
-    """Labels to use: a share of each class (0.01), or a number of each (10/class), drawn by the seed.
+    """Labels to use: a share of each class (0.01), or a number per class (10/class), drawn by --seed.
     Default: all."""
     val_share: Share = 0.2
-    """Share of each class that is kept to measure on, where the data has no such split."""
+    """Share of each class that is held out for validation, if the data has no validation split."""
     split_seed: NonNegativeInt = 0
-    """Draws them; apart from --seed, so that runs of several seeds are measured on the same images."""
+    """Seed of the train/validation split. Separate from --seed, so that all seeds share one split."""
     evaluations: PositiveInt = 10
-    """How often at most, evenly over the run, the accuracy is measured."""
+    """Maximum number of accuracy evaluations, evenly spaced over the run."""
     pool: Literal["avg", "token", "model"] = "avg"
-    """What the classifier sees: the mean of the tokens (as in the paper's released code), the class token, or
-    what the model does by itself. Backbones without a class token have one way only."""
+    """Pooling: avg (mean of tokens, as in the paper's released code), token (class token) or model (its own).
+    Backbones without a class token have one way only."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Stochastic depth, 0..1 (paper: ViT-B and Swin-B 0.1, Swin-L 0.3)."""
+    """Drop path rate (stochastic depth), 0..1 (paper: ViT-B and Swin-B 0.1, Swin-L 0.3)."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Factor from each layer's learning rate to that of the layer before it (paper: ViT-B 0.7, Swin-B 0.8,
-    Swin-L 0.75); 1: none. Default: 0.75, and 1 from scratch."""
+    """Layer-wise learning rate decay: factor from each layer to the one before it; 1: none.
+    Default: 0.75, or 1 from scratch (paper: ViT-B 0.7, Swin-B 0.8, Swin-L 0.75)."""
     layer_decay_blocks: PositiveInt = 1
-    """Blocks in a row that count as a layer there (ConvNeXt V2's authors: 3)."""
+    """Consecutive blocks that count as one layer of --layer-decay (ConvNeXt V2's authors: 3)."""
     head_std: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Standard deviation of the classifier's first weights. Default: 2e-5, and 0.02 from scratch."""
+    """Standard deviation of the classifier's initial weights. Default: 2e-5, or 0.02 from scratch."""
     ema: Share | None = None
-    """Decay of a running mean of the weights, which then is what is measured and exported. Default: none."""
+    """Decay of a moving average of the weights (EMA), which is evaluated and exported. Default: none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(base_lr=PAPERS_LR, betas=(0.9, 0.999)))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(min_lr=1e-6))
@@ -86,14 +86,14 @@ class FinetuneConfig(RunConfig):
 
     @property
     def known_layer_decay(self) -> float:
-        """What is given, or follows from the weights."""
+        """The layer decay, with the default that depends on the weights."""
         if self.layer_decay is not None:
             return self.layer_decay
         return 1.0 if self.encoder == SCRATCH else PAPERS_LAYER_DECAY
 
     @property
     def known_head_std(self) -> float:
-        """What is given, or follows from the weights."""
+        """The standard deviation of the head, with the default that depends on the weights."""
         if self.head_std is not None:
             return self.head_std
         return 0.02 if self.encoder == SCRATCH else 2e-5
@@ -105,5 +105,5 @@ class FinetuneConfig(RunConfig):
 
     @property
     def planned_stages(self) -> tuple[StageConfig, ...]:
-        """The run as one stage."""
+        """The run as a single stage."""
         return (StageConfig(self.image_size, None if self.steps else self.epochs, self.steps),)

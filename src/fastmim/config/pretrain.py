@@ -1,4 +1,4 @@
-"""The configuration of a pre-training run: every owner's settings in one frozen dataclass."""
+"""Configuration of pre-training: all settings in one frozen dataclass."""
 
 import itertools
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ from fastmim.system.size import Size
 from fastmim.train.settings import OptimConfig, ScheduleConfig
 from fastmim.train.stages import StageConfig, parse_stages
 
-DEFAULT_SIZE = 128  # pixels; the paper's
+DEFAULT_SIZE = 128  # pixels, as in the paper
 DEFAULT_EPOCHS = 200.0
 
 
 def _stages(value: Any) -> Any:
-    """Stages as text become Stage objects, one by one or all in one."""
+    """Convert stages given as text, one by one or in one string, to StageConfig objects."""
     if isinstance(value, str):
         return parse_stages(value)
     if isinstance(value, list | tuple):
@@ -42,30 +42,30 @@ def _stages(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
-    """Everything that `fastmim pretrain` can be told."""
+    """Settings of `fastmim pretrain`."""
 
     data: str = ""
-    """Images: a folder (nested or not), a .tar, .parquet file(s), a saved Hugging Face dataset,
-    hf:NAME[:SPLIT], demo:photos or demo:digits. Labels are ignored."""
+    """Images: a folder (nested or not), .tar, .parquet file(s), saved Hugging Face dataset, hf:NAME[:SPLIT].
+    To try it: demo:photos or demo:digits. Labels are ignored."""
     model: str = "vit_base_patch16_224"
-    """timm name of the backbone, or package.module:factory of your own; `fastmim backbones` lists them."""
+    """Backbone: timm name (`fastmim backbones` lists them), or package.module:factory of your own."""
     method: MethodName = "fastmim"
-    """How the backbone learns. Each method brings the settings of its own paper, which flags win over."""
+    """Pre-training method. Defaults are those of the method's own paper; flags override them."""
     image_size: int | tuple[int, int] | None = None
-    """Side, or height and width, of the crops that the model sees, in pixels. Default: 128."""
+    """Size of the training crops in pixels: side, or height and width. Default: 128."""
     epochs: PositiveFloat | None = None
-    """Passes over the data (paper: 400 or 800 on ImageNet-1K). Default: 200, or --steps."""
+    """Passes over the data (paper: 400 or 800 on ImageNet-1K). Default: 200, unless --steps is given."""
     stages: Annotated[tuple[StageConfig, ...], BeforeValidator(_stages)] = ()
-    """FastMIM-P, images that grow: 128x200e,160x100e, in place of --image-size, --epochs and --steps.
+    """Progressive resolution (FastMIM-P): 128x200e,160x100e, instead of --image-size, --epochs and --steps.
     SIZExEPOCHSe or SIZExSTEPSs, with @BATCH or @BATCH/MICRO where they change."""
     held_out: PositiveInt = 64
-    """Images kept from training to measure on; at most a tenth of the data."""
+    """Images held out from training for evaluation; at most a tenth of the data."""
     evaluations: PositiveInt = 20
-    """How often at most, evenly over the run, the loss on held-out images is measured."""
+    """Maximum number of evaluations of the held-out loss, evenly spaced over the run."""
     bn_recalibrate: bool = False
-    """At the end, estimate the running statistics of batch norms anew, on unmasked images."""
+    """At the end, re-estimate the running statistics of batch norms on unmasked images."""
     bn_images: PositiveInt = 1024
-    """Images that --bn-recalibrate uses."""
+    """Number of images for --bn-recalibrate."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     mask: Masking = field(default_factory=Masking)
     target: TargetConfig = field(default_factory=TargetConfig)
@@ -104,7 +104,7 @@ class PretrainConfig(RunConfig):
             )
 
     def _check_heeded(self) -> None:
-        """Raise UsageError where a setting is given that the method does not heed."""
+        """Raise UsageError if a setting is given that the method does not use."""
         for path in unused_settings(self.method):
             group, _, name = path.partition(".")
             values = getattr(self, group)
@@ -116,7 +116,7 @@ class PretrainConfig(RunConfig):
 
     @property
     def planned_stages(self) -> tuple[StageConfig, ...]:
-        """The stages of the run: one, where none are given."""
+        """The stages of the run; a single one if none are given."""
         if self.stages:
             return self.stages
         epochs = None if self.steps else self.epochs or DEFAULT_EPOCHS
@@ -124,7 +124,7 @@ class PretrainConfig(RunConfig):
 
     @property
     def size(self) -> Size:
-        """(H, W) in pixels, of the first stage."""
+        """(H, W) of the first stage, in pixels."""
         return self.planned_stages[0].size
 
 
@@ -136,7 +136,7 @@ def resolved(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> PretrainConfig:
-    """``config`` with what follows from encoder and data written out: the file alone repeats the run."""
+    """Fill in the settings that follow from encoder and data, so that config.yaml alone repeats the run."""
     (stage, *more) = config.planned_stages
     return replace(
         config,

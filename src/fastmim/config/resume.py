@@ -1,4 +1,4 @@
-"""A resumed run goes on as it began: what it may change, and what it says where it would not."""
+"""Resume a run: which settings may change, errors for the others, and the flags that resume it."""
 
 import shlex
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from fastmim.errors import UsageError
 from fastmim.system.documents import read_yaml
 from fastmim.train.run_files import CONFIG
 
-# Neither the weights nor anything that is drawn depends on these.
+# Settings that affect neither the weights nor random draws.
 ALWAYS_FREE = frozenset(
     {
         "data",
@@ -34,22 +34,22 @@ FAULTS = {
     "encoder_digest": ("encoder", "{} no longer holds the weights"),
     "teacher_digest": ("distill.teacher", "these are not the weights"),
 }
-"""Of each digest of a run's identity: the setting that leads to it, and how it may fail."""
+"""Name of a digest -> the setting that it depends on, and the error message if it differs."""
 
 
 def check_resumed(
     config: RunConfig, free: frozenset[str], before: Mapping[str, str], now: Mapping[str, str]
 ) -> None:
-    """Raise UsageError unless the run in ``config.out`` would go on as it began.
+    """Raise UsageError unless the run in ``config.out`` would continue as it began.
 
     Args:
         free: settings that may change.
-        before, now: the run's identity when it began, and as it would be resumed.
+        before, now: identity of the run when it began, and as it would be resumed.
     """
     run = Path(config.out)
     stored = build(type(config), read_yaml(run / CONFIG), f"{run / CONFIG}: ")
     changed = differences(stored, config)
-    # Arguments of the model follow from other settings, which are what a person gave.
+    # model_kwargs come last, since they follow from other settings, which the user has given.
     for name in sorted(changed, key=lambda name: name == "model_kwargs"):
         old, new = (",".join(map(str, v)) if name == "stages" else repr(v) for v in changed[name])
         if name not in free:
@@ -65,7 +65,7 @@ def check_resumed(
 
 
 def resume_flags(config: RunConfig) -> str:
-    """What goes on with a run. Its factories are named again: none is imported because a file says so."""
+    """Return the flags that resume a run. They repeat its factories, since no file alone causes an import."""
     settings = flat(asdict(config))
     named = [(name, settings.get(name)) for name in ("model", "distill.model")]
     words = ["--resume", "--out", config.out]
@@ -76,6 +76,6 @@ def resume_flags(config: RunConfig) -> str:
 
 
 def config_text(verb: str, config: RunConfig) -> str:
-    """What config.yaml holds."""
+    """Return the contents of config.yaml."""
     head = f"# fastmim {__version__}; `fastmim {verb} --config FILE --out FOLDER` repeats this run.\n"
     return head + to_yaml(config)

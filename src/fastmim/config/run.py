@@ -1,4 +1,4 @@
-"""What every run that trains is told, whatever it trains."""
+"""Settings that all training runs share."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -14,11 +14,11 @@ from fastmim.system.size import Size
 from fastmim.train.settings import KernelConfig, Precision
 
 BatchSize = Annotated[int, Field(ge=1, le=1 << 24)]
-MOST_SIDE = 1 << 12  # pixels of a model's input
+MOST_SIDE = 1 << 12  # of a model's input, in pixels
 
 
 def check_size(size: Size) -> None:
-    """Raise UsageError unless images of that size can be meant."""
+    """Raise UsageError unless both sides of an image are between 2 and `MOST_SIDE` pixels."""
     if min(size) < 2:
         raise UsageError(f"image_size = {size[0]}x{size[1]} must be at least 2 pixels a side")
     if max(size) > MOST_SIDE:
@@ -27,59 +27,59 @@ def check_size(size: Size) -> None:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Data, batch, devices, and what is written when."""
+    """Data, batch size, devices, logging and checkpoints of a run."""
 
     data: str = ""
     """Images."""
     out: str = ""
-    """Folder that the run is written to."""
+    """Output folder of the run."""
     model: str | None = None
     """Name of the backbone."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model or of the factory, as JSON: '{"window_size": 8}'."""
     in_chans: Annotated[int, Field(ge=1, le=4096)] = 3
-    """Channels of the images: 3 is RGB, 1 is grey, any other number needs images that have it."""
+    """Image channels: 3 is RGB, 1 is grey, other numbers need images with that many channels."""
     image_size: int | tuple[int, int] | None = None
-    """Side, or height and width, of the images that the model sees, in pixels."""
+    """Size of the model's input images in pixels: side, or height and width."""
     epochs: PositiveFloat | None = None
     """Passes over the data."""
     steps: PositiveInt | None = None
-    """Optimiser steps, in place of --epochs."""
+    """Optimiser steps, instead of --epochs."""
     batch_size: BatchSize = 256
-    """Images an optimiser step, over all devices and micro-batches (paper: 2048)."""
+    """Images per optimiser step, over all devices and micro-batches (paper: 2048)."""
     micro_batch: PositiveInt | None = None
-    """Images a device holds at a time. Default: what fits, up to 64 on a CPU."""
+    """Images per device at a time. Default: as many as fit in memory, up to 64 on a CPU."""
     seed: NonNegativeInt = 0
-    """Fixes everything that is drawn: weights, order, crops, masks."""
+    """Random seed of weights, data order, crops and masks."""
     columns: Columns = field(default_factory=Columns)
     max_unreadable: NonNegativeFloat = 0.05
-    """Share of the images that may be unreadable before the run stops."""
+    """Share of unreadable images above which the run stops."""
     max_pixels: PositiveInt = MAX_PIXELS
-    """Most pixels of an image; larger ones count as unreadable."""
+    """Largest image in pixels; larger ones count as unreadable."""
     workers: Annotated[int, Field(ge=0, le=1024)] | None = None
-    """Loader processes a device. Default: this machine's CPUs, less one, at most 8. 0: none."""
+    """Loader processes per device; 0: none. Default: CPUs per device minus one, 1 to 8."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Kind of device."""
+    """Type of device. auto: cuda if available, else mps, else cpu."""
     devices: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Devices on each machine. Under torchrun or SLURM: as many as there are processes."""
+    """Devices per machine. Under torchrun or SLURM: as many as there are processes."""
     num_nodes: PositiveInt = 1
-    """Machines."""
+    """Number of machines."""
     precision: Precision = "auto"
-    """auto: bf16-mixed where the device is faster in it, else 32-true. HOG and loss are always float32."""
+    """auto: bf16-mixed if it is faster on the device, else 32-true. HOG and loss are always float32."""
     kernels: KernelConfig = field(default_factory=KernelConfig)
     activation_checkpointing: bool = False
-    """Keep of each block only its input, and compute the rest anew in the backward pass: far less memory,
-    up to a third more time."""
+    """Keep only each block's input and recompute its activations in the backward pass.
+    Needs far less memory, and up to a third more time."""
     deterministic: bool = True
-    """Only deterministic kernels, so that a resumed run ends bit for bit as one that never stopped."""
+    """Use only deterministic kernels: a resumed run equals an uninterrupted one bit for bit."""
     log_every_steps: PositiveInt = 10
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl."""
     checkpoint_every_minutes: NonNegativeFloat = 10.0
-    """Minutes between two checkpoints."""
+    """Minutes between checkpoints."""
     checkpoint_every_steps: PositiveInt | None = None
-    """Steps between two checkpoints, in place of minutes."""
+    """Steps between checkpoints, instead of minutes."""
     keep_checkpoints: PositiveInt = 1
-    """Checkpoints kept: last.ckpt and, above 1, the ones before it in checkpoints/."""
+    """Checkpoints to keep: last.ckpt and, above 1, earlier ones in checkpoints/."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: read from flags, YAML or Python, merged, and written again."""
+"""Read, merge and write settings: frozen dataclasses from flags, YAML or Python."""
 
 import difflib
 import math
@@ -18,10 +18,10 @@ MOST_NUMBER = 1 << 53
 
 
 def build(cls: type[T], settings: Mapping[str, Any], where: str = "") -> T:
-    """Make a configuration from plain values; dotted names (``{"mask.ratio": 0.6}``) work too.
+    """Build a configuration from plain values; dotted names (``{"mask.ratio": 0.6}``) are allowed.
 
     Raises:
-        UsageError: an unknown key (the nearest known one is named) or a value of the wrong kind.
+        UsageError: a key is unknown (the message suggests the nearest one), or a value has the wrong type.
     """
     nested = _nest(settings)
     _check_keys(cls, nested, where)
@@ -34,9 +34,9 @@ def build(cls: type[T], settings: Mapping[str, Any], where: str = "") -> T:
 
 
 def merge(base: T, settings: Mapping[str, Any], where: str = "") -> T:
-    """``base`` with ``settings`` (nested or dotted) laid over it.
+    """Return ``base`` with ``settings`` (nested or dotted) merged over it.
 
-    Stages take the place of the one size and length that ``base`` has.
+    Stages replace the single size and length of ``base``.
     """
     values: dict[str, Any] = asdict(base)  # type: ignore[call-overload]
     if settings.get("stages"):
@@ -45,12 +45,12 @@ def merge(base: T, settings: Mapping[str, Any], where: str = "") -> T:
 
 
 def to_yaml(config: Any) -> str:
-    """A configuration as YAML that `read_yaml` and `merge` turn back into the same."""
+    """Convert a configuration to YAML, from which `read_yaml` and `merge` restore it."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, default_flow_style=None, width=100)
 
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Dotted names of the settings that differ, with both values."""
+    """Return the dotted names of settings that differ, with both values."""
     found: dict[str, tuple[Any, Any]] = {}
     for item in fields(old):
         a, b = getattr(old, item.name), getattr(new, item.name)
@@ -62,7 +62,7 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, nested or dotted, by their dotted names; model_kwargs is one."""
+    """Flatten settings, nested or dotted, to dotted names; model_kwargs remains one setting."""
     found: dict[str, Any] = {}
     for name, value in _nest(settings).items():
         if isinstance(value, Mapping) and not name.endswith("model_kwargs"):
@@ -73,7 +73,7 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_numbers(value: Any, name: str = "") -> None:
-    """Raise UsageError where a number in a configuration is NaN, infinite, or more than any setting means."""
+    """Raise UsageError if a number in a configuration is NaN, infinite, or larger than any setting can be."""
     if is_dataclass(value):
         for item in fields(value):
             check_numbers(getattr(value, item.name), f"{name}.{item.name}" if name else item.name)

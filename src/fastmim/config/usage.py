@@ -1,4 +1,4 @@
-"""What can be wrong with a run before anything heavy is loaded: settings that are missing, and folders."""
+"""Check settings and folders before torch, a model or images are loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +23,13 @@ FOR_FINETUNING = {
 
 
 def check_pretraining(config: PretrainConfig, start: StartMode = NEW_RUN) -> bool:
-    """Check the settings and folders of pre-training, as far as no model and no image is needed.
+    """Check the settings and folders of pre-training, as far as this is possible without model and images.
 
     Returns:
-        Whether the run in ``config.out`` goes on.
+        Whether the run in ``config.out`` is resumed.
 
     Raises:
-        UsageError: something is missing, does not exist, or a run may not start there.
+        UsageError: a setting is missing, a path does not exist, or the run may not start in its folder.
     """
     return _check(config, FOR_PRETRAINING, start)
 
@@ -44,7 +44,7 @@ def check_finetuning(config: FinetuneConfig, start: StartMode = NEW_RUN) -> bool
 
 
 def check_given(config: object, hints: Mapping[str, str]) -> None:
-    """Raise UsageError where a setting that is needed is empty; ``hints`` say what to give."""
+    """Raise UsageError if a required setting is empty; ``hints`` say how to set each."""
     for name, hint in hints.items():
         if not getattr(config, name):
             raise UsageError(f"{name} is missing: {hint}")

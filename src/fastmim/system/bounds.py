@@ -1,7 +1,7 @@
-"""Bounds of settings, which stand in the types of a dataclass's fields: ``Annotated[int, Field(ge=1)]``.
+"""Bounds of settings, declared in the types of a dataclass's fields: ``Annotated[int, Field(ge=1)]``.
 
-Settings are plain dataclasses: pydantic's own would raise its error where one is made in Python, not the line
-that a person reads, and would turn what is given into other types. So each checks its bounds when it is made.
+Settings are plain dataclasses that check their bounds when they are constructed. pydantic's dataclasses would
+raise its own error then, not a one-line UsageError, and convert values to other types.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-"""A part of something, neither none nor all of it."""
+"""A share between 0 and 1, both excluded."""
 Chance = Annotated[float, Field(ge=0, le=1)]
 
 
 def check_bounds(config: Any, group: str = "") -> None:
-    """Check the fields of a dataclass against the bounds in their types; called from its ``__post_init__``.
+    """Check the fields of a dataclass against the bounds in their types; called in its ``__post_init__``.
 
-    Values of another type are left to who reads them (`config.build`, or the command line).
+    Values of another type are left to the reader of the settings (`config.build`, or the command line).
 
     Args:
-        group: the dotted name of the group that ``config`` is, for messages.
+        group: dotted name of the group that ``config`` is, for messages.
 
     Raises:
         UsageError: a number is out of bounds.
@@ -50,7 +50,7 @@ def _is_bounded(form: Any) -> bool:
 
 
 def _marks(form: Any) -> Iterator[Any]:
-    """The bounds that a type itself has."""
+    """Yield the bounds of the type itself, without those of its parts."""
     for mark in get_args(form)[1:] if get_origin(form) is Annotated else ():
         for single in (mark, *getattr(mark, "metadata", ())):
             if any(hasattr(single, name) for name in BOUNDS):

@@ -1,4 +1,4 @@
-"""What was found out once on this machine and need not be again: small files in the user's cache folder."""
+"""Results of measurements, cached as small files in the user's cache folder."""
 
 import contextlib
 import hashlib
@@ -13,11 +13,11 @@ from typing import Any
 from fastmim.errors import UsageError
 from fastmim.system.documents import checked, read_json
 
-SWITCH = "FASTMIM_CACHE"  # another folder, or 'off'
+SWITCH = "FASTMIM_CACHE"  # path of another folder, or 'off'
 
 
 def cache_folder() -> Path | None:
-    """$FASTMIM_CACHE, or fastmim in the user's cache folder; None where it is switched off."""
+    """Return $FASTMIM_CACHE, or fastmim in the user's cache folder; None if the cache is off."""
     told = os.environ.get(SWITCH)
     if told == "off":
         return None
@@ -33,17 +33,18 @@ def cached_on_disk(
     form: type = dict[str, Any],
     keep: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
-    """What ``find_out()`` returned when it was first asked for ``key`` here.
+    """Return the cached result for ``key``, or else call ``find_out()`` and cache its result.
 
-    Of several processes that ask at once, all get what one of them found. A cache that cannot be written,
-    or holds something else, is done without.
+    Processes that ask at the same time all get the result of one of them. A cache that cannot be written, or
+    that contains invalid data, is ignored.
 
     Args:
-        kind: the folder within the cache.
-        key: plain values that the answer depends on.
-        form: what an answer is: a dataclass, or another type that pydantic knows.
-        keep: asked after ``find_out``: whether the answer will hold later, too.
+        kind: folder within the cache.
+        key: plain values that the result depends on.
+        form: type of the result: a dataclass, or another type that pydantic supports.
+        keep: called after ``find_out``; returns whether the result may be cached.
     """
+    # Read the cached result.
     folder = cache_folder()
     if folder is None:
         return find_out()
@@ -53,9 +54,10 @@ def cached_on_disk(
         return _found(file, form)
     except UsageError:
         with contextlib.suppress(OSError):
-            file.unlink()  # so that the answer can be written in its place
+            file.unlink()  # so that a valid result can replace it
     except OSError:
         pass
+    # Find the result and cache it.
     found = find_out()
     if not keep():
         return found
@@ -64,7 +66,7 @@ def cached_on_disk(
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:
             json.dump({"key": key, "found": found}, temporary, indent=1)
         try:
-            os.link(temporary.name, file)  # fails where another process was first: then its answer holds
+            os.link(temporary.name, file)  # fails if another process was first; its result is used
         finally:
             os.unlink(temporary.name)
     with contextlib.suppress(OSError, UsageError):
@@ -73,7 +75,7 @@ def cached_on_disk(
 
 
 def _found(file: Path, form: type) -> dict[str, Any]:
-    """The answer in a file. Raises OSError, or UsageError where it is of another form."""
+    """Read a cached result. Raises OSError, or UsageError if it has another form."""
     kept = checked(dict[str, Any], read_json(file), str(file))
     answer: Any = checked(form, kept.get("found"), str(file))
     return asdict(answer) if is_dataclass(answer) and not isinstance(answer, type) else dict(answer)

@@ -1,6 +1,6 @@
-"""JSON and YAML that somebody else may have written: bounded in size and depth, and checked by a schema.
+"""Read untrusted JSON and YAML: limited in size and depth, and checked against a schema.
 
-Every fault is one `UsageError` that names the file, and where there is one the field and its value.
+Each error is a `UsageError` that names the file and, if there is one, the field and its value.
 """
 
 import json
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 MOST_JSON = 256 << 20  # bytes; the manifest of a pack of 100 M images has 40 MB
 MOST_YAML = 1 << 20
-MOST_DEPTH = 32  # mappings and lists inside one another
+MOST_DEPTH = 32  # of nested mappings and lists
 MOST_SCALAR = 10_000  # characters of one value in YAML
 MOST_BITS = 1 << 10  # of an integer in a message
 SHOWN = 60  # characters of a value in a message
-# Bounds by pydantic's names: in words, and whether a value is within.
+# pydantic's names of bounds -> description, and whether a value is within.
 BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "ge": ("at least", operator.ge),
     "gt": ("above", operator.gt),
@@ -39,21 +39,21 @@ def _bare(name: str) -> str:
     return name
 
 
-# Of JSON: exactly of these types, where pydantic would also take "5" or true for 5.
+# Strict types for JSON, since pydantic would also accept "5" or true as 5.
 Whole = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Truth = Annotated[bool, Field(strict=True)]
 BareName = Annotated[str, AfterValidator(_bare)]
-"""Of a file: with no folder in it, so that it cannot lead elsewhere."""
+"""File name without a folder, so that it cannot point elsewhere."""
 
 
 def read_text(path: Path, most: int, pipe: bool = False) -> str:
-    """The text of a regular file, or where ``pipe`` of any.
+    """Read a regular file as UTF-8 text; with ``pipe``, any file.
 
     Raises:
-        OSError: it cannot be read.
-        UsageError: it is not a regular file, too large, or not UTF-8.
+        OSError: the file cannot be read.
+        UsageError: the file is not regular, has more than ``most`` bytes, or is not UTF-8.
     """
     if not pipe and path.exists() and not path.is_file():
         raise UsageError(f"{path} is no regular file")
@@ -68,12 +68,12 @@ def read_text(path: Path, most: int, pipe: bool = False) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError, or UsageError where it is no JSON."""
+    """Read a JSON file. Raises OSError, or UsageError if it is not JSON."""
     return parse_json(read_text(path, MOST_JSON), str(path))
 
 
 def parse_json(text: str, where: str) -> Any:
-    """What JSON text holds; ``where`` is its file in messages. Raises UsageError."""
+    """Parse JSON text; ``where`` names its file in messages. Raises UsageError."""
     try:
         values = json.loads(text, object_pairs_hook=_mapping)
     except RecursionError as error:
@@ -86,10 +86,10 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_yaml(path: str | Path, pipe: bool = False) -> dict[str, Any]:
-    """The settings of a YAML file. Raises UsageError where it is missing or no mapping.
+    """Read the settings in a YAML file. Raises UsageError if the file is missing or not a mapping.
 
     Args:
-        pipe: it may be one, as it is where somebody gives ``<(fastmim recipes NAME)``.
+        pipe: allow a pipe, such as ``<(fastmim recipes NAME)``.
     """
     try:
         return parse_yaml(read_text(Path(path), MOST_YAML, pipe), str(path))
@@ -100,12 +100,12 @@ def read_yaml(path: str | Path, pipe: bool = False) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """The names and values of YAML text, in which no value refers to another. Raises UsageError."""
+    """Parse YAML text that is a mapping without anchors and aliases. Raises UsageError."""
     try:
         values = yaml.load(text, _PlainLoader)
     except RecursionError as error:
         raise UsageError(f"{where}: {_too_deep()}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or date of its own making
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid number or date
         raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
@@ -115,10 +115,10 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def checked(form: type[T], values: Any, where: str) -> T:
-    """``values`` as ``form``, a type that pydantic knows. Lists become tuples where it has those.
+    """Convert ``values`` to ``form``, a type that pydantic supports. Lists become tuples where it has tuples.
 
     Raises:
-        UsageError: they are not of that form; the first field that is wrong is named.
+        UsageError: the values do not match; the message names the first wrong field.
     """
     try:
         return TypeAdapter(form).validate_python(values)
@@ -127,7 +127,7 @@ def checked(form: type[T], values: Any, where: str) -> T:
 
 
 def complaint(error: ValidationError) -> str:
-    """Name, value and fault of the first field that is wrong."""
+    """Describe the first wrong field: its name, value and error."""
     first = error.errors()[0]
     kinds = (
         "tuple[",
@@ -136,7 +136,7 @@ def complaint(error: ValidationError) -> str:
         "list[",
         "function-",
         "constrained-",
-    )  # of a union, which pydantic names
+    )  # members of a union, which pydantic adds to the location
     name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(kinds))
     fault = str(first["msg"]).removeprefix("Value error, ")
     fault = (fault[:1].lower() + fault[1:]).replace("tuple", "list")  # as JSON and YAML call it
@@ -151,13 +151,13 @@ def complaint(error: ValidationError) -> str:
 
 
 def out_of_bounds(name: str, value: Any, bound: str, limit: float) -> str:
-    """The line that says which bound a value breaks."""
-    number = int(limit) if limit == int(limit) else limit  # pydantic says 1.0 of the 1 that stands at a field
+    """Describe the bound that a value violates."""
+    number = int(limit) if limit == int(limit) else limit  # pydantic reports a field's bound 1 as 1.0
     return f"{name} = {shown(value)} must be {BOUNDS[bound][0]} {number:,}"
 
 
 def shown(value: Any) -> str:
-    """A value in a message: as Python writes it, but short."""
+    """Format a value for a message: as Python's repr, but short."""
     short = _Short()
     short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, SHOWN, SHOWN, SHOWN
     return short.repr(value)
@@ -165,17 +165,17 @@ def shown(value: Any) -> str:
 
 class _Short(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
-        if x.bit_length() > MOST_BITS:  # Python writes none of more than 4300 digits
+        if x.bit_length() > MOST_BITS:  # Python refuses to print more than 4300 digits
             return f"an integer of {x.bit_length()} bits"
         return super().repr_int(x, level)
 
 
 def is_plain(value: Any, longest: int, depth: int) -> bool:
-    """Whether a value is a finite number, a short text, a truth value or nothing, or a few of them."""
+    """Return whether a value is a finite number, a short text, a bool or None, or a small nest of these."""
     if isinstance(value, bool) or value is None:
         return True
     if isinstance(value, int | float):
-        return -math.inf < value < math.inf  # of an integer of any length, too
+        return -math.inf < value < math.inf  # also for integers too large for a float
     if isinstance(value, str):
         return len(value) <= longest
     if depth == 0 or not isinstance(value, list | tuple | dict) or len(value) > longest:
@@ -197,7 +197,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _deeper_than(value: Any, depth: int) -> bool:
-    """Whether more than ``depth`` mappings and lists lie inside one another; level by level, no recursion."""
+    """Return whether mappings and lists are nested more than ``depth`` deep; level by level, no recursion."""
     level = [value]
     for _ in range(depth):
         level = [
@@ -217,7 +217,7 @@ def _too_deep() -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML that says what it means: no anchors and aliases, which a few lines of can stand for gigabytes."""
+    """YAML loader that rejects anchors and aliases, a few lines of which can expand to gigabytes."""
 
     depth = 0
 

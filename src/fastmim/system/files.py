@@ -1,4 +1,4 @@
-"""Write files so that no reader ever sees half of one: beside, flushed, then moved into place."""
+"""Atomic file writes: to a temporary file in the same folder, flushed, then moved into place."""
 
 import contextlib
 import errno
@@ -15,9 +15,9 @@ NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXD
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Within the block, write the file that this gives; it then takes ``path``'s place, flushed to the disk.
+    """Yield a path to write to within the block; the file then replaces ``path``, flushed to disk.
 
-    If the block raises, what stood at ``path`` still stands there. Raises OSError.
+    If the block raises, ``path`` is unchanged. Raises OSError.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -27,15 +27,15 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
         _flush_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # it would take the place of what is being said
+        with contextlib.suppress(OSError):  # it would replace the error that is being raised
             beside.unlink()
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write`` fill a file that takes ``path``'s place only once it is complete and on disk.
+    """Let ``write`` fill a file that replaces ``path`` only once it is complete and on disk.
 
     Raises:
-        RunError: it could not be written (a full disk, say); what stood at ``path`` still stands there.
+        RunError: the file cannot be written (a full disk, for example); ``path`` is unchanged.
     """
     try:
         with replacing(path) as beside, open(beside, "wb") as file:
@@ -50,7 +50,7 @@ def _unwritten(path: Path, error: OSError | RuntimeError) -> RunError:
 
 
 def _reason(error: OSError | RuntimeError, folder: Path) -> str:
-    """Why a write failed; torch reports a full disk as an inconsistency of its own."""
+    """Return why a write failed; torch reports a full disk as an internal error."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if shutil.disk_usage(folder).free < 1 << 20:
@@ -69,7 +69,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def link_atomically(source: Path, path: Path) -> None:
-    """Make ``path`` the same file as ``source``, or a copy where the file system has no links."""
+    """Make ``path`` a hard link to ``source``, or a copy if the file system has no links."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     beside.unlink(missing_ok=True)
     try:

@@ -11,33 +11,33 @@ from typing import Any
 
 import torch
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from malloc.h
 LOOKS, SECONDS_TO_LOOK = 5, 0.05
 
 
 def others_compute(threads: int) -> bool:
-    """Whether other processes leave fewer than ``threads`` of this machine's processors free just now."""
+    """Return whether other processes leave fewer than ``threads`` processors free at the moment."""
     running = []
     try:
         for _ in range(LOOKS):
             time.sleep(SECONDS_TO_LOOK)
             fields = dict(line.split(maxsplit=1) for line in Path("/proc/stat").read_text().splitlines())
-            running.append(int(fields["procs_running"]) - 1)  # this one looks
+            running.append(int(fields["procs_running"]) - 1)  # without this process
     except (OSError, KeyError, ValueError):  # not Linux
         return False
     return statistics.median(running) + threads > (os.cpu_count() or 1)
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls the device."""
+    """Return the model of a CUDA device, or the type of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep the memory that it frees, for the next step. Does nothing but with glibc.
+    """Make this process keep the memory that it frees, for the next step. Only works with glibc.
 
-    By default large blocks go back to the system and come again page by page: on a CPU that takes a tenth
-    of a ViT-B's step. The most that a process holds at a time does not change.
+    By default, large blocks are returned to the system and mapped again page by page: on a CPU, this takes a
+    tenth of a ViT-B's step. Peak memory does not change.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -50,7 +50,7 @@ def keep_freed_memory() -> None:
 
 
 def processor_name() -> str:
-    """The processor, as its maker calls it."""
+    """Return the processor's model name."""
     file = Path("/proc/cpuinfo")
     if file.is_file():
         for line in file.read_text().splitlines():
@@ -60,7 +60,7 @@ def processor_name() -> str:
 
 
 def device_fingerprint(device: torch.device) -> dict[str, Any]:
-    """What measurements of speed depend on, besides what is measured."""
+    """Return the hardware and software that measurements of speed depend on."""
     return {
         "device": device_name(device),
         "processor": processor_name(),
@@ -70,7 +70,7 @@ def device_fingerprint(device: torch.device) -> dict[str, Any]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that could still be taken on the device."""
+    """Return the memory that is available on the device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -85,11 +85,11 @@ def free_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory used so far: the device's where it has its own, else this process's."""
+    """Return peak memory in bytes: of the device if it has its own memory, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count what the parent had used before it started this process
+    if status.is_file():  # getrusage would include the parent's memory from before it started this process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     import resource  # not on every platform
@@ -102,7 +102,7 @@ MOST_WORKERS = 8
 
 
 def available_cpus() -> int:
-    """CPUs this process may use: its affinity, and its cgroup's quota where there is one."""
+    """Return the number of CPUs this process may use: its affinity, limited by its cgroup's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
@@ -113,7 +113,7 @@ def available_cpus() -> int:
 
 
 def loader_workers(wanted: int | None, processes: int) -> int:
-    """Loader workers for each of ``processes`` processes on this machine: as wanted, or what fits."""
+    """Return the loader workers for each of ``processes`` processes: ``wanted``, or as many as fit."""
     if wanted is not None:
         return wanted
     return max(1, min(MOST_WORKERS, available_cpus() // max(1, processes) - 1))

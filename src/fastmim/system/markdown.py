@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]], align: str | None = None) -> str:
-    """A Markdown table, without a newline at its end.
+    """Format a Markdown table, without a newline at its end.
 
     Args:
-        heading: a cell a column.
-        rows: as many cells each.
-        align: a letter a column, ``l`` left or ``r`` right. Default: left, then right.
+        heading: one cell per column.
+        rows: rows with the same number of cells.
+        align: one letter per column, ``l`` left or ``r`` right. Default: left, then right.
     """
     align = align or "l" + "r" * (len(heading) - 1)
     rule = ["---" if letter == "l" else "---:" for letter in align]

@@ -1,4 +1,4 @@
-"""Work in worker processes: the one pool, whose workers end with this process and leave Ctrl-C to it."""
+"""Process pool whose workers end with this process and leave Ctrl-C to it."""
 
 import multiprocessing as mp
 import os
@@ -26,12 +26,12 @@ def process_pool(
     terminate: bool = True,
     first: Callable[[], object] | None = None,
 ) -> Iterator[ProcessPoolExecutor]:
-    """Open ``workers`` processes that take jobs within the block.
+    """Open a pool of ``workers`` processes within the block.
 
     Args:
         start_method: spawn, for processes that must not share this one's threads, memory or environment.
             Default: the system's.
-        terminate: where the block raises, send SIGTERM to the workers; else jobs that run are waited for.
+        terminate: if the block raises, send SIGTERM to the workers; otherwise wait for running jobs.
         first: called in each worker before its first job.
 
     Raises:
@@ -64,24 +64,27 @@ def in_processes(
     start_method: StartMethod | None = None,
     terminate: bool = False,
 ) -> Iterator[tuple[int, Result]]:
-    """(number of the job, ``function(*shared, job)``) as they are done; 0 or 1 workers: in this process.
+    """Yield (number of the job, ``function(*shared, job)``) as jobs are done.
 
-    No worker has a job in store, so that none is begun once this process stops.
+    With 0 or 1 workers, jobs run in this process. Workers have no queue of jobs, so that no job begins once
+    this process stops.
 
     Args:
-        shared: arguments that go to each worker once.
-        ordered: give the results in the order of the jobs.
-        threads: of each worker, for PyTorch and OpenCV.
+        shared: arguments that are sent to each worker once.
+        ordered: yield the results in the order of the jobs.
+        threads: threads per worker, for PyTorch and OpenCV.
         start_method, terminate: as for `process_pool`; by default, running jobs are waited for.
 
     Raises:
         RunError: a worker was killed.
-        Exception: as the function raised it.
+        Exception: as raised by the function.
     """
+    # Run the jobs in this process.
     if workers <= 1:
         for number, job in enumerate(jobs):
             yield number, function(*shared, job)
         return
+    # Give each worker one job at a time, and yield results as they are due.
     waiting = iter(enumerate(jobs))
     running: dict[Future[Result], int] = {}
     done: dict[int, Result] = {}
@@ -102,7 +105,7 @@ def in_processes(
 
 
 class _First:
-    """Give a worker its function, what all jobs share, and its number of threads."""
+    """Initialises a worker: its function, the arguments that all jobs share, and its number of threads."""
 
     def __init__(self, function: Callable[..., Any], shared: tuple[Any, ...], threads: int) -> None:
         self.work = (function, shared)
@@ -110,18 +113,18 @@ class _First:
 
     def __call__(self) -> None:
         _work[:] = self.work
-        # The function's module has imported the libraries that compute.
+        # The function's module has imported the libraries that it uses.
         if (torch := sys.modules.get("torch")) is not None:
             torch.set_num_threads(self.threads)
         if (cv2 := sys.modules.get("cv2")) is not None:
             cv2.setNumThreads(self.threads if self.threads > 1 else 0)
 
 
-_work: list[Any] = []  # of a worker process: the function, and the arguments that all jobs share
+_work: list[Any] = []  # in a worker: the function, and the arguments that all jobs share
 
 
 def _begin(first: Callable[[], object] | None) -> None:
-    # Ctrl-C is the parent's to answer. A handler, other than SIG_IGN, is not passed on to programs run here.
+    # The parent handles Ctrl-C. Programs started here inherit SIG_IGN, but not a handler.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if first is not None:

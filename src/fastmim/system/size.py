@@ -1,4 +1,4 @@
-"""Heights and widths, of images and of grids."""
+"""The size of an image or a grid."""
 
 Size = tuple[int, int]
 """(height, width)."""

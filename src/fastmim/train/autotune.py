@@ -1,6 +1,6 @@
-"""Which of several equal ways of computing a step a run takes: the fastest on this device, or as told.
+"""Choose between equivalent kernels for a training step: the fastest on this device, or the configured ones.
 
-The first process tries them, in another one (see `trials`), and all take its answer.
+The first process measures them in a child process (see `trials`); all processes use its result.
 """
 
 import os
@@ -24,19 +24,19 @@ from fastmim.train.settings import KernelConfig
 from fastmim.train.trial_process import Trial
 from fastmim.train.trials import NotTried, Trials
 
-WORTH_IT = 1.05  # another way than the usual one must be at least this much faster
-FEWER_MAY_TAKE = 1.02  # times as long, with fewer threads: others have use for the rest
-COMPILE_PAYS_AFTER = 1800.0  # seconds of training; compiling takes a minute or two
+WORTH_IT = 1.05  # other kernels must be at least this much faster than the usual ones
+FEWER_MAY_TAKE = 1.02  # times as long, with fewer threads: the others remain free
+COMPILE_PAYS_AFTER = 1800.0  # seconds of training; compilation takes a minute or two
 TRIAL_IMAGES = 64  # at most
 OPTIMIZER_TRIAL = 2**22  # parameters
 
 Question = tuple[str, list[Any]]
-"""A field of KernelChoices, and the answers there are, the usual one first."""
+"""A field of KernelChoices, and the candidates for its value, the usual one first."""
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """What is remembered: the ways that are taken, and seconds of a step computed so, an image."""
+    """Cached result: the chosen kernels, and the seconds per image of a step with them."""
 
     attention: Literal["fused", "plain"]
     memory_format: Literal["contiguous", "channels-last"]
@@ -47,40 +47,40 @@ class _Answers:
 
 @dataclass(frozen=True)
 class _Faster:
-    """What is remembered of AdamW's kernels."""
+    """Cached result for AdamW's kernels."""
 
     optimizer: OptimizerKernel
 
 
 @dataclass(frozen=True)
 class StepToTune:
-    """A training step, as it is tried."""
+    """A training step on which kernels are measured."""
 
     module: nn.Module
-    """On its device; it stays as it is."""
+    """On its device; it is not changed."""
     inputs: Callable[[int], tuple[Tensor, ...]]
-    """For so many images, what ``module`` is called with; the result has a ``loss``."""
+    """Number of images -> arguments of ``module``; its result has a ``loss``."""
     most_images: int
-    """That ``inputs`` has."""
+    """Largest number of images that ``inputs`` accepts."""
     planned_images: float
-    """That this process will see, which tells whether compiling could pay."""
+    """Images that this process will train on; decides whether compilation can pay off."""
     facts: dict[str, Any]
-    """What else the fastest way depends on: the model, what is done with it, and the images' size."""
+    """Further cache keys that the fastest kernels depend on: model, kind of training, image size."""
 
 
 def autotune(
     fabric: Fabric, config: KernelConfig, step: StepToTune, say: Callable[[str], object] = str
 ) -> KernelChoices:
-    """Settle what ``config`` leaves open, by measuring a copy of ``step`` unless that was done before.
+    """Choose the kernels that ``config`` leaves open: from the cache, or by measuring a copy of ``step``.
 
-    A way is taken only where its loss and gradients are those of the usual way but for rounding. One that
-    crashes, hangs or gives NaN is left, and not tried again on this device.
+    A kernel is chosen only if loss and gradients equal those of the usual kernels up to rounding. One that
+    crashes, hangs or gives NaN is rejected, and is not tried again on this device.
 
     Args:
-        say: is called with what takes a while, and with what is not taken and why.
+        say: called with messages about measurements that take time, and about rejected kernels.
 
     Raises:
-        UsageError: a way that this device does not have.
+        UsageError: the device does not support a configured kernel.
     """
     check_kernels(config, fabric.device)
     settled = fabric.broadcast(_settled(fabric, config, step, say) if fabric.is_global_zero else None)
@@ -91,6 +91,7 @@ def autotune(
 def _settled(
     fabric: Fabric, config: KernelConfig, step: StepToTune, say: Callable[[str], object]
 ) -> KernelChoices:
+    # Collect the cache keys, and the usual kernels that others are compared with.
     device = fabric.device
     images = min(TRIAL_IMAGES, step.most_images)
     told = config.told
@@ -110,7 +111,7 @@ def _settled(
     def ask(
         trials: Trials, kind: str, start: KernelChoices, questions: list[Question]
     ) -> tuple[KernelChoices, float]:
-        """The fastest answer to each question, and seconds of a step, an image."""
+        """Return the kernels with the fastest candidate for each question, and seconds per image."""
 
         def measured() -> dict[str, Any]:
             if questions:
@@ -124,6 +125,7 @@ def _settled(
         known = cached_on_disk(kind, about_it, measured, _Answers, quiet)
         return replace(start, **{name: known[name] for name in _WAYS}), known["seconds"]
 
+    # Measure the kernels, and compilation if the run is long enough for it.
     questions = _questions(config, step.module, device)
     chosen = usual
     with Trials(step.module, step.inputs(images), precision == "bf16-mixed", usual) as trials:
@@ -138,16 +140,16 @@ def _settled(
     return chosen
 
 
-_WAYS = ("attention", "memory_format", "compile", "threads")  # of KernelChoices, those that trials settle
+_WAYS = ("attention", "memory_format", "compile", "threads")  # fields of KernelChoices that trials decide
 
 
 def _questions(config: KernelConfig, module: nn.Module, device: torch.device) -> list[Question]:
-    """The questions that measuring can answer."""
+    """Return the questions that a measurement can decide."""
     questions: list[Question] = []
     if config.attention == "auto" and any(hasattr(part, "fused_attn") for part in module.modules()):
         questions.append(("attention", ["fused", "plain"]))
     convolutions = sum(isinstance(part, nn.Conv2d) for part in module.modules())
-    if config.memory_format == "auto" and convolutions > 1:  # one alone embeds patches
+    if config.memory_format == "auto" and convolutions > 1:  # a single one is the patch embedding
         questions.append(("memory_format", ["contiguous", "channels-last"]))
     threads = torch.get_num_threads()
     if device.type == "cpu" and not config.threads and threads > 1 and THREADS not in os.environ:
@@ -162,7 +164,7 @@ def _fastest(
     trial_of: Callable[[KernelChoices], Trial],
     say: Callable[[str], object],
 ) -> tuple[KernelChoices, Trial]:
-    """One question after the other. Where the usual way itself does not run, nothing else is tried."""
+    """Decide one question after the other. If the usual kernels fail, nothing else is tried."""
     best, usual = start, trial_of(start)
     fastest = usual
     if not usual.ran:
@@ -183,7 +185,7 @@ def _fastest(
 
 
 def _faster_adamw(device: torch.device) -> dict[str, Any]:
-    """Which kernel of AdamW is faster here."""
+    """Measure which kernel of AdamW is faster on this device."""
     weights = [nn.Parameter(torch.zeros(OPTIMIZER_TRIAL // 16, device=device)) for _ in range(16)]
     for weight in weights:
         weight.grad = torch.ones_like(weight)

@@ -1,7 +1,7 @@
-"""A checkpoint: all that a resumed run needs, as one typed record, and the file that holds it.
+"""Checkpoint: a typed record of all that a resumed run needs, and the file that stores it.
 
-The file is sealed with a checksum (see `seal`), and names the version of its form. Older forms are read;
-newer ones are refused in one line.
+The file is sealed with a checksum (see `seal`) and contains the version of its format. Older formats are
+read; newer ones are rejected with a one-line error.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,14 +19,14 @@ from fastmim.train.kernels import KernelChoices
 from fastmim.train.seal import Damaged, check_sealed, write_sealed
 
 VERSION: Literal[2] = 2
-# Of an optimiser's group: what each run or step sets itself.
+# Entries of an optimiser's parameter group that each run or step sets.
 SET_BY_EACH_RUN = {"lr", "params", "fused", "foreach"}
-DIGESTS = ("data_digest", "encoder_digest", "teacher_digest")  # of the first version, beside the rest
+DIGESTS = ("data_digest", "encoder_digest", "teacher_digest")  # top-level entries of the first version
 
 
 @dataclass
 class Progress:
-    """Where a run stands; with the weights and the optimiser, all that a resumed run needs."""
+    """Progress of a run; with weights and optimiser state, all that a resumed run needs."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -41,17 +41,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Choices:
-    """How a run's steps are computed. A resumed run keeps it, so that its numbers stay the same."""
+    """How a run's steps are computed. A resumed run keeps the choices, so that its numbers stay the same."""
 
     precision: Literal["bf16-mixed", "32-true"]
     micro_batch: Annotated[int, Field(strict=True, ge=1)]
     kernels: KernelChoices | None = None
-    """None: of a run from before kernels were chosen."""
+    """None: the run was begun by a version without kernel choices."""
 
 
 @dataclass
 class OptimizerState:
-    """The state dictionary of AdamW."""
+    """State dictionary of AdamW."""
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
 
@@ -61,23 +61,23 @@ class OptimizerState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run at the end of one of its steps."""
+    """State of a run at the end of a step."""
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
 
     module: dict[str, Any]
-    """State dictionary of the module that trains."""
+    """State dictionary of the module that is trained."""
     optimizer: OptimizerState
     progress: Progress
     stage: Count
-    """Number of the stage, from 0."""
+    """Index of the stage, from 0."""
     metrics_bytes: Count
-    """Length of metrics.jsonl: a resumed run redoes the steps behind that."""
+    """Length of metrics.jsonl: a resumed run cuts the file there and repeats the later steps."""
     choices: Choices
     identity: dict[str, str]
-    """Digests of the data and of the weights that the run began with."""
+    """Digests of the data and of the initial weights."""
     world_size: Annotated[int, Field(strict=True, ge=1)]
-    """Processes that the run had."""
+    """Number of processes of the run."""
     fastmim_version: str = ""
     version: Literal[2] = VERSION
 
@@ -96,13 +96,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint to the CPU. Only tensors and plain values are unpickled.
 
     Raises:
-        Damaged: the file is not what was written, or holds no run.
+        Damaged: the file is damaged, or not a checkpoint of a run.
     """
     return checked(read_state(path))
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Check that a file is whole and read it to the CPU. Raises Damaged."""
+    """Verify that a file is intact and load it to the CPU. Raises Damaged."""
     try:
         check_sealed(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,13 +111,13 @@ def read_state(path: Path) -> dict[str, Any]:
     except OSError as error:
         gone = isinstance(error, FileNotFoundError)
         raise Damaged("is missing" if gone else f"cannot be read ({error.strerror})") from error
-    except Exception as error:  # whatever unpickling meets
+    except Exception as error:  # any error of unpickling
         raise Damaged("is damaged (torch cannot read it)") from error
     return state
 
 
 def checked(state: Any) -> Checkpoint:
-    """``state`` as a checkpoint, all weights and running means numbers. Raises Damaged."""
+    """Convert ``state`` to a checkpoint, without NaN in weights and running means. Raises Damaged."""
     if isinstance(state, Mapping):
         version = state.get("version", 1)
         if isinstance(version, int) and version > VERSION:
@@ -140,28 +140,28 @@ _FORM = TypeAdapter(Checkpoint)
 
 
 def _from_first_version(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The form of versions up to 0.1: stages were legs, and the digests stood beside the rest."""
+    """Convert the format of versions up to 0.1: stages were called legs, digests were top-level entries."""
     known = {part.name for part in fields(Checkpoint)} - {"version", "identity", "stage"}
     converted = {name: state[name] for name in known & state.keys()}
     converted["identity"] = {name: state[name] for name in DIGESTS if name in state}
     if "leg" in state:
         converted["stage"] = state["leg"]
-    if "data_digest" not in state:  # named where it is missed
+    if "data_digest" not in state:  # so that validation names the missing field
         del converted["identity"]
     return converted
 
 
 def check_fits(checkpoint: Checkpoint, module: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Raise Damaged unless the weights are of the module's form, and the optimiser's state of its own.
+    """Raise Damaged unless the weights match the module, and the optimiser state matches the optimiser.
 
     Args:
-        module: state dictionary of the module that is to take the weights.
+        module: state dictionary of the module that will load the weights.
     """
     saved = checkpoint.module
     for name, tensor in module.items():
         if name not in saved:
             raise Damaged(f"has no weights {name}, which the model has")
-        if not isinstance(tensor, Tensor):  # some module's own kind of state
+        if not isinstance(tensor, Tensor):  # a module's custom state
             continue
         if not isinstance(saved[name], Tensor) or _form(saved[name]) != _form(tensor):
             raise Damaged(f"has weights {name} of {_form(saved[name])}, not {_form(tensor)}")

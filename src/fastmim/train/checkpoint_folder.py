@@ -1,6 +1,6 @@
-"""The checkpoints of a run's folder: the last one, older ones, and which of them a run is resumed from.
+"""Checkpoints in a run's folder: the last one, older ones, and the one to resume from.
 
-A new checkpoint is written whole or not at all. A run never starts over where the files of a run lie.
+Checkpoints are written atomically. A run never starts over in a folder that holds files of a run.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> None:
     """Write ``run``/last.ckpt; keep the ``keep`` - 1 before it as checkpoints/step-N.ckpt.
 
     Raises:
-        RunError: it could not be written; the checkpoints before it are intact.
+        RunError: the file cannot be written; the checkpoints before it are intact.
     """
     replace_last(run, lambda file: write_checkpoint(checkpoint, file), keep)
 
 
 def replace_last(run: Path, write: Callable[[IO[bytes]], object], keep: int) -> None:
-    """Put another file in the place of last.ckpt, as `save_checkpoint` does.
+    """Replace last.ckpt, as `save_checkpoint` does.
 
-    The last one becomes an older one before another takes its place. So no two of them are one file, and
-    whatever fails on the way, all that were kept still are.
+    The previous last.ckpt is linked as an older checkpoint before it is replaced. So a failure at any point
+    loses no checkpoint, and afterwards no two of them are the same file.
     """
     last = run / LAST
     if keep > 1:
@@ -48,13 +48,13 @@ def replace_last(run: Path, write: Callable[[IO[bytes]], object], keep: int) -> 
 
 
 def _keep_last(run: Path) -> None:
-    """Make last.ckpt one of the older ones, too, until another takes its place."""
+    """Link last.ckpt as an older checkpoint, before it is replaced."""
     last = run / LAST
     step = step_of(last)
     if step is None:
         return
     kept = run / OLDER / f"step-{step:09d}.ckpt"
-    if kept.exists() and kept.samefile(last):  # a crash between the two moves
+    if kept.exists() and kept.samefile(last):  # after a crash between link and replacement
         return
     try:
         kept.parent.mkdir(exist_ok=True)
@@ -64,20 +64,20 @@ def _keep_last(run: Path) -> None:
 
 
 def step_of(file: Path) -> int | None:
-    """The step at which a checkpoint was written, if it can be read."""
+    """Return the step at which a checkpoint was written; None if the file cannot be read."""
     step = sealed_step(file)
-    if step is None and file.is_file():  # of an earlier version
+    if step is None and file.is_file():  # written by an earlier version
         with contextlib.suppress(Exception):
             step = int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"])
     return step
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU; only tensors and plain values are ever unpickled.
+    """Load a checkpoint to the CPU; only tensors and plain values are unpickled.
 
     Raises:
-        FileNotFoundError: it is not there.
-        RunError: the file is damaged, or not of a run.
+        FileNotFoundError: the file does not exist.
+        RunError: the file is damaged, or not a checkpoint of a run.
     """
     path.stat()
     try:
@@ -89,15 +89,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 class ResumePoint(NamedTuple):
-    """A sound checkpoint, and the file that it was read from."""
+    """An intact checkpoint, and the file that it was read from."""
 
     checkpoint: Checkpoint
     file: Path
     note: str
-    """For a person: that it is not the last one that the run wrote, or of an earlier version."""
+    """Message for the user if the run wrote a later checkpoint, or if an earlier version wrote this one."""
 
     def stage_of(self, plan: TrainingPlan) -> Stage:
-        """The stage of a run's plan at which it stands. Raises RunError where the plan has no such place."""
+        """Return the checkpoint's stage in ``plan``. Raises RunError if it has no such stage and step."""
         number, step = self.checkpoint.stage, self.checkpoint.progress.step
         reason = ""
         if number >= len(plan.stages):
@@ -114,11 +114,11 @@ class ResumePoint(NamedTuple):
 
 
 def newest_checkpoint(run: Path) -> ResumePoint | None:
-    """The newest sound checkpoint of the run in ``run``; None for a run that had not written one yet.
+    """Read the newest intact checkpoint in ``run``; None if the run has not written one yet.
 
     Raises:
-        RunError: none is sound.
-        UsageError: there is none, though the run had begun.
+        RunError: no checkpoint is intact.
+        UsageError: there is no checkpoint, although the run had begun.
     """
     reasons: list[str] = []
     for file in (run / LAST, *older_checkpoints(run)):
@@ -146,7 +146,7 @@ def newest_checkpoint(run: Path) -> ResumePoint | None:
 
 
 def adopt(run: Path, point: ResumePoint) -> None:
-    """Make the checkpoint that a run is resumed from its last one, in the place of damaged ones."""
+    """Make the checkpoint that a run resumes from its last.ckpt, and delete newer ones, which are damaged."""
     last = run / LAST
     if point.file == last:
         return
@@ -163,6 +163,6 @@ def adopt(run: Path, point: ResumePoint) -> None:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Delete half-written files that a killed process left behind."""
+    """Delete partial files that a killed process left."""
     for part in (*run.glob(".*.part"), *(run / OLDER).glob(".*.part")):
         part.unlink(missing_ok=True)

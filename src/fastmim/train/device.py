@@ -1,4 +1,4 @@
-"""What the device can do, seen by trying it: bfloat16, and how many images it holds at once."""
+"""Measure a device's capabilities: the speed of bfloat16, and how many images fit in memory."""
 
 import time
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from fastmim.system.cache import cached_on_disk
 from fastmim.system.documents import Finite
 from fastmim.system.hardware import device_fingerprint, free_bytes
 
-CPU_MICRO_BATCH = 64  # larger ones are no faster on a CPU and cost memory
-MEMORY_SHARE = 0.6  # of what is free, for activations; the rest is for gradients, buffers and surprises
+CPU_MICRO_BATCH = 64  # larger ones are not faster on a CPU and need more memory
+MEMORY_SHARE = 0.6  # of free memory, for activations; the rest is for gradients, buffers and a margin
 WORTH_IT = 1.2  # bfloat16 must be at least this much faster
 
 
 @dataclass(frozen=True)
 class _Gain:
-    """What is remembered of bfloat16."""
+    """Cached speed-up of bfloat16."""
 
     times: Finite
 
 
 def choose_precision(device: torch.device) -> Literal["bf16-mixed", "32-true"]:
-    """bf16-mixed where the device multiplies matrices faster in bfloat16, else 32-true."""
+    """Return bf16-mixed if the device multiplies matrices faster in bfloat16, else 32-true."""
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if device.type != "cpu":
@@ -38,10 +38,10 @@ def choose_precision(device: torch.device) -> Literal["bf16-mixed", "32-true"]:
 
 
 def _bfloat16_gain() -> float:
-    """How many times faster than in float32 this CPU multiplies matrices."""
+    """Measure how many times faster this CPU multiplies matrices in bfloat16 than in float32."""
     matrices = {dtype: torch.ones(512, 512, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in matrices}
-    for _ in range(12):  # in turns, the shortest counts: something else may be running
+    for _ in range(12):  # alternating, and the shortest counts: other programs may be running
         for dtype, matrix in matrices.items():
             start = time.perf_counter()
             matrix @ matrix
@@ -50,7 +50,7 @@ def _bfloat16_gain() -> float:
 
 
 def saved_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps for the backward pass of ``forward()``, weights left out."""
+    """Return the bytes that autograd keeps for the backward pass of ``forward()``, without weights."""
     own = {tensor.untyped_storage().data_ptr() for tensor in module.state_dict().values()}
     kept: dict[int, int] = {}
 
@@ -61,7 +61,7 @@ def saved_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = forward()  # alive until counted: a freed storage's address may be given out again
+        result = forward()  # kept until counted: the address of a freed storage may be reused
     total = sum(kept.values())
     del result
     return total
@@ -70,13 +70,13 @@ def saved_bytes(module: nn.Module, forward: Callable[[], Any]) -> int:
 def fit_micro_batch(
     fabric: Fabric, module: nn.Module, forward: Callable[[], Any], count: int, batch_size: int
 ) -> int:
-    """Images that a process takes at a time, of the ``batch_size`` that all take a step.
+    """Return the largest micro-batch of a process, for steps of ``batch_size`` images over all processes.
 
     Args:
-        forward: runs ``module`` on ``count`` images, which shows how much autograd keeps for them.
+        forward: runs ``module`` on ``count`` images, to measure the memory that autograd keeps for them.
     """
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    module.eval()  # the running statistics of batch norms are none of this trial's business
+    module.eval()  # the forward pass must not update batch norm statistics
     with fabric.autocast():
         per_image = saved_bytes(module, forward) // count
     module.train()
@@ -86,13 +86,13 @@ def fit_micro_batch(
 
 
 def choose_micro_batch(share: int, bytes_per_image: int, bytes_for_state: int, device: torch.device) -> int:
-    """Images that one process takes at a time, of the ``share`` it has of each batch.
+    """Return the number of images that one process takes at a time.
 
     Args:
-        share: this process's images a step.
+        share: this process's images per step.
         bytes_per_image: activations kept for one image (see `saved_bytes`).
-        bytes_for_state: gradients and optimiser state still to be allocated.
-        device: where they must fit.
+        bytes_for_state: gradients and optimiser state that are still to be allocated.
+        device: the device whose memory they must fit.
     """
     budget = MEMORY_SHARE * free_bytes(device) - bytes_for_state
     most = max(1, int(budget // max(bytes_per_image, 1)))

@@ -1,4 +1,4 @@
-"""Devices and processes: one process, several started here, or those of torchrun and SLURM."""
+"""Devices and processes: a single process, several started here, or those of torchrun or SLURM."""
 
 import contextlib
 import logging
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 def build_fabric(accelerator: str, devices: int, num_nodes: int, precision: Precision) -> Fabric:
-    """Lightning Fabric for these devices; under torchrun and SLURM, their numbers of processes hold.
+    """Build Lightning Fabric for these devices; torchrun and SLURM override the number of processes.
 
     Raises:
-        UsageError: there are no such devices here.
+        UsageError: the devices are not available.
     """
     if accelerator == "auto":
         accelerator = (
@@ -65,21 +65,21 @@ def build_fabric(accelerator: str, devices: int, num_nodes: int, precision: Prec
 
 
 def started_by_launcher() -> bool:
-    """Whether torchrun or SLURM has started the processes already."""
+    """Return whether torchrun or SLURM has started the processes."""
     return TorchElasticEnvironment.detect() or (
         SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1
     )
 
 
 def starts_processes(devices: int, num_nodes: int) -> bool:
-    """Whether a run on so many devices is computed in processes that this one starts."""
+    """Return whether a run on this many devices needs processes that are started here."""
     return devices * num_nodes > 1 and not started_by_launcher()
 
 
 def run_everywhere(
     accelerator: str, devices: int, num_nodes: int, precision: Precision, run: Callable[[Fabric], T]
 ) -> T:
-    """Call ``run`` in a process a device: in this one where there is one, or where a launcher made them."""
+    """Call ``run`` in one process per device; only several devices without a launcher need new processes."""
     fabric = build_fabric(accelerator, devices, num_nodes, precision)
     if fabric.world_size > 1 and not started_by_launcher():
         result: T = launch_processes(fabric, run)
@@ -89,19 +89,19 @@ def run_everywhere(
 
 
 def teller(quiet: bool) -> Callable[[str], None]:
-    """What prints a line at once, on the first of the processes that a launcher has started."""
+    """Return a function that prints a line at once, on the first process of a launcher."""
     if quiet or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return lambda _: None
     return partial(print, flush=True)
 
 
 def precision_of(fabric: Fabric) -> Literal["bf16-mixed", "32-true"]:
-    """As `build_fabric` takes it."""
+    """Return the precision as `build_fabric` takes it."""
     return cast(Literal["bf16-mixed", "32-true"], fabric._precision.precision)
 
 
 def hardware(fabric: Fabric) -> dict[str, Any]:
-    """What a run's seconds are seconds of."""
+    """Return the hardware that a run's times were measured on."""
     return {
         "device": device_name(fabric.device),
         "processes": fabric.world_size,
@@ -111,7 +111,7 @@ def hardware(fabric: Fabric) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Within the block, the same numbers in give the same bits out, where kernels for that exist."""
+    """Use deterministic kernels within the block, where they exist: equal inputs give equal bits."""
     if not wanted:
         yield
         return
@@ -132,7 +132,7 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_warnings() -> Iterator[None]:
-    """Hide warnings of libraries that tell a user nothing they could act on."""
+    """Hide library warnings that a user cannot act on."""
     with logger_level("lightning_fabric.utilities.rank_zero", logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

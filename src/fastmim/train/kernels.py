@@ -1,6 +1,6 @@
-"""Which of several equal ways of computing a step is taken: the fastest on this device, or as told.
+"""Equivalent kernels for a training step: attention, memory format, torch.compile, AdamW, CPU threads.
 
-They give the same numbers but for rounding, so a checkpoint holds what was chosen and a resumed run keeps it.
+They give the same numbers up to rounding, so a checkpoint stores the choice and a resumed run keeps it.
 """
 
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ COMPILES = "the first step compiles, which can take minutes"
 
 @dataclass(frozen=True)
 class KernelChoices:
-    """What was chosen. As a mapping it goes into checkpoints."""
+    """The chosen kernels. Checkpoints store them as a mapping."""
 
     attention: Attention = "fused"
     memory_format: MemoryFormat = "contiguous"
     compile: Compile = "none"
     optimizer: OptimizerKernel = "fused"
     threads: int = 0
-    """0: as many as PyTorch takes."""
+    """CPU threads; 0: PyTorch's default."""
 
     def __str__(self) -> str:
         compiled = "" if self.compile == "none" else f", {self.compile} compiled"
@@ -40,16 +40,16 @@ class KernelChoices:
 
 
 def use_attention(module: nn.Module, attention: Attention) -> None:
-    """timm's attention modules ask themselves, at each call, which kernel to use."""
+    """Set the kernel of timm's attention modules, which look it up at each call."""
     for part in module.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = attention == "fused"  # type: ignore[assignment]
 
 
 def apply(module: nn.Module, kernels: KernelChoices) -> None:
-    """Have ``module`` computed so. The compiler itself starts at the first call.
+    """Apply the chosen kernels to ``module``. Compilation starts at its first call.
 
-    The number of threads is this process's; `own_threads` brings back the one before.
+    The number of threads is set for the whole process; `own_threads` restores it.
     """
     if kernels.threads:
         torch.set_num_threads(kernels.threads)
@@ -65,7 +65,7 @@ def apply(module: nn.Module, kernels: KernelChoices) -> None:
 
 @contextmanager
 def own_threads() -> Iterator[int]:
-    """After the block, this process computes with as many threads as before; gives that number."""
+    """Yield this process's number of threads, and restore it after the block."""
     before = torch.get_num_threads()
     try:
         yield before
@@ -74,19 +74,19 @@ def own_threads() -> Iterator[int]:
 
 
 def check_kernels(config: KernelConfig, device: torch.device) -> None:
-    """Raise UsageError where ``device`` has not what ``config`` asks for."""
+    """Raise UsageError if ``device`` does not support the kernels that ``config`` requests."""
     if config.compile == "cudagraphs" and device.type != "cuda":
         raise UsageError(f"kernels.compile = cudagraphs needs a CUDA device, this one is {device.type}")
 
 
 def checkpoint_activations(model: nn.Module, name: str) -> None:
-    """Have each block of ``model`` keep its input only, and compute the rest again in the backward pass.
+    """Make each block of ``model`` keep only its input and recompute activations in the backward pass.
 
     Args:
-        name: of the model, for the error.
+        name: name of the model, for the error message.
 
     Raises:
-        UsageError: it cannot do that.
+        UsageError: the model does not support activation checkpointing.
     """
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]

@@ -12,23 +12,23 @@ from fastmim.train.settings import OptimConfig
 
 
 class _Levelled:
-    """A model as timm's parameter groups see it, with levels of ours."""
+    """Adapter that presents a model with our layer levels to timm's parameter groups."""
 
     def __init__(self, model: nn.Module, levels: dict[str, int]) -> None:
         self.named_parameters = model.named_parameters
         self._levels = levels
 
     def group_matcher(self, coarse: bool) -> Callable[[str], int]:
-        return lambda name: self._levels.get(name, 0)  # what does not train has no level
+        return lambda name: self._levels.get(name, 0)  # frozen parameters have no level
 
 
 def layer_decay_groups(
     model: nn.Module, layer_decay: float, optim: OptimConfig, blocks: int = 1
 ) -> list[dict[str, Any]]:
-    """Parameters by layer, the last ones with the full learning rate (paper: appendix A.3.2, table 12).
+    """Group parameters by layer, the last one with the full learning rate (paper: appendix A.3.2, table 12).
 
-    A layer is a block (`encoders.levels`), or so many ``blocks`` in a row; of a model in which none can be
-    told, twelve tensors in a row count as one, as timm has it.
+    A layer is a block (`encoders.levels`), or ``blocks`` consecutive blocks. In a model without recognisable
+    blocks, twelve consecutive tensors count as a layer, as in timm.
     """
     undecayed: Iterable[str] = getattr(model, "no_weight_decay", set)()
     levels = parameter_levels(model, blocks)
@@ -42,7 +42,7 @@ def layer_decay_groups(
 
 
 def levels_line(groups: list[dict[str, Any]], layer_decay: float) -> str:
-    """How learning rates are spread over the layers, in words."""
+    """Describe the learning rates of the layers in words."""
     scales = sorted({group["lr_scale"] for group in groups})
     if len(scales) == 1:
         return "all layers learn equally fast"
@@ -54,6 +54,6 @@ def levels_line(groups: list[dict[str, Any]], layer_decay: float) -> str:
 def build_layered_adamw(
     model: nn.Module, layer_decay: float, optim: OptimConfig, blocks: int = 1
 ) -> torch.optim.AdamW:
-    """AdamW whose groups carry ``lr_scale``, which `train.optim.guarded_step` heeds."""
+    """Build AdamW with groups that have an ``lr_scale``, which `train.optim.guarded_step` applies."""
     groups = layer_decay_groups(model, layer_decay, optim, blocks)
     return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard events, and a line or a bar for people."""
+"""Logs of a run: metrics.jsonl, TensorBoard events, and a progress bar or lines on the terminal."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ ALWAYS_LOGGED = {"step", "epoch", "loss", "seconds"}
 
 
 class MetricsFile:
-    """Appends one JSON object a line; knows its length, so that a resumed run can cut what it will redo."""
+    """Appends one JSON object per line, and reports its length, where a resumed run cuts the file."""
 
     def __init__(self, path: Path, keep_bytes: int) -> None:
         self._path = path
@@ -33,7 +33,7 @@ class MetricsFile:
             raise RunError(f"cannot write {path}: {error.strerror}") from error
 
     def _end_line(self) -> None:
-        """Let what is written next begin a line, where something else has spoilt the one before."""
+        """Start a new line if the last one is incomplete."""
         size = os.path.getsize(self._path)
         if size:
             with open(self._path, "rb") as file:
@@ -56,7 +56,7 @@ class MetricsFile:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from error
 
     def size(self) -> int:
-        """Bytes written so far, on their way to the disk."""
+        """Flush the file to disk and return its length in bytes."""
         try:
             os.fsync(self._file.fileno())
             return os.path.getsize(self._path)
@@ -64,12 +64,12 @@ class MetricsFile:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # of a line that `write` has failed to write
+        with contextlib.suppress(OSError):  # flushes again a line that `write` failed to write
             self._file.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; those that a crash or damage has spoilt are left out."""
+    """Read a run's metrics.jsonl, without lines that a crash or damage has spoilt."""
     try:
         content = (run / METRICS).read_bytes()
     except OSError:
@@ -78,10 +78,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _read_line(text: bytes) -> dict[str, Any] | None:
-    """A log step's numbers; None where the line has others, or none."""
+    """Parse the numbers of a log step; None if the line is not one."""
     try:
         line = json.loads(text)
-    except (ValueError, RecursionError):  # what is no UTF-8 included
+    except (ValueError, RecursionError):  # includes invalid UTF-8
         return None
     if not isinstance(line, dict) or not line.keys() >= ALWAYS_LOGGED:
         return None
@@ -90,7 +90,7 @@ def _read_line(text: bytes) -> dict[str, Any] | None:
 
 
 class Display:
-    """A progress bar on a terminal, plain lines elsewhere, nothing where ``quiet``."""
+    """A progress bar on a terminal, plain lines elsewhere, nothing if ``quiet``."""
 
     def __init__(self, plan: TrainingPlan, quiet: bool, stream: TextIO | None = None) -> None:
         self._console = Console(file=stream or sys.stdout, highlight=False, quiet=quiet, soft_wrap=True)
@@ -120,11 +120,11 @@ class Display:
             self._bar.stop()
 
     def say(self, message: str) -> None:
-        """A line that stays."""
+        """Print a line that stays, above the progress bar."""
         self._console.print(message, markup=False)
 
     def update(self, step: int, values: dict[str, Any]) -> None:
-        """Show a log step's numbers."""
+        """Show the numbers of a log step."""
         epoch = f"epoch {values['epoch']:.4g}/{self._plan.total_epochs:.4g}"
         if len(self._plan.stages) > 1:
             height, width = values["image_size"]
@@ -132,7 +132,7 @@ class Display:
             epoch = f"stage {values['stage']}/{len(self._plan.stages)} {size}px {epoch}"
         loss = f"loss {values['loss']:.4f}"
         speed = f"{values['images_per_second']:.0f} img/s wait {values['data_wait']:.0%}"
-        if self._bar is not None:  # of 80 columns
+        if self._bar is not None:  # fits in 80 columns
             self._bar.update(self._task, completed=step, description=epoch, numbers=f"{loss} {speed}")
         else:
             lr, left = f"lr {values['lr']:.1e}", f"ETA {_clock(values['seconds_left'])}"
@@ -147,12 +147,12 @@ def _clock(seconds: float) -> str:
 
 
 class RunLog:
-    """Sends a log step's numbers everywhere they belong."""
+    """Writes the numbers of a log step to metrics.jsonl, TensorBoard and the display."""
 
     def __init__(self, run: Path, display: Display, keep_bytes: int, first_step: int) -> None:
         self.display = display
         self._metrics = MetricsFile(run / METRICS, keep_bytes)
-        # Events of steps that a resumed run redoes are hidden by TensorBoard.
+        # TensorBoard hides events of steps that a resumed run repeats.
         self._events = SummaryWriter(str(run), purge_step=first_step or None)
 
     def log(self, step: int, values: dict[str, Any]) -> None:

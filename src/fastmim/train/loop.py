@@ -1,7 +1,7 @@
-"""The training loop: steps, logs, evaluations, checkpoints, stops and returns to the last good state.
+"""Training loop: steps, logging, evaluations, checkpoints, stopping, and rollback to the last good state.
 
-It knows no method, no target and no data: a loader gives it micro-batches, a module turns each into an
-object with a ``loss``. Within a step nothing is read back from the device. All processes decide together.
+The loop knows no method, target or data: a loader yields micro-batches, and a module turns each into an
+object with a ``loss``. Within a step, nothing is read back from the device. All processes decide together.
 """
 
 import time
@@ -26,17 +26,17 @@ from fastmim.train.session import Session
 from fastmim.train.stages import Stage
 from fastmim.train.task import MicroBatch, StageData
 
-# Places in the counters, which live on the device: sums since the last log step, then totals.
+# Indices of the counters, which are on the device: sums since the last log step, then totals.
 LOSS, TAKEN, NORM, SKIPPED, IN_A_ROW = range(5)
 
 
 class Loop:
-    """Runs ``module`` from where ``progress`` stands to the end of ``stage``, or until asked to stop.
+    """Trains ``module`` from ``progress`` to the end of ``stage``, or until a stop is requested.
 
     Args:
-        module: as Fabric has set it up.
-        choices: go into each checkpoint.
-        after_step: called after each step of the optimiser.
+        module: as set up by Fabric.
+        choices: stored in each checkpoint.
+        after_step: called after each optimiser step.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Loop:
         self._saved_step: int | None = None
 
     def train(self) -> bool:
-        """True when the stage is complete, False when the run was asked to stop; either way it is saved."""
+        """Train until the stage is complete (True) or a stop is requested (False), then save a checkpoint."""
         steps = self.load(self.progress.step)
         window, waited = time.monotonic(), 0.0
         logged_at = self.progress.step
@@ -102,7 +102,7 @@ class Loop:
 
     def _step(self, micro_batches: Iterable[MicroBatch], lr: float) -> None:
         loss = torch.zeros((), device=self.fabric.device)
-        images = self.stage.batch_size // self.fabric.world_size  # of this process, this step
+        images = self.stage.batch_size // self.fabric.world_size  # of this process, per step
         for inputs, count, last in self._seeded(micro_batches, images):
             with self.fabric.no_backward_sync(self.module, enabled=not last):  # type: ignore[arg-type]
                 share_of_loss = self._loss(inputs) * (count / images)
@@ -119,10 +119,11 @@ class Loop:
     def _seeded(
         self, micro_batches: Iterable[MicroBatch], images: int
     ) -> Iterator[tuple[tuple[Any, ...], int, bool]]:
-        """Each micro-batch, made and computed with torch's generators a function of (seed, step, place).
+        """Yield each micro-batch with torch's generators seeded by (seed, step, position).
 
-        Its place is that of its first image in the whole batch, over all processes. Yields its inputs, its
-        images, and whether it completes the ``images`` of this process.
+        The seed is set before the micro-batch is built, and its position is that of its first image in the
+        whole batch, over all processes. Yields inputs, number of images, and whether these complete the
+        ``images`` of this process.
         """
         done, first = 0, self.fabric.global_rank * images
         iterator = iter(micro_batches)
@@ -182,7 +183,7 @@ class Loop:
         return in_a_row >= self.optim.bad_steps or (skipped > 0 and not self._state_is_finite())
 
     def _state_is_finite(self) -> bool:
-        """Weights and running statistics: a batch norm's averages take in what the skipped step saw."""
+        """Check weights and running statistics: a batch norm's averages include the skipped step."""
         tensors = [t for t in self.module.state_dict().values() if t.is_floating_point()]
         return bool(torch.isfinite(nn.utils.get_total_norm(tensors)))
 
@@ -195,7 +196,7 @@ class Loop:
             )
         failed_at, rollbacks = self.progress.step, self.progress.rollbacks
         self.restore(load_checkpoint(self.session.run / LAST))
-        self.fabric.barrier()  # until all have read it: it is written again below
+        self.fabric.barrier()  # until all have read the file, which is written again below
         self.progress.rollbacks = rollbacks + 1
         self.progress.lr_scale /= 2
         self.counters[IN_A_ROW] = 0
@@ -209,14 +210,14 @@ class Loop:
         return self._any_now_and_then(self.session.stop.signal is not None)
 
     def _of_all(self, mine: Tensor) -> Tensor:
-        """The mean over the processes: each has seen its share of the batch."""
+        """Return the mean over the processes, each of which has seen its share of the batch."""
         if self.fabric.world_size == 1:
             return mine
         mean: Tensor = self.fabric.all_reduce(mine.clone(), reduce_op="mean")  # type: ignore[assignment]
         return mean
 
     def _any(self, mine: bool) -> bool:
-        """Whether it holds for one of the processes, which all ask at the same step."""
+        """Return whether ``mine`` is true in any process. All processes call this at the same step."""
         if self.fabric.world_size == 1:
             return mine
         return bool(
@@ -224,7 +225,7 @@ class Loop:
         )
 
     def _any_now_and_then(self, mine: bool) -> bool:
-        """`_any` at log steps only, where there are several processes: asking each other costs a wait."""
+        """Call `_any`, but with several processes only at log steps, since communication makes them wait."""
         if self.fabric.world_size > 1 and self.progress.step % self.config.log_every_steps:
             return False
         return self._any(mine)
@@ -240,9 +241,9 @@ class Loop:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint: all processes give their part of the state, the first one writes.
+        """Write a checkpoint: all processes contribute their state, and the first one writes.
 
-        A bad state never takes the place of the last good one.
+        A state that is not finite never replaces the last good one.
         """
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
         if self._any(self._must_go_back()):
@@ -266,7 +267,7 @@ class Loop:
         save_checkpoint(session.run, checkpoint, self.config.keep_checkpoints)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over weights, optimiser and progress from a checkpoint. Raises RunError unless they fit."""
+        """Load weights, optimiser state and progress from a checkpoint. Raises RunError unless they fit."""
         try:
             check_fits(checkpoint, self.module.state_dict(), self.optimizer)
         except Damaged as error:

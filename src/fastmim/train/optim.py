@@ -1,4 +1,4 @@
-"""AdamW as the paper uses it, and one optimiser step that a non-finite gradient cannot spoil."""
+"""AdamW as in the paper, and an optimiser step that skips non-finite gradients."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -12,12 +12,12 @@ LR_REFERENCE_BATCH = 256
 
 
 def scaled_lr(base_lr: float, batch_size: int) -> float:
-    """The linear rule: base_lr * batch / 256."""
+    """Scale the learning rate linearly with the batch size: base_lr * batch_size / 256."""
     return base_lr * batch_size / LR_REFERENCE_BATCH
 
 
 def build_adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that train, in two groups: with decay, and 1-D ones without."""
+    """Build AdamW over the trainable parameters in two groups: with weight decay, and 1-D ones without."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
         {"params": [(name, p) for name, p in named if _decays(p)], "weight_decay": config.weight_decay},
@@ -27,7 +27,7 @@ def build_adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def use_kernel(optimizer: torch.optim.AdamW, kernel: Literal["fused", "foreach"]) -> None:
-    """From the next step on, AdamW in one kernel or tensor by tensor."""
+    """Switch AdamW to one fused kernel, or to tensor by tensor (foreach), from the next step on."""
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = kernel == "fused", kernel == "foreach"
 
@@ -35,10 +35,10 @@ def use_kernel(optimizer: torch.optim.AdamW, kernel: Literal["fused", "foreach"]
 def resample_state(
     old: torch.optim.AdamW, new: torch.optim.AdamW, resample: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> None:
-    """Let ``new`` go on where ``old`` stands, though parameters have changed their shapes.
+    """Copy the state of ``old`` to ``new``, whose parameters may have other shapes.
 
     Args:
-        carry: brings tensors that belong to parameters, by name, to the parameters' new shapes.
+        resample: resamples tensors, keyed by parameter name, to the new shapes of the parameters.
     """
     states = dict(_named_states(old))
     means = {
@@ -51,7 +51,7 @@ def resample_state(
                 new.state[parameter] = {
                     "step": states[name]["step"].clone(),
                     "exp_avg": means["exp_avg"][name].to(parameter),
-                    # A cubic overshoots: a mean of squares must stay one.
+                    # Bicubic resampling overshoots, but a mean of squares cannot be negative.
                     "exp_avg_sq": means["exp_avg_sq"][name].to(parameter).clamp_(min=0),
                 }
 
@@ -64,19 +64,20 @@ def _named_states(optimizer: torch.optim.AdamW) -> Iterator[tuple[str, dict[str,
 
 
 def _decays(parameter: Tensor) -> bool:
-    """Matrices and kernels decay; biases, norms and tokens (at most one side above 1) do not."""
+    """Return whether weight decay applies: not to biases, norms and tokens (at most one side above 1)."""
     return sum(side > 1 for side in parameter.shape) > 1
 
 
 def guarded_step(optimizer: torch.optim.AdamW, lr: float, clip_norm: float | None) -> tuple[Tensor, Tensor]:
-    """Clip and step, unless a gradient is not finite; decided on the device, which the fused kernel does not
-    wait for.
+    """Clip the gradients and take an optimiser step, unless a gradient is not finite.
+
+    The decision is made on the device, and the fused kernel does not wait for it.
 
     Args:
-        lr: that of each group of parameters is ``lr`` times its ``lr_scale``, where it has one.
+        lr: learning rate; that of a parameter group is ``lr`` times its ``lr_scale``, if it has one.
 
     Returns:
-        The gradient's norm before clipping, and whether the step was taken (1.0) or skipped (0.0).
+        Norm of the gradient before clipping, and whether the step was taken (1.0) or skipped (0.0).
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -86,11 +87,11 @@ def guarded_step(optimizer: torch.optim.AdamW, lr: float, clip_norm: float | Non
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     if optimizer.param_groups[0]["fused"]:
-        # The fused kernel leaves everything as it was where found_inf is 1 (its contract with loss scaling).
+        # The fused kernel changes nothing if found_inf is 1 (its contract with loss scaling).
         optimizer.found_inf = 1 - finite  # type: ignore[attr-defined]
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.step()
-    elif finite.item():  # no other kernel has such a switch
+    elif finite.item():  # other kernels have no such switch
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, finite

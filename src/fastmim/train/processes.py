@@ -1,4 +1,4 @@
-"""Several processes of one run, started here or by a launcher: none outlives the others or has them wait."""
+"""Several processes of one run, started here or by a launcher: none outlives or hangs the others."""
 
 import contextlib
 import logging
@@ -25,10 +25,10 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from fastmim.errors import FastmimError, Interrupted, RunError, StoppedError, UsageError
 from fastmim.train.signals import STOPPING, install, restore, write
 
-SECONDS_TO_LOOK = 0.5  # between two looks at other processes
-SECONDS_TO_END = 5.0  # that a process gets to heed a second signal; then it is killed
-SECONDS_TO_STOP = 30.0  # that it gets for its step and a checkpoint, once whoever started it is gone
-SECONDS_TO_TELL = 3.0  # by which a lost process's own error comes before that of those that it leaves
+SECONDS_TO_LOOK = 0.5  # between checks of other processes
+SECONDS_TO_END = 5.0  # for a process to react to a second signal; then it is killed
+SECONDS_TO_STOP = 30.0  # for its step and a checkpoint, after its parent has ended
+SECONDS_TO_TELL = 3.0  # delay of the other processes' errors, so that a lost process's own comes first
 LOST_PEER = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused", "ncclRemoteError")
 AT_ONCE = "at once; what it had written is intact, and --resume-or-begin goes on"
 
@@ -36,17 +36,17 @@ T = TypeVar("T")
 
 
 def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:
-    """Start a process a device, call ``run(fabric)`` in each, and return what the first one returns.
+    """Start one process per device, call ``run(fabric)`` in each, and return the first one's result.
 
     Raises:
-        RunError, UsageError: what a process raised, as if it had been raised here; or one was killed.
+        RunError, UsageError: as raised in a process; RunError also if a process was killed.
     """
     with tempfile.TemporaryDirectory(prefix="fastmim-") as folder, _signals_to_processes(fabric) as signals:
-        # In a file, since a process that dies before it has read a long argument from a pipe hangs this one.
+        # In a file: a process that dies before it has read a long argument from a pipe would hang this one.
         parcel = Path(folder) / "run"
         parcel.write_bytes(pickle.dumps(run))
         try:
-            with logger_level("torch.multiprocessing.spawn", logging.ERROR):  # it tells whom it ends
+            with logger_level("torch.multiprocessing.spawn", logging.ERROR):  # it logs which it ends
                 return fabric.launch(partial(_run_parcel, parcel))
         except ProcessExitedException as error:
             by_signal = signal.Signals[error.signal_name].value if error.signal_name else None
@@ -71,7 +71,7 @@ def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:
 
 
 def _run_parcel(parcel: Path, fabric: Fabric) -> Any:
-    """What `launch_processes` has packed, in a process that it started."""
+    """Unpack and run the function of `launch_processes`, in a process that it started."""
     return as_one_of_many(lambda fabric: pickle.loads(parcel.read_bytes())(fabric), fabric)
 
 
@@ -81,9 +81,9 @@ def as_one_of_many(run: Callable[[Fabric], T], fabric: Fabric) -> T:
     try:
         return run(fabric)
     except KeyboardInterrupt as error:
-        if multiprocessing.parent_process() is None and fabric.is_global_zero:  # nobody else says so
+        if multiprocessing.parent_process() is None and fabric.is_global_zero:  # no other process reports it
             write(f"fastmim: {error}\n".encode())
-        # The usual end waits for the others, which may wait for this one.
+        # A normal exit would wait for the others, which may be waiting for this one.
         _end(128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT))
     except FastmimError as error:
         kind = UsageError if isinstance(error, UsageError) else RunError
@@ -91,13 +91,13 @@ def as_one_of_many(run: Callable[[Fabric], T], fabric: Fabric) -> T:
     except RuntimeError as error:
         if not any(word in str(error) for word in LOST_PEER):
             raise
-        time.sleep(SECONDS_TO_TELL)  # whatever ended the other process is told first
+        time.sleep(SECONDS_TO_TELL)  # the other process's own error comes first
         name = f"process {fabric.global_rank + 1} of {fabric.world_size}"
         raise RunError(f"{name} has lost the others, of which one has ended; go on with --resume") from error
 
 
 def _end(code: int) -> NoReturn:
-    """End this process at once, and those that it has started."""
+    """End this process and its children at once."""
     for child in multiprocessing.active_children():
         child.kill()
     for stream in (sys.stdout, sys.stderr):
@@ -107,7 +107,7 @@ def _end(code: int) -> NoReturn:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ask this process to stop once the one that started it is gone, and then make it."""
+    """When the parent process has ended, ask this process to stop, and later end it."""
     while os.getppid() == parent:
         time.sleep(SECONDS_TO_LOOK)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -117,12 +117,12 @@ def _end_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def _signals_to_processes(fabric: Fabric) -> Iterator[list[int]]:
-    """Pass the signals that stop a run on to the processes that are started in the block; gives them.
+    """Forward the signals that stop a run to processes started in the block; yield the signals.
 
-    The first one is passed on as SIGTERM: it ends a process that is only starting, and others write a
-    checkpoint. At the second one, SIGTERM comes again, and those that cannot heed it are killed. A thread
-    does so, since this one waits for the processes. They are started with the other signals blocked: Ctrl-C
-    at a terminal, which reaches them all, must not end some of them.
+    The first signal is forwarded and followed by SIGTERM: this ends a process that is still starting, and the
+    others write a checkpoint. At the second signal, SIGTERM is sent again, and processes that do not react
+    are killed. A thread does this, since the main thread waits for the processes. The processes start with
+    the other signals blocked: Ctrl-C at a terminal reaches all of them, and must not end only some.
     """
     signals: list[int] = []
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
@@ -134,7 +134,7 @@ def _signals_to_processes(fabric: Fabric) -> Iterator[list[int]]:
     thread.start()
     before = install(lambda *_: None)
     wakeup = signal.set_wakeup_fd(outlet, warn_on_full_buffer=False)
-    resource_tracker.ensure_running()  # which would unblock them
+    resource_tracker.ensure_running()  # its start would unblock signals
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOPPING) - {signal.SIGTERM})
     try:
         yield signals
@@ -148,7 +148,7 @@ def _signals_to_processes(fabric: Fabric) -> Iterator[list[int]]:
 
 
 def _pass_on(inlet: int, processes: int, signals: list[int]) -> None:
-    """Note the signals that come from ``inlet``, and tell the processes, until its other end is closed."""
+    """Record signals from ``inlet`` and forward them to the processes, until its other end is closed."""
     children: set[BaseProcess] = set()
     killing = math.inf
     while True:
@@ -163,7 +163,7 @@ def _pass_on(inlet: int, processes: int, signals: list[int]) -> None:
         if signals and len(children) < processes:
             new = set(multiprocessing.active_children()) - children
             children |= new
-            for number in dict.fromkeys([signals[0], signal.SIGTERM]):  # the first one gives the exit code
+            for number in dict.fromkeys([signals[0], signal.SIGTERM]):  # the first one sets the exit code
                 _send(new, number)
         if time.monotonic() > killing:
             _send(children, signal.SIGKILL)
@@ -178,7 +178,7 @@ def _send(processes: Iterable[BaseProcess], number: int) -> None:
 
 @contextlib.contextmanager
 def logger_level(name: str, level: int) -> Iterator[None]:
-    """Within the block, the logger ``name`` lets only records of that level and above pass."""
+    """Set the level of the logger ``name`` within the block."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)

@@ -16,8 +16,8 @@ from fastmim.train.stages import Stage
 from fastmim.train.task import Ended, StageSetup, Task
 
 FILES = (CONFIG, METRICS, LAST)
-"""What the engine writes to a run's folder, besides older checkpoints and TensorBoard's events."""
-FITTED_BY = 2  # images that show how much memory one takes
+"""Files that the engine writes to a run's folder, besides older checkpoints and TensorBoard events."""
+FITTED_BY = 2  # images of the forward pass that measures memory per image
 
 
 def train(task: Task, fabric: Fabric, settings: RunSettings) -> Ended:
@@ -26,14 +26,14 @@ def train(task: Task, fabric: Fabric, settings: RunSettings) -> Ended:
     Every process of a run calls this.
 
     Raises:
-        UsageError: the folder or the settings do not allow it; nothing was written.
-        RunError: the run had to end; its last checkpoint is intact.
+        UsageError: the folder or the settings do not allow the run; nothing was written.
+        RunError: the run failed; its last checkpoint is intact.
     """
     check_kernels(settings.kernels, fabric.device)
     plan, identity = task.plan, task.identity()
     files = (*FILES, *task.files)
     with own_threads() as threads, open_run_dir(fabric, settings.out, files, settings.start) as point:
-        # Where the run stands.
+        # Find the stage and the checkpoint to start from.
         first, checkpoint = plan.stages[0], None
         if point is not None:
             first, checkpoint = point.stage_of(plan), point.checkpoint
@@ -42,13 +42,16 @@ def train(task: Task, fabric: Fabric, settings: RunSettings) -> Ended:
         with open_session(fabric, settings, plan, identity, point) as session:
             progress, complete = Progress(), False
             for stage in plan.stages[first.number :]:
+                # Build or resize the model.
                 torch.set_num_threads(threads)  # an earlier stage may have chosen fewer
                 setup = task.enter(stage, session.say)
                 for line in task.summary(stage):
                     session.say(line)
 
-                # How its steps are computed: as before, or the fastest way here.
+                # Choose kernels and micro-batch size: those of the checkpoint, or the fastest here.
                 choices = _choose(session, setup, stage, checkpoint.choices if checkpoint else None)
+
+                # Build the loader and the loop.
                 data = task.load(stage, choices)
                 with quiet_warnings():
                     module = fabric.setup_module(setup.module)
@@ -58,16 +61,18 @@ def train(task: Task, fabric: Fabric, settings: RunSettings) -> Ended:
                 if choices.kernels is not None and choices.kernels.compile != "none":
                     session.say(COMPILES)
 
+                # Restore the checkpoint, or write the first one; then train.
                 if checkpoint is not None:
                     loop.restore(checkpoint)
                     session.say(f"resumed at step {loop.progress.step} of {plan.total_steps}")
                     checkpoint = None
                 else:
-                    loop.save()  # a full disk shows now, and a return always has somewhere to go
+                    loop.save()  # detects a full disk now; a rollback always finds a checkpoint
                 complete, progress = loop.train(), loop.progress
                 if not complete:
                     break
 
+            # Evaluate and write the outputs.
             ended = Ended(complete, progress, session.stop.signal)
             task.finish(ended, session.say)
             if not complete:
@@ -79,7 +84,7 @@ def train(task: Task, fabric: Fabric, settings: RunSettings) -> Ended:
 
 
 def _choose(session: Session, setup: StageSetup, stage: Stage, known: Choices | None) -> Choices:
-    """Settle kernels and micro-batch, and have the module and the optimiser use them."""
+    """Choose kernels and micro-batch size, and apply the kernels to module and optimiser."""
     fabric = session.fabric
     kernels = known.kernels if known is not None else None
     if kernels is None:

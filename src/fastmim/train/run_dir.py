@@ -1,4 +1,4 @@
-"""A run directory: which files are ours, and whether a run may start in it."""
+"""A run's folder: lock it, check whether a run may start in it, and delete an earlier run."""
 
 import contextlib
 import os
@@ -12,17 +12,17 @@ from fastmim.errors import UsageError
 from fastmim.train.run_files import LAST, OLDER, STARTING, holds_run, near_runs
 from fastmim.train.settings import Resume
 
-PATIENCE = 10.0  # seconds in which a killed run's processes end
+PATIENCE = 10.0  # seconds for the processes of a killed run to end
 
 
 def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
-    """Whether a run in ``run`` is to be resumed.
+    """Return whether a run in ``run`` is to be resumed.
 
     Args:
-        is_held: this process holds the folder.
+        is_held: whether this process holds the lock on the folder.
 
     Raises:
-        UsageError: it is to be, but there is none, or another process writes to the folder.
+        UsageError: there is no run to resume, or another process writes to the folder.
     """
     if isinstance(resume, str) and resume != "or-begin":
         raise UsageError(f"resume = {resume!r} must be True, False or 'or-begin'")
@@ -31,7 +31,7 @@ def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
     if resume == "or-begin":
         return False
     if run.is_dir() and not is_held:
-        with lock_run_dir(run):  # unless another process is just about to begin one
+        with lock_run_dir(run):  # fails if another process is about to begin one
             pass
     raise UsageError(
         f"out: there is no run in {run} to go on with{near_runs(run)}; leave out --resume to begin one, or "
@@ -41,14 +41,14 @@ def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
 
 @contextlib.contextmanager
 def lock_run_dir(run: Path) -> Iterator[None]:
-    """Let no second process write to ``run`` within the block; it is made where it is missing.
+    """Hold an exclusive lock on ``run`` within the block, and create the folder if needed.
 
-    The system lets go when the process ends, however it ends; a while is waited for that, since processes may
-    outlive one that was killed. Nothing is held where the system knows no such locks (Windows, some network
-    file systems).
+    The operating system releases the lock when the process exits. An existing lock is waited for, up to
+    `PATIENCE` seconds, since child processes may outlive a killed run. Nothing is locked on systems without
+    such locks (Windows, some network file systems).
 
     Raises:
-        UsageError: another process writes to it, or it cannot be made.
+        UsageError: another process writes to the folder, or it cannot be created.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def lock_run_dir(run: Path) -> Iterator[None]:
         while locks:
             os.close(locks.pop())
 
-    if hasattr(os, "register_at_fork"):  # a loader's worker that outlives a killed run must not hold it
+    if hasattr(os, "register_at_fork"):  # a loader worker that outlives a killed run must not hold the lock
         os.register_at_fork(after_in_child=let_go)
     try:
         patient_until = time.monotonic() + PATIENCE
@@ -76,7 +76,7 @@ def lock_run_dir(run: Path) -> Iterator[None]:
 
 
 def _locked(directory: int) -> bool:
-    """Lock what is opened so; False if another process has it."""
+    """Lock an open folder; return False if another process holds the lock."""
     if sys.platform == "win32":
         return True
     import fcntl
@@ -94,15 +94,15 @@ def check_start(run: Path, resume: Resume, overwrite: bool, is_held: bool = Fals
     """Check that a run may start in ``run``.
 
     Args:
-        resume: go on with the run that lies there; "or-begin": if there is one.
-        overwrite: an earlier run may be deleted.
-        is_held: this process holds the folder.
+        resume: resume the run in the folder; "or-begin": if there is one.
+        overwrite: allow an earlier run to be deleted.
+        is_held: whether this process holds the lock on the folder.
 
     Returns:
-        Whether it goes on.
+        Whether the run is resumed.
 
     Raises:
-        UsageError: the directory holds a run and neither was asked for, or none and it was to be resumed.
+        UsageError: the folder holds a run and neither option is set, both are set, or no run can be resumed.
     """
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other")
@@ -117,16 +117,16 @@ def check_start(run: Path, resume: Resume, overwrite: bool, is_held: bool = Fals
 
 
 def prepare_run_dir(run: Path, files: tuple[str, ...], resume: Resume, overwrite: bool) -> None:
-    """Make ``run`` ready.
+    """Prepare the folder ``run`` for a new or resumed run.
 
     Args:
-        run: the directory, which is there.
-        files: names of every file that a run writes.
-        resume: as `check_start` has it.
-        overwrite: delete the files of an earlier run; others in the directory are left alone.
+        run: the folder, which exists.
+        files: names of all files that a run writes.
+        resume: as for `check_start`.
+        overwrite: delete the files of an earlier run; other files in the folder are kept.
 
     Raises:
-        UsageError: what `check_start` raises.
+        UsageError: as for `check_start`.
     """
     if check_start(run, resume, overwrite, is_held=True):
         return
@@ -136,7 +136,7 @@ def prepare_run_dir(run: Path, files: tuple[str, ...], resume: Resume, overwrite
 
 
 def delete_run(run: Path, files: tuple[str, ...]) -> None:
-    """Delete the ``files`` of a run, its last checkpoint first: the rest is never taken for a whole run."""
+    """Delete the ``files`` of a run, last.ckpt first, so that the rest is never taken for a whole run."""
     for name in (LAST, *files):
         if (run / name).is_dir() and not (run / name).is_symlink():
             shutil.rmtree(run / name)

@@ -1,8 +1,8 @@
-"""The order of the data: an endless stream of positions, cut into batches.
+"""Data order: an endless stream of positions, cut into batches.
 
-Epoch e is a permutation of the data drawn from (seed, e). A step's batch is the next ``batch_size``
-positions of the stream, so batches run on across epochs, nothing is dropped, and a run that goes on at
-position p needs to know nothing but p.
+Epoch e is a permutation of the data drawn from (seed, e). A step's batch is the next ``batch_size`` positions
+of the stream. Batches cross epoch boundaries, no image is dropped, and p is all that a run needs to resume at
+position p.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from fastmim.train.stages import Stage
 
 
 class InfiniteSampler:
-    """Positions 0, 1, 2, ... -> entries of ``pool``, each epoch in a new order."""
+    """Maps positions 0, 1, 2, ... to entries of ``pool``, in a new order for each epoch."""
 
     def __init__(self, pool: NDArray[np.int64], seed: int) -> None:
         self.pool = pool
@@ -29,7 +29,7 @@ class InfiniteSampler:
         return self._order
 
     def take(self, start: int, count: int) -> NDArray[np.int64]:
-        """Entries at positions start .. start+count-1."""
+        """Return the entries at positions start .. start+count-1."""
         pieces = []
         while count > 0:
             epoch, offset = divmod(start, len(self.pool))
@@ -42,7 +42,7 @@ class InfiniteSampler:
     def batches(
         self, stage: Stage, first_step: int, part: slice = slice(None)
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """(step, ``part`` of the step's batch) for the steps of ``stage`` from ``first_step`` on."""
+        """Yield (step, ``part`` of the step's batch) for the steps of ``stage`` from ``first_step`` on."""
         start, stop, _ = part.indices(stage.batch_size)
         for step in range(first_step, stage.last_step):
             yield step, self.take(stage.samples_before(step) + start, stop - start)

@@ -1,4 +1,4 @@
-"""Learning rate as a function of the step: linear warm-up, then cosine or steps down."""
+"""Learning rate schedules: linear warm-up, then cosine or step decay."""
 
 import math
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ WARMUP_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule whose durations have been converted to steps of the run's first batch size.
+    """A schedule whose durations are converted to steps of the run's first batch size.
 
-    Where a later stage changes the batch, one of its steps counts as ``pace`` of the first stage's, and
-    ``peak_lr`` follows the batch.
+    If a later stage changes the batch size, each of its steps counts as ``pace`` steps of the first stage,
+    and ``peak_lr`` is scaled with the batch size.
     """
 
     peak_lr: float
@@ -25,11 +25,11 @@ class Schedule:
     config: ScheduleConfig
     first_step: int = 0
     done: float = 0.0
-    """Steps, as counted here, before the step ``first_step``."""
+    """Steps of the first batch size before ``first_step``."""
     pace: float = 1.0
 
     def lr(self, step: int) -> float:
-        """Learning rate of the step number ``step``, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         position = self.done + (step - self.first_step) * self.pace
         if position < self.warmup_steps:
             return self.peak_lr * (position + 1) / self.warmup_steps
@@ -44,8 +44,8 @@ def build_schedule(config: ScheduleConfig, base_lr: float, plan: TrainingPlan, s
     """Convert epochs to steps (here and nowhere else for the learning rate).
 
     Args:
-        base_lr: for a batch of 256 images.
-        stage: the part of ``plan`` that the schedule is asked about.
+        base_lr: learning rate for a batch of 256 images.
+        stage: the stage of ``plan`` that the schedule is for.
     """
     batch = plan.stages[0].batch_size
     steps_per_epoch = plan.images / batch

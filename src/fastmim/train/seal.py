@@ -1,6 +1,6 @@
-"""Checkpoint files that notice their own damage: a torch archive that ends in a checksum of itself.
+"""Checkpoint files that detect their own damage: torch archives with a checksum.
 
-The checksum is the archive's zip comment, so that torch reads the file as before. Archives without one (of
+The checksum is the archive's zip comment, so torch reads the file as usual. Archives without a checksum (of
 earlier versions) are checked by the CRCs that torch writes for each part.
 """
 
@@ -16,16 +16,16 @@ import torch
 
 COMMENT = re.compile(rb"fastmim checkpoint step (\d{1,18}) blake2b ([0-9a-f]{64})")
 END_OF_ZIP = b"PK\x05\x06"
-END_BYTES = 22  # of a zip archive's last record, without the comment
+END_BYTES = 22  # length of a zip archive's last record, without the comment
 CHUNK = 1 << 20
 
 
 class Damaged(Exception):
-    """A file that is not what was once written; the message says so of it, as "is cut off"."""
+    """A damaged file; the message completes a sentence about it, as "is cut off"."""
 
 
 def write_sealed(state: dict[str, Any], step: int, file: IO[bytes]) -> None:
-    """Write ``state`` to a file opened for writing, and seal it."""
+    """Write ``state`` to a file opened for writing, with a checksum."""
     hashed = _Hashed(file)
     torch.save(state, cast(IO[bytes], hashed))
     if hashed.last != b"\0\0":
@@ -36,7 +36,7 @@ def write_sealed(state: dict[str, Any], step: int, file: IO[bytes]) -> None:
 
 
 def check_sealed(path: Path) -> None:
-    """Raise Damaged unless the file is whole; OSError where it cannot be read."""
+    """Raise Damaged unless the file is intact; OSError if it cannot be read."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise Damaged("is not a file")
     with open(path, "rb") as file:
@@ -58,7 +58,7 @@ def check_sealed(path: Path) -> None:
 
 
 def sealed_step(path: Path) -> int | None:
-    """The step that a sealed file names; None for others. Does not check the file."""
+    """Return the step recorded in a sealed file; None for others. The file is not verified."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 256))
@@ -69,14 +69,14 @@ def sealed_step(path: Path) -> int | None:
 
 
 def _seal(digest: hashlib.blake2b, step: int) -> bytes:
-    """Also over the step that the comment names."""
+    """Return the digest of the file and of the step that its comment states."""
     whole = digest.copy()
     whole.update(b"%d" % step)
     return whole.hexdigest().encode()
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """Check an archive without a seal: each part's CRC. Raises Damaged."""
+    """Verify the CRC of each part of an archive without a checksum. Raises Damaged."""
     with open(path, "rb") as file:
         file.seek(max(0, size - END_BYTES))
         end = file.read()
@@ -85,7 +85,7 @@ def _check_archive(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
-            # torch compresses nothing and writes no attributes: its reader would take a part for a folder.
+            # torch writes neither compression nor attributes, which could make its reader see a folder.
             if any(part.compress_type != zipfile.ZIP_STORED or part.external_attr for part in parts):
                 raise Damaged("is damaged (no archive of torch's)")
             for part in parts:
@@ -97,7 +97,7 @@ def _check_archive(path: Path, size: int) -> None:
 
 
 class _Hashed:
-    """A file to write to, of which the checksum is kept on the way."""
+    """File wrapper that computes a checksum of the data written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -22,16 +22,16 @@ from fastmim.train.stages import TrainingPlan
 
 @dataclass(frozen=True)
 class Session:
-    """A run that is open: what is the same in all of its stages."""
+    """An open run: everything that its stages share."""
 
     fabric: Fabric
     settings: RunSettings
     plan: TrainingPlan
     identity: dict[str, str]
-    """Digests that go into each checkpoint."""
+    """Digests stored in each checkpoint."""
     display: Display
     log: RunLog | None
-    """On the first process."""
+    """Metrics log of the first process; None in the others."""
     stop: StopRequest
 
     @property
@@ -40,7 +40,7 @@ class Session:
         return self.settings.out
 
     def say(self, line: str) -> None:
-        """Show a line that stays, on the first process."""
+        """Print a line above the progress bar, on the first process."""
         self.display.say(line)
 
 
@@ -48,13 +48,13 @@ class Session:
 def open_run_dir(
     fabric: Fabric, run: Path, files: tuple[str, ...], start: StartMode
 ) -> Iterator[ResumePoint | None]:
-    """Lock ``run`` for this run and make it ready; gives where to resume, or None for a new run.
+    """Lock ``run`` and prepare it; yield the point to resume from, or None for a new run.
 
-    Every process of a run calls this; the one that writes holds the folder.
+    Every process of a run calls this; the first one holds the lock.
 
     Raises:
-        UsageError: what `lock_run_dir` and `prepare_run_dir` raise.
-        RunError: no checkpoint of the run is sound.
+        UsageError: as for `lock_run_dir` and `prepare_run_dir`, or another process has begun a run meanwhile.
+        RunError: no checkpoint of the run is intact.
     """
     with lock_run_dir(run) if fabric.is_global_zero else contextlib.nullcontext():
         point = None
@@ -77,9 +77,9 @@ def open_session(
     identity: dict[str, str],
     point: ResumePoint | None,
 ) -> Iterator[Session]:
-    """Open a run in its folder, new or from a checkpoint on.
+    """Open a run in its folder, from the beginning or from a checkpoint.
 
-    Every process calls this; the first one writes.
+    Every process calls this; only the first one writes.
     """
     run, first = settings.out, fabric.is_global_zero
     quiet = settings.start.quiet or not first

@@ -1,4 +1,4 @@
-"""Signals that end a run: after the first one it finishes its step and writes a checkpoint, else at once."""
+"""Signals that stop a run: the first after the current step, with a checkpoint; the second at once."""
 
 import contextlib
 import multiprocessing
@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 
 from fastmim.errors import Interrupted
 
-# Ctrl-C; the usual one; a terminal that is closed; what SLURM sends before a job's time is up.
+# Ctrl-C; the default of `kill`; a closed terminal; SLURM's warning before a job's time limit.
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
@@ -19,14 +19,16 @@ NOTED = b"fastmim: stopping after this step, with a checkpoint; a second signal 
 
 
 class StopRequest:
-    """Within the block, the first of `STOPPING` is noted; a second one raises Interrupted.
+    """Record the first of `STOPPING` within the block; raise Interrupted at the second one.
 
-    So does the first one while there is nothing to lose, as before the first step is done.
+    While there is nothing to lose, as before the end of the first step, the first one raises Interrupted as
+    well.
 
     Args:
-        supervised: a launcher ends this process where it has to be at once. A signal may come twice then:
-            from the terminal and from the launcher. A process of multiprocessing heeds a second SIGTERM only.
-        says: tell on standard error that a signal has come.
+        supervised: a launcher kills this process if it has to end at once. Signals never raise Interrupted
+            then, since the terminal and the launcher may both send one. In a child process of
+            multiprocessing, only SIGTERM raises it.
+        says: report the first signal on standard error.
     """
 
     def __init__(self, supervised: bool = False, says: bool = False) -> None:
@@ -53,7 +55,7 @@ class StopRequest:
         restore(self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a loader's process, before it has a handler of its own
+        if os.getpid() != self._process:  # a forked loader process that has not set its handlers yet
             return
         if number == HANG_UP:
             self._leave_terminal()
@@ -65,7 +67,7 @@ class StopRequest:
             write(NOTED)
 
     def _leave_terminal(self) -> None:
-        """What is written to a closed terminal is an error."""
+        """Redirect output to /dev/null, since writing to a closed terminal is an error."""
         with contextlib.suppress(OSError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in self._terminals:
@@ -74,19 +76,19 @@ class StopRequest:
 
 
 def install(handler: Callable[[int, FrameType | None], object]) -> dict[int, "signal._HANDLER"]:
-    """Have ``handler`` called at the signals that stop a run; gives the handlers before it."""
-    kept = signal.getsignal(HANG_UP) == signal.SIG_IGN if HANG_UP else False  # by nohup
+    """Install ``handler`` for the signals that stop a run; return the handlers before it."""
+    kept = signal.getsignal(HANG_UP) == signal.SIG_IGN if HANG_UP else False  # set by nohup
     return {number: signal.signal(number, handler) for number in STOPPING if number != HANG_UP or not kept}
 
 
 def write(line: bytes) -> None:
-    """Write to standard error from within a handler, where no buffered stream can be used."""
+    """Write to standard error from a signal handler, where buffered streams cannot be used."""
     with contextlib.suppress(OSError):
         os.write(2, b"\n" + line if os.isatty(2) else line)
 
 
 def restore(handlers: dict[int, "signal._HANDLER"]) -> None:
-    """Take back handlers; those that were not set by Python are left."""
+    """Restore signal handlers, except those that were not set by Python."""
     for number, handler in handlers.items():
         if handler is not None:
             signal.signal(number, handler)
@@ -94,13 +96,13 @@ def restore(handlers: dict[int, "signal._HANDLER"]) -> None:
 
 @contextlib.contextmanager
 def interruptible(numbers: Iterable[int] = STOPPING) -> Iterator[None]:
-    """Within the block, a signal raises Interrupted, so that what was begun is tidied up."""
+    """Raise Interrupted at a signal within the block, so that unfinished work is cleaned up."""
     process = os.getpid()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if os.getpid() == process:
             raise Interrupted(number)
-        signal.signal(number, signal.SIG_DFL)  # of a process that was forked
+        signal.signal(number, signal.SIG_DFL)  # in a forked process
         os.kill(os.getpid(), number)
 
     previous: dict[int, signal._HANDLER] = {}

@@ -1,6 +1,6 @@
-"""FastMIM-P: a run in stages of growing resolution, and the plan of steps that follows (paper: section 4.2).
+"""Stages of a run (FastMIM-P: growing image size) and the plan of its steps (paper: section 4.2).
 
-A run without stages is a plan of one stage. Durations become steps here and nowhere else.
+A run without stages is a plan of one stage. Stage lengths are converted to steps here and nowhere else.
 """
 
 import math
@@ -20,18 +20,18 @@ _STAGE = re.compile(
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A part of a run, at one image size."""
+    """One stage of a run: image size, length, and optionally its own batch size."""
 
     image_size: int | tuple[int, int]
     """Side, or height and width, in pixels."""
     epochs: float | None = None
     """Passes over the data."""
     steps: int | None = None
-    """Optimiser steps, in place of epochs."""
+    """Length in optimiser steps, instead of epochs."""
     batch_size: int | None = None
-    """Images a step. Default: the run's."""
+    """Images per step. Default: the run's."""
     micro_batch: int | None = None
-    """Images a device holds at a time. Default: the run's, or what fits."""
+    """Images per device at a time. Default: the run's, or as many as fit in memory."""
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -56,7 +56,7 @@ class StageConfig:
 
 
 def parse_stages(text: str) -> tuple[StageConfig, ...]:
-    """``128x200e,160x100s@1024/64``: size, then epochs or steps, then batch and micro-batch if they change.
+    """Parse ``128x200e,160x100s@1024/64``: size, epochs or steps, then batch and micro-batch if they change.
 
     A size that is not square is written HEIGHT:WIDTH. Raises UsageError.
     """
@@ -80,30 +80,30 @@ def parse_stages(text: str) -> tuple[StageConfig, ...]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage in steps: those from ``first_step`` up to, not including, ``last_step``."""
+    """A stage in steps: from ``first_step`` up to, but not including, ``last_step``."""
 
     number: int
-    """Counted from 0."""
+    """Index, from 0."""
     image_size: Size
     batch_size: int
     micro_batch: int | None
     first_step: int
     last_step: int
     first_sample: int
-    """Images that earlier stages have seen."""
+    """Number of images seen in earlier stages."""
 
     def samples_before(self, step: int) -> int:
-        """Images seen before a step of this stage."""
+        """Return the number of images seen before a step of this stage."""
         return self.first_sample + (step - self.first_step) * self.batch_size
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A whole run: its stages in order."""
+    """The stages of a run, in order."""
 
     stages: tuple[Stage, ...]
     images: int
-    """Training images, an epoch of them."""
+    """Training images per epoch."""
 
     @property
     def total_steps(self) -> int:
@@ -114,7 +114,7 @@ class TrainingPlan:
         return self.stages[-1].samples_before(self.total_steps) / self.images
 
     def evaluation_steps(self, evaluations: int, log_every_steps: int) -> frozenset[int]:
-        """Steps after which something is measured: evenly over the run, and at the end of each stage."""
+        """Return the steps followed by an evaluation: evenly spaced, and the end of each stage."""
         count = max(1, min(evaluations, self.total_steps // log_every_steps))
         evenly = {math.ceil(self.total_steps * i / count) for i in range(1, count + 1)}
         return frozenset(evenly | {stage.last_step for stage in self.stages})
@@ -123,11 +123,11 @@ class TrainingPlan:
 def build_plan(
     stages: Sequence[StageConfig], images: int, batch_size: int, micro_batch: int | None
 ) -> TrainingPlan:
-    """Convert stages to steps, each rounded up to a whole one.
+    """Convert stage lengths to steps, rounded up to whole steps.
 
     Args:
-        images: how many there are to train on.
-        batch_size, micro_batch: of stages that have none of their own.
+        images: number of training images.
+        batch_size, micro_batch: defaults for stages that set none.
     """
     planned: list[Stage] = []
     step = sample = 0

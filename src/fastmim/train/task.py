@@ -1,6 +1,6 @@
-"""All that the engine (`train.run`) asks of a task, and nothing that it knows.
+"""The interface between the engine (`train.run`) and a task.
 
-Pre-training and classification are tasks; detection, segmentation or a method of another kind is one more.
+Pre-training and classification are tasks; detection or segmentation would be further ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,33 +16,33 @@ from fastmim.train.kernels import KernelChoices
 from fastmim.train.stages import Stage, TrainingPlan
 
 MicroBatch = tuple[tuple[Any, ...], int]
-"""Arguments of the module, on its device: tensors, or lists and dictionaries of them; and how many images."""
+"""Arguments of the module on its device (tensors, or lists or dictionaries of them), and number of images."""
 
 Loader = Callable[[int], Iterator[Iterable[MicroBatch]]]
 """First step -> for each step from there on, this process's share of the batch in micro-batches."""
 
 Evaluate = Callable[[], dict[str, float]]
-"""Measure the module, on every process alike; the numbers join the step's line of metrics.jsonl."""
+"""Evaluate the module, in every process; the numbers join the step's line in metrics.jsonl."""
 
 
 @dataclass(frozen=True)
 class StageSetup:
-    """What one stage of a run trains."""
+    """Module, optimiser and kernel settings of one stage."""
 
     module: nn.Module
     """On its device. Called with a micro-batch's arguments, it returns an object with a ``loss``."""
     optimizer: torch.optim.AdamW
     step: StepToTune
-    """How the kernels are tried."""
+    """The training step on which kernels are measured."""
     use: Callable[[KernelChoices], None]
-    """Compute the module and the optimiser's step with these kernels."""
+    """Apply kernels to the module and the optimiser."""
     forward: Callable[[int], Any]
-    """Run the module on so many images, to see how much memory one takes."""
+    """Run the module on a given number of images, to measure memory per image."""
 
 
 @dataclass(frozen=True)
 class StageData:
-    """What one stage of a run learns from, and how it is measured."""
+    """Loader and evaluation of one stage."""
 
     loader: Loader
     evaluate: Evaluate
@@ -50,49 +50,49 @@ class StageData:
 
 @dataclass(frozen=True)
 class Ended:
-    """How the engine left a run."""
+    """State of a run when the engine returns."""
 
     complete: bool
     progress: Progress
     stopped_by: int | None
-    """Number of the signal that ended it before its time."""
+    """Number of the signal that stopped the run early."""
 
 
 class Task(Protocol):
-    """A kind of training. Every process of a run has one, and calls it alike."""
+    """A kind of training. Every process of a run has an instance, and all make the same calls."""
 
     files: tuple[str, ...]
-    """Names of the files that it writes to the run's folder, besides the engine's."""
+    """Names of the files that the task writes to the run's folder, in addition to the engine's."""
     plan: TrainingPlan
 
     def identity(self) -> dict[str, str]:
-        """Digests that a resumed run must share with the one that began: of data, of weights."""
+        """Return digests of data and initial weights, which a resumed run must share with the original."""
         ...
 
     def check_resumable(self, checkpoint: Checkpoint) -> None:
-        """Raise UsageError unless the run would go on as it began."""
+        """Raise UsageError unless the run would continue as it began."""
         ...
 
     def enter(self, stage: Stage, say: Callable[[str], None]) -> StageSetup:
-        """Build or resize what trains, for a stage: the next one, or the one a resumed run stands in."""
+        """Build the model for a stage, or resize it: the next stage, or the one a resumed run is in."""
         ...
 
     def load(self, stage: Stage, choices: Choices) -> StageData:
-        """Build a stage's loader and evaluation, once kernels and micro-batch are known."""
+        """Build a stage's loader and evaluation, once kernels and micro-batch size are known."""
         ...
 
     def summary(self, stage: Stage) -> Iterable[str]:
-        """Lines for a person about the model and the data, before a stage's kernels are tried."""
+        """Return lines that describe the model and the data, before a stage's kernels are measured."""
         ...
 
     def progress_line(self, stage: Stage, choices: Choices) -> Iterable[str]:
-        """Lines about how the stage's steps are computed."""
+        """Return lines that describe how the stage's steps are computed."""
         ...
 
     def after_step(self) -> None:
-        """Update whatever follows the weights: a running mean of them, a teacher."""
+        """Update state that follows the weights, such as a running mean or a teacher."""
         ...
 
     def finish(self, ended: Ended, say: Callable[[str], None]) -> None:
-        """Measure and write the outputs; only the first process writes, all take part."""
+        """Evaluate and write the outputs; all processes take part, and only the first one writes."""
         ...

@@ -1,4 +1,4 @@
-"""The process in which ways of computing a step are tried; `trials` starts it and asks it, line by line."""
+"""Child process that measures kernel choices; `trials` starts it and sends it one request per line."""
 
 import contextlib
 import ctypes
@@ -18,40 +18,40 @@ from torch import Tensor, nn
 from fastmim.system.hardware import keep_freed_memory
 from fastmim.train.kernels import KernelChoices, apply
 
-SECONDS = 1.0  # of steps that are timed, for each way, after its first call
-CALLS = 5  # at most
-FEWEST_IMAGES = 8  # of a step on a CPU, and more where it is shorter than
-SHORT_STEP = 0.25  # seconds; on a GPU, all images that there are
-ALIKE = 1e-3  # relative: what another order of summation explains
-LAST_DIGITS = 1e-6  # relative, of float32
+SECONDS = 1.0  # of timed steps per choice, after the first call
+CALLS = 5  # timed steps at most
+FEWEST_IMAGES = 8  # per step on a CPU, more if a step takes less than SHORT_STEP
+SHORT_STEP = 0.25  # seconds; a GPU always gets all images
+ALIKE = 1e-3  # relative error that another order of summation explains
+LAST_DIGITS = 1e-6  # relative precision of float32
 READY = "ready"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a way of computing a step."""
+    """Speed and accuracy of a training step with one choice of kernels."""
 
     seconds: float = math.inf
-    """Of a forward and backward pass, an image; the shortest of a few."""
+    """Time of a forward and backward pass per image; the shortest of a few."""
     error: float = math.inf
-    """How far loss and gradients are from those of the usual way in float32, relative to those."""
+    """Relative difference of loss and gradients from a float32 step with the usual kernels."""
     noise: float = 0.0
-    """How far those are moved by rounding: by weights and images that differ in their last digits."""
+    """Relative change of loss and gradients if weights and images differ in their last digits."""
     failure: str = ""
-    """Why there is nothing else."""
+    """Reason why the trial failed; empty if it ran."""
 
     @property
     def ran(self) -> bool:
         return not self.failure
 
     def agrees_with(self, usual: "Trial") -> bool:
-        """Whether it is no less exact than the usual way of the same precision, but for rounding."""
+        """Return whether the error is at most that of the usual kernels in this precision, up to rounding."""
         return self.ran and self.error <= 2 * max(usual.error, usual.noise) + ALIKE
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """What the process needs, beside the module and its inputs."""
+    """Settings that the process needs in addition to the module and its inputs."""
 
     device: str
     bfloat16: bool
@@ -61,17 +61,17 @@ class Parcel:
 
 
 def one_line(error: BaseException) -> str:
-    """Kind and message of an error, at most 300 characters."""
+    """Return the type and message of an error in one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def serve(file: str) -> None:
-    """Try what is asked for, a line of JSON a trial, until nobody asks any more."""
+    """Answer trial requests, one line of JSON each, until standard input is closed."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what libraries print is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # libraries may print, too
     _be_the_first_to_go()
     try:
-        # The file is this user's, written a moment ago by the process that waits for this one.
+        # Safe to unpickle: the parent process has just written the file, as the same user.
         parcel, module, inputs = torch.load(file, weights_only=False)
     except Exception as error:
         print(one_line(error), file=answers, flush=True)
@@ -93,8 +93,8 @@ def serve(file: str) -> None:
 
 
 def _be_the_first_to_go() -> None:
-    """Where memory runs out, this process is killed before the one that it serves; and it leaves no core."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other's to answer
+    """Make the OOM killer choose this process before its parent, end with the parent, dump no core."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -102,12 +102,12 @@ def _be_the_first_to_go() -> None:
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, of Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux only
 
 
 @contextlib.contextmanager
 def _alarm(seconds: int) -> Iterator[None]:
-    """Within the block, so many seconds kill this process, whatever it is at."""
+    """Kill this process if the block takes longer than ``seconds``, whatever it is doing."""
     if not hasattr(signal, "alarm"):
         yield
         return
@@ -119,20 +119,20 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 class Bench:
-    """A module, what it is tried on, and the answers of the usual way in float32."""
+    """Measures training steps of a module against a float32 reference."""
 
     def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...], parcel: Parcel) -> None:
         self.module = module
         self.inputs = inputs
         self.parcel = parcel
-        self.training = len(inputs[0]) > 1  # batch norms cannot be trained by one image
+        self.training = len(inputs[0]) > 1  # batch norms cannot train on a single image
         self.state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         self.count = len(inputs[0])
         self.loss = self.noise = math.nan
         self.gradients: list[Tensor | None] = []
 
     def trial(self, kernels: KernelChoices) -> Trial:
-        """Try that way, on fewer images where there is no memory for all of them."""
+        """Measure one choice of kernels, on fewer images if memory runs out."""
         try:
             if not self.gradients:
                 self._compute_reference()
@@ -150,7 +150,7 @@ class Bench:
         return self.trial(kernels)
 
     def _compute_reference(self) -> None:
-        """Loss and gradients of the usual way in float32, and how far rounding moves them."""
+        """Compute loss and gradients with the usual kernels in float32, and their change under rounding."""
         self._prepare(self.parcel.start)
         self._cut()
         self._prepare(self.parcel.start)
@@ -164,7 +164,7 @@ class Bench:
         self.inputs = tuple(tensor[:count] for tensor in self.inputs)
 
     def _cut(self) -> None:
-        """Settle on how many images there are in a step."""
+        """Choose the number of images per step."""
         if self.parcel.device != "cpu" or self.count <= FEWEST_IMAGES:
             return
         everything, most = self.inputs, self.count
@@ -192,11 +192,11 @@ class Bench:
             return Trial(failure="gave a loss or gradients that are not finite")
         self.module.eval()
         with torch.no_grad(), self._autocast(self.parcel.bfloat16):
-            self.module(*self.inputs).loss.item()  # as the run's measurements do; for its crashes
+            self.module(*self.inputs).loss.item()  # as in the run's evaluations, to find crashes
         return Trial(min(times[1:]) / self.count, error, self.noise)
 
     def _prepare(self, kernels: KernelChoices) -> None:
-        """The module as it came, computed that way."""
+        """Apply the kernels to the module and restore its initial state."""
         apply(self.module, replace(kernels, threads=kernels.threads or self.parcel.threads))
         with torch.no_grad():
             for name, tensor in self.module.state_dict().items():
@@ -204,7 +204,7 @@ class Bench:
         self.module.train(self.training)
 
     def _rounding(self) -> float:
-        """The error of a step in float32 whose weights and images are moved by what rounding moves."""
+        """Return the error of a float32 step whose weights and images are perturbed by rounding."""
         self._prepare(self.parcel.start)
         exact = self.inputs
         torch.manual_seed(0)
@@ -219,9 +219,9 @@ class Bench:
         return error if math.isfinite(error) else 0.0
 
     def _step(self, bfloat16: bool) -> float:
-        torch.manual_seed(0)  # what the module drops
+        torch.manual_seed(0)  # for dropout and drop path
         if not self.training:
-            self.module.eval()  # again: some models (LeViT, TinyViT) keep a part of the graph until then
+            self.module.eval()  # again: some models (LeViT, TinyViT) keep part of the graph until then
         with self._autocast(bfloat16):
             loss: Tensor = self.module(*self.inputs).loss
         loss.backward()  # type: ignore[no-untyped-call]
@@ -232,7 +232,7 @@ class Bench:
         return torch.autocast(kind, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
 
     def _error(self, loss: float) -> float:
-        """Of loss or gradients, the larger one; NaN and infinite ones are infinitely wrong."""
+        """Return the larger relative error of loss and gradients; infinity if one of them is not finite."""
         apart = norm = 0.0
         for parameter, expected in zip(self.module.parameters(), self.gradients, strict=True):
             if (parameter.grad is None) != (expected is None):

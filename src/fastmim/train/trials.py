@@ -1,6 +1,6 @@
-"""One way of computing a step after the other, tried in a process of its own.
+"""Measure kernel choices for a training step in a child process.
 
-There a crash, a hang or a NaN costs nothing: that way is not taken, and the next one gets a new process.
+A crash, a hang or a NaN only rejects the choice; after a crash or a hang, the next trial gets a new process.
 """
 
 import contextlib
@@ -25,27 +25,28 @@ from fastmim.system.documents import checked, parse_json
 from fastmim.train.kernels import KernelChoices
 from fastmim.train.trial_process import READY, Parcel, Trial, one_line
 
-START_SECONDS = 300.0  # until the process has loaded PyTorch and the module
-USUAL_SECONDS = 1200.0  # for the usual way, which the run would take anyway
-COMPILE_SECONDS = 2400.0  # for one that compiles
-TIMES_USUAL = 20.0  # any other way may take so many times what the usual one took, and at least
+START_SECONDS = 300.0  # for the process to load PyTorch and the module
+USUAL_SECONDS = 1200.0  # for the usual kernels, which the run would use anyway
+COMPILE_SECONDS = 2400.0  # for kernels that are compiled
+TIMES_USUAL = 20.0  # limit for other kernels, relative to the usual ones' time; at least
 LEAST_SECONDS = 60.0
 CHILD = "import sys; from fastmim.train.trial_process import serve; serve(sys.argv[1])"
 
 
 class NotTried(Exception):
-    """Nothing could be tried, for a reason that has nothing to do with what was to be tried."""
+    """No trial was possible, for a reason unrelated to the kernels."""
 
 
 class Trials:
-    """Tries ways of computing ``module(*inputs).loss`` and its gradients; a context manager.
+    """Measures kernel choices for ``module(*inputs).loss`` and its gradients; a context manager.
 
     Args:
-        module: on its device; it is copied, and stays as it is. Modules whose classes stand in a script that
-            was run (``__main__``) cannot be copied to another process.
-        inputs: of a trial, or more: for so many images as make a step of some length, the first axis is cut.
+        module: on its device; it is copied and not changed. Modules whose classes are defined in the script
+            that is run (``__main__``) cannot be copied to another process.
+        inputs: arguments of the module, for at least as many images as a trial uses; the first axis is cut to
+            the number that gives a step of some length.
         bfloat16: whether steps are computed in mixed precision.
-        usual: what the others are compared with.
+        usual: the kernels that others are compared with.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Trials:
             self._folder = None
 
     def of(self, kernels: KernelChoices) -> Trial:
-        """Try that way, unless that was done.
+        """Return the trial of a choice of kernels, measured at the first request.
 
         Raises:
             NotTried: the module could not be copied to another process, or no process could be started.
@@ -109,7 +110,7 @@ class Trials:
         return max(LEAST_SECONDS, TIMES_USUAL * self._usual_took)
 
     def _running(self) -> subprocess.Popen[str]:
-        """The process, once it has the module."""
+        """Return the child process, started if necessary, once it has loaded the module."""
         if self._process is not None:
             return self._process
         if not sys.executable:
@@ -149,7 +150,7 @@ class Trials:
         return Path(self._folder.name) / "step"
 
     def _answer(self, seconds: float) -> str:
-        """The next line of the process. Raises TimeoutError, or OSError where it has ended."""
+        """Return the child's next line. Raises TimeoutError, or OSError if the child has ended."""
         try:
             line = self._answers.get(timeout=seconds)
         except queue.Empty:
@@ -159,7 +160,7 @@ class Trials:
         return line.rstrip("\n")
 
     def _why(self, error: Exception) -> str:
-        """What became of the process, which is ended."""
+        """End the child process and describe how it failed."""
         if isinstance(error, TimeoutError):
             self._end()
             return "did not end"
@@ -183,7 +184,7 @@ class Trials:
 
 
 def _pass_lines(stream: TextIO, answers: "queue.Queue[str]") -> None:
-    """Each line of the stream as it comes, and an empty one at its end."""
+    """Put each line of the stream in the queue as it arrives, and an empty one at its end."""
     with contextlib.suppress(OSError, ValueError):
         for line in stream:
             answers.put(line)

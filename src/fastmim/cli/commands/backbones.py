@@ -1,4 +1,4 @@
-"""`fastmim backbones`."""
+"""The `fastmim backbones` command."""
 
 import os
 import shlex
@@ -16,24 +16,24 @@ from fastmim.system.bounds import PositiveInt
 def run(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Command:
-        """Name, millions of parameters (without a classifier), stride, and image sizes that work."""
+        """List backbones: name, millions of parameters (without classifier), stride and valid image sizes."""
 
         filter: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILTER")] = ""
-        """A part of a name, or a pattern as 'resnet*d'. Default: all of timm."""
+        """Part of a name, or a pattern such as 'resnet*d'. Default: all backbones."""
         families: bool = False
-        """Of each family, only the model with the fewest parameters."""
+        """List only the smallest model (fewest parameters) of each family."""
         check: bool = False
-        """Pre-train each for one step, export and reload it, and say whether it passed."""
+        """Pre-train each backbone for one step, export and reload it, and report whether it passed."""
         pretrain: bool = False
-        """With --check: try each by `fastmim pretrain` in a process of its own, kernels measured."""
+        """With --check: run `fastmim pretrain` for each in a separate process, with kernels measured."""
         every: PositiveInt = 1
-        """Only every so many of the names."""
+        """List only every N-th name."""
         json: bool = False
-        """A JSON object a line."""
+        """Print one JSON object per line."""
         write: str | None = None
-        """With --check: also write the table, as Markdown, to this file."""
+        """With --check: also write the results to this file, as a Markdown table."""
         processes: PositiveInt = os.cpu_count() or 1
-        """Backbones that are tried at a time."""
+        """Backbones to test in parallel."""
 
     command = parse(Command, arguments, "fastmim backbones", Command())
     if command.pretrain and not command.check:

@@ -1,4 +1,4 @@
-"""`fastmim bench`."""
+"""The `fastmim bench` command."""
 
 from fastmim.bench.settings import BenchConfig
 from fastmim.cli.flags import check_place, parse

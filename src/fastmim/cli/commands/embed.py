@@ -1,4 +1,4 @@
-"""`fastmim embed`."""
+"""The `fastmim embed` command."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,10 +14,12 @@ SHOWN = 5
 def run(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Command:
+        """Write the features of images to a parquet file."""
+
         settings: Annotated[EmbedConfig, tyro.conf.arg(name="")]
         trust_code: bool = False
-        """Import and call whatever factory (package.module:function) a file names. Without it: only one that
-        is given as --model."""
+        """Import and call any factory (package.module:function) that a file names.
+        Default: only the one given as --model."""
 
     command = parse(Command, arguments, "fastmim embed", Command(EmbedConfig()))
     check_embedding(command.settings)

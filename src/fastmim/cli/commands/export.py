@@ -1,4 +1,4 @@
-"""`fastmim export`."""
+"""The `fastmim export` command."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,33 +21,33 @@ COMPARED = 8  # images
 
 @dataclass(frozen=True)
 class ExportCommand:
-    """Write an encoder for other libraries; it is read back and must give equal outputs on real images.
+    """Export an encoder to other libraries; it is reloaded and must give equal outputs on real images.
 
-    With --from: bring a released checkpoint into this package's own form first, an encoder.safetensors that
-    every verb takes."""
+    With --from: convert a released checkpoint to encoder.safetensors, which every verb accepts.
+    """
 
     encoder: str = ""
     """A run's folder, its encoder.safetensors, or with --from a released checkpoint."""
     out: str = ""
-    """Folder to write."""
+    """Output folder."""
     format: Format = "timm"
-    """timm: its hub's layout; torchvision: where it has the architecture (ViT, Swin, ConvNeXt, ResNet);
-    huggingface: for transformers' AutoModel; onnx: for any runtime."""
+    """timm: layout of its hub. torchvision: if it has the architecture (ViT, Swin, ConvNeXt, ResNet).
+    huggingface: for transformers' AutoModel. onnx: for any runtime."""
     image_size: int | tuple[int, int] | None = None
-    """Pixels, a side or height and width. Default: that of the weights."""
+    """Image size in pixels: side, or height and width. Default: that of the weights."""
     data: str = "demo:photos"
-    """Images that outputs are compared on, as for `fastmim pretrain`."""
+    """Images on which outputs are compared, as for `fastmim pretrain`."""
     source: Annotated[Literal["mae", "simmim", "fastmim"] | None, tyro.conf.arg(name="from")] = None
-    """Whose released checkpoint --encoder is; the result is an encoder.safetensors in --out."""
+    """Code that the released checkpoint in --encoder is from; --out gets an encoder.safetensors."""
     model: str | None = None
-    """With --from: timm's name of the checkpoint's backbone. Without: the package.module:factory that the
-    encoder's file names, without which that is not imported."""
+    """With --from: timm name of the checkpoint's backbone.
+    Without: the package.module:factory that the encoder's file names, which allows its import."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """With --from: its arguments, as JSON; a ViT of FastMIM's needs its heads: '{"num_heads": 6}'."""
+    """With --from: arguments of the backbone, as JSON; FastMIM's ViTs need heads: '{"num_heads": 6}'."""
     overwrite: bool = False
     """Replace an earlier export in --out."""
     trust_code: bool = False
-    """Import and call whatever factory (package.module:function) the encoder's file names."""
+    """Import and call any factory (package.module:function) that the encoder's file names."""
 
 
 def run(arguments: list[str]) -> int:
@@ -92,7 +92,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _images(command: ExportCommand) -> "Tensor":
-    """A few real images, as the encoder takes them: (B, C, H, W)."""
+    """Load a few real images as the encoder takes them: (B, C, H, W)."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""`fastmim finetune`."""
+"""The `fastmim finetune` command."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -17,25 +17,29 @@ from fastmim.train.settings import Resume, StartMode
 def run(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Command:
+        """Fine-tune a pre-trained backbone for classification, or train it from scratch."""
+
         settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")]
         config: str | None = None
-        """YAML file with settings; flags win over it. A run's own config.yaml repeats the run."""
+        """YAML file with settings; flags override it. A run's own config.yaml repeats the run."""
         recipe: str | None = None
-        """Recipe to start from; `fastmim recipes` lists them."""
+        """Recipe to start from (`fastmim recipes` lists them)."""
         smoke: bool = False
-        """Try the recipe, made narrow: two steps from scratch on a CPU, on demo:digits without --data."""
+        """Test the recipe with a narrow backbone: two steps from scratch on a CPU.
+        Default --data: demo:digits."""
         resume: bool = False
-        """Go on with the run in --out."""
+        """Resume the run in --out."""
         resume_or_begin: bool = False
-        """Go on with the run in --out if there is one, else begin it."""
+        """Resume the run in --out if there is one, else begin it."""
         overwrite: bool = False
-        """Replace the run in --out."""
+        """Delete the run in --out and begin a new one."""
         quiet: bool = False
-        """Print nothing but errors."""
+        """Print errors only."""
         trust_code: bool = False
-        """Import and call whatever factory (package.module:function) a file names: the encoder's, --config, a
-        resumed run. Without it: only one that is given as --model."""
+        """Import and call any factory (package.module:function) of --encoder, --config or a resumed run.
+        Default: only the one given as --model."""
 
+    # Collect the defaults: --config, --recipe, a resumed run.
     given = peek(arguments, "config", "recipe", "out", "model")
     resumed = given["out"] if asked(arguments, "resume") or asked(arguments, "resume-or-begin") else None
     trusted = asked(arguments, "trust-code")
@@ -46,6 +50,7 @@ def run(arguments: list[str]) -> int:
         if not given["recipe"]:
             raise UsageError("--smoke tries a recipe: give --recipe NAME; `fastmim recipes` lists them")
         base = smoke_finetuning(base, recipe(given["recipe"]).backbone)
+    # Parse and check the flags, before torch is loaded.
     command = parse(Command, arguments, "fastmim finetune", Command(base))
     resume: Resume = "or-begin" if command.resume_or_begin else command.resume
     start = StartMode(resume, command.overwrite, command.quiet)
@@ -53,5 +58,6 @@ def run(arguments: list[str]) -> int:
     announce_torch("finetune", command.quiet)
     from fastmim.downstream.classification.entry import run_finetuning
 
+    # Train.
     result = run_finetuning(command.settings, start, trust_code=command.trust_code)
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

@@ -1,4 +1,4 @@
-"""`fastmim pack`."""
+"""The `fastmim pack` command."""
 
 import sys
 import time
@@ -21,10 +21,10 @@ SHOWN = 20  # damaged rows
 
 @dataclass(frozen=True)
 class PackCommand:
-    """Make images small once and for all, so that training reads them several times as fast.
+    """Write a resized copy of a data set, which training reads several times as fast.
 
     A pack keeps order, paths and classes; every verb takes its folder as --data, and so does
-    datasets.load_from_disk. A pack that was stopped goes on with the same command.
+    datasets.load_from_disk. The same command resumes a pack that was stopped.
 
     For training at 128 pixels:  fastmim pack --data photos/ --out packed/
 
@@ -32,33 +32,33 @@ class PackCommand:
 
     To share:  fastmim pack --data photos/ --out packed/ --format parquet
 
-    To read all of it again:  fastmim pack --out packed/ --verify
+    To verify it:  fastmim pack --out packed/ --verify
     """
 
     data: str = ""
     """Images, as for `fastmim pretrain`."""
     out: str = ""
-    """Folder to write."""
+    """Output folder."""
     short_side: int = 192
-    """Most pixels of an image's shorter side: half as many again as in training, so 192 at 128, 256 at 160,
-    336 at 224. Fewer blur the crops; smaller images are not enlarged."""
+    """Largest shorter side in pixels: 192 to train at 128, 256 at 160, 336 at 224 (1.5 times or more).
+    Smaller values blur the crops; smaller images are not enlarged."""
     encoding: Literal["jpeg", "raw"] = "jpeg"
-    """JPEG, or raw pixels."""
+    """Encoding of the pack: JPEG, or raw pixels."""
     quality: int | None = None
-    """Of JPEGs, 1 to 100. Default: 85. JPEGs that are small already are kept as they are."""
+    """JPEG quality, 1 to 100. Default: 85. JPEGs that are already small are kept unchanged."""
     format: Literal["arrow", "parquet"] = "arrow"
-    """Arrow is read at random; parquet is for exchange, JPEG only."""
+    """arrow: fast random access. parquet: for exchange, JPEG only."""
     in_chans: int = 3
-    """3: RGB, 1: grey. Images of 16 bits become 8 where they are read so; others are skipped."""
+    """3: RGB, 1: grey. 16-bit images are reduced to 8 bits where the reader does so, else skipped."""
     max_pixels: PositiveInt = MAX_PIXELS
-    """Most pixels of an image; larger ones are skipped."""
+    """Largest image in pixels; larger ones are skipped."""
     workers: NonNegativeInt | None = None
-    """Processes. Default: the CPUs that this process may use."""
+    """Worker processes. Default: the CPUs that this process may use."""
     columns: Columns = field(default_factory=Columns)
     overwrite: bool = False
     """Replace another pack in --out."""
     verify: bool = False
-    """Read every row again, decode it and compare; without --data, of a pack that is there."""
+    """Read and decode every row again and compare. Without --data: verify an existing pack."""
 
 
 def run(arguments: list[str]) -> int:
@@ -121,7 +121,7 @@ def _verify(out: str, workers: int) -> int:
 
 
 class _Line:
-    """A line that is written again and again on a terminal, and now and then elsewhere."""
+    """Progress line: rewritten in place on a terminal, printed every 30 s elsewhere."""
 
     def __init__(self, verb: str) -> None:
         self._verb = verb

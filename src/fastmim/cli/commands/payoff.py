@@ -1,4 +1,4 @@
-"""`fastmim payoff`."""
+"""The `fastmim payoff` command."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +18,31 @@ PLOT, TABLE = "payoff.png", "payoff.md"
 def run(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Command:
-        """Fine-tune from scratch and from --encoder alike, with few and with many labels, and compare.
+        """Compare fine-tuning from --encoder with training from scratch, with few and with many labels.
 
         All other options are those of `fastmim finetune`. Finished runs in --out are kept: the same command
-        goes on after a stop."""
+        resumes a comparison that was stopped.
+        """
 
         settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")]
         compare: Annotated[PayoffConfig, tyro.conf.arg(name="")]
         config: str | None = None
-        """YAML file with settings of fine-tuning; flags win over it."""
+        """YAML file with settings of fine-tuning; flags override it."""
         recipe: str | None = None
-        """Recipe to start from; `fastmim recipes` lists them."""
+        """Recipe to start from (`fastmim recipes` lists them)."""
         quiet: bool = False
-        """Show only the result."""
+        """Print the result only."""
         trust_code: bool = False
-        """Import and call whatever factory (package.module:function) a file names: an encoder's, --config.
-        Without it: only one that is given as --model."""
+        """Import and call any factory (package.module:function) that an encoder or --config names.
+        Default: only the one given as --model."""
 
+    # Collect the defaults: --config, --recipe.
     given = peek(arguments, "config", "recipe", "model")
     trusted = asked(arguments, "trust-code")
     base = base_config(
         FinetuneConfig, given["config"], given["recipe"], None, given=given, trust_code=trusted
     )
+    # Parse and check the flags, before torch is loaded.
     command = parse(Command, arguments, "fastmim payoff", Command(base, PayoffConfig()))
     check_payoff(command.settings)
     announce_torch("payoff", command.quiet)
@@ -48,6 +51,7 @@ def run(arguments: list[str]) -> int:
     from fastmim.studies.plots import write_payoff_plot
 
     found = payoff(command.settings, command.compare, command.quiet, trust_code=command.trust_code)
+    # Write the table and the plot, and print the verdicts.
     out = Path(command.settings.out).expanduser()
     text = "\n".join([as_table(found), "", INTERVALS, *found.verdicts])
     (out / TABLE).write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""`fastmim pretrain`."""
+"""The `fastmim pretrain` command."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,25 +18,29 @@ from fastmim.train.settings import Resume, StartMode
 def run(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Command:
+        """Pre-train a backbone on unlabelled images."""
+
         settings: Annotated[PretrainConfig, tyro.conf.arg(name="")]
         config: str | None = None
-        """YAML file with settings; flags win over it. A run's own config.yaml repeats the run."""
+        """YAML file with settings; flags override it. A run's own config.yaml repeats the run."""
         recipe: str | None = None
-        """Recipe to start from; `fastmim recipes` lists them."""
+        """Recipe to start from (`fastmim recipes` lists them)."""
         smoke: bool = False
-        """Try the recipe, made narrow: two steps or one a stage, on a CPU, on demo:photos without --data."""
+        """Test the recipe with a narrow model: two steps, or one per stage, on a CPU.
+        Default --data: demo:photos."""
         resume: bool = False
-        """Go on with the run in --out."""
+        """Resume the run in --out."""
         resume_or_begin: bool = False
-        """Go on with the run in --out if there is one, else begin it."""
+        """Resume the run in --out if there is one, else begin it."""
         overwrite: bool = False
-        """Replace the run in --out."""
+        """Delete the run in --out and begin a new one."""
         quiet: bool = False
-        """Print nothing but errors."""
+        """Print errors only."""
         trust_code: bool = False
-        """Import and call whatever factory (package.module:function) a file names: --config, a resumed run,
-        the teacher. Without it: only one that is given as --model, or as --distill.model."""
+        """Import and call any factory (package.module:function) of --config, a resumed run or the teacher.
+        Default: only those given as --model or --distill.model."""
 
+    # Collect the defaults: --config, --recipe, a resumed run.
     given = peek(arguments, "config", "recipe", "out", "stages", "method", *MODELS)
     resumed = given["out"] if asked(arguments, "resume") or asked(arguments, "resume-or-begin") else None
     trusted = asked(arguments, "trust-code")
@@ -49,6 +53,7 @@ def run(arguments: list[str]) -> int:
         base = smoke(base)
     if given["stages"] and not resumed:
         base = merge(base, {"stages": given["stages"]})  # in place of the base's one size and length
+    # Parse and check the flags, before torch is loaded.
     command = parse(Command, arguments, "fastmim pretrain", Command(base))
     resume: Resume = "or-begin" if command.resume_or_begin else command.resume
     start = StartMode(resume, command.overwrite, command.quiet)
@@ -56,5 +61,6 @@ def run(arguments: list[str]) -> int:
     announce_torch("pretrain", command.quiet)
     from fastmim.pretraining import run_pretraining
 
+    # Train.
     result = run_pretraining(command.settings, start, trust_code=command.trust_code)
     return 128 + result.stopped_by if result.stopped_by is not None and not result.complete else 0

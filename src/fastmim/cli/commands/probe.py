@@ -1,4 +1,4 @@
-"""`fastmim probe`."""
+"""The `fastmim probe` command."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,21 +13,26 @@ from fastmim.downstream.frozen.settings import ProbeConfig, check_probe
 def run(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Command:
-        """What frozen features know. Masked image modelling looks poor under a probe, and most of all
-        under knn, and still fine-tunes well: never choose a backbone by it; `fastmim payoff` decides."""
+        """Classify frozen features: linear, nearest neighbours (knn) or attentive.
+
+        Masked image modelling scores low under a probe, most of all under knn, and still fine-tunes well:
+        never choose a backbone by a probe; use `fastmim payoff`.
+        """
 
         settings: Annotated[ProbeConfig, tyro.conf.arg(name="")]
         json: bool = False
-        """One JSON object, with the accuracy of each class."""
+        """Print one JSON object, with the accuracy of each class."""
         trust_code: bool = False
-        """Import and call whatever factory (package.module:function) a file names. Without it: only one that
-        is given as --model."""
+        """Import and call any factory (package.module:function) that a file names.
+        Default: only the one given as --model."""
 
+    # Parse and check the flags, before torch is loaded.
     command = parse(Command, arguments, "fastmim probe", Command(ProbeConfig()))
     config = command.settings
     check_probe(config)
     from fastmim.downstream.frozen.probe import run_probe
 
+    # Run the probe and print its result.
     result = run_probe(config, trust_code=command.trust_code)
     accuracy = result.accuracy
     if command.json:

@@ -1,4 +1,4 @@
-"""`fastmim recipes`."""
+"""The `fastmim recipes` command."""
 
 from itertools import groupby
 

@@ -1,4 +1,4 @@
-"""`fastmim stats`."""
+"""The `fastmim stats` command."""
 
 import json
 import sys
@@ -15,24 +15,27 @@ from fastmim.system.bounds import NonNegativeInt, PositiveInt
 def run(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Command:
+        """Measure the mean and standard deviation of each channel of a data set."""
+
         data: str = ""
         """Images, as for `fastmim pretrain`."""
         columns: Columns = field(default_factory=Columns)
         in_chans: PositiveInt = 3
-        """Channels of the images."""
+        """Image channels."""
         image_size: PositiveInt = 128
-        """Side that images are brought to before they are measured, in pixels."""
+        """Side in pixels to which images are resized before they are measured."""
         count: NonNegativeInt = 1024
-        """Images to measure, drawn by the seed; 0: all."""
+        """Number of images to measure, drawn by --seed; 0: all."""
         seed: NonNegativeInt = 0
-        """Fixes which images are drawn."""
+        """Random seed of the images to measure."""
         workers: NonNegativeInt = 0
-        """Processes that read images."""
+        """Processes that read images; 0: this process."""
         max_pixels: PositiveInt = MAX_PIXELS
-        """Most pixels of an image; larger ones are left out."""
+        """Largest image in pixels; larger ones are skipped."""
         json: bool = False
-        """One JSON object."""
+        """Print one JSON object."""
 
+    # Parse and check the flags, before torch is loaded.
     command = parse(Command, arguments, "fastmim stats", Command())
     if not command.data:
         raise UsageError("data is missing: give a folder of images")
@@ -41,9 +44,10 @@ def run(arguments: list[str]) -> int:
     from fastmim.data.sources.base import notes_of
     from fastmim.data.sources.open import open_images
 
+    # Measure.
     size = (command.image_size, command.image_size)
     source = open_images(command.data, command.columns)
-    for note in notes_of(source):  # not among what may be written to a file and given as --config
+    for note in notes_of(source):  # stdout may be saved to a file for --config
         print(f"data: {note}", file=sys.stderr)
     stats = measure_stats(
         source,
@@ -57,6 +61,7 @@ def run(arguments: list[str]) -> int:
     filled = fill_note(source, command.in_chans, command.seed, command.max_pixels)
     if filled:
         print(f"data: {filled}", file=sys.stderr)
+    # Print the result, as JSON or as YAML.
     mean, std = ([round(value, 6) for value in values] for values in (stats.mean, stats.std))
     if command.json:
         print(json.dumps({"mean": mean, "std": std, "images": stats.images, "unreadable": stats.unreadable}))

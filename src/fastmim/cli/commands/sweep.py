@@ -1,4 +1,4 @@
-"""`fastmim sweep`."""
+"""The `fastmim sweep` command."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +18,31 @@ PLOT = "sweep.png"
 def run(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Command:
-        """The paper's grid search over base learning rate and layer decay (appendix A.3.3).
+        """Search base learning rate and layer decay on a grid (paper: appendix A.3.3).
 
         All other options are those of `fastmim finetune`. Machines that share --storage share the work; the
-        same command goes on after a stop."""
+        same command resumes a search that was stopped.
+        """
 
         settings: Annotated[FinetuneConfig, tyro.conf.arg(name="")]
         grid: Annotated[SweepConfig, tyro.conf.arg(name="")]
         config: str | None = None
-        """YAML file with settings of fine-tuning; flags win over it."""
+        """YAML file with settings of fine-tuning; flags override it."""
         recipe: str | None = None
-        """Recipe to start from; `fastmim recipes` lists them."""
+        """Recipe to start from (`fastmim recipes` lists them)."""
         quiet: bool = False
-        """Show only each point's result."""
+        """Print the result of each grid point only."""
         trust_code: bool = False
-        """Import and call whatever factory (package.module:function) a file names: an encoder's, --config.
-        Without it: only one that is given as --model."""
+        """Import and call any factory (package.module:function) that an encoder or --config names.
+        Default: only the one given as --model."""
 
+    # Collect the defaults: --config, --recipe.
     given = peek(arguments, "config", "recipe", "model")
     trusted = asked(arguments, "trust-code")
     base = base_config(
         FinetuneConfig, given["config"], given["recipe"], None, given=given, trust_code=trusted
     )
+    # Parse and check the flags, before torch is loaded.
     command = parse(Command, arguments, "fastmim sweep", Command(base, SweepConfig()))
     check_sweep(command.settings)
     announce_torch("sweep", command.quiet)
@@ -47,6 +50,7 @@ def run(arguments: list[str]) -> int:
     from fastmim.studies.sweep import SWEEP, sweep
 
     found = sweep(command.settings, command.grid, command.quiet, trust_code=command.trust_code)
+    # Write the plot and print the best point.
     out = Path(command.settings.out).expanduser()
     write_heat_map(out / PLOT, found.accuracy)
     rate, decay = found.best
