@@ -98,7 +98,7 @@ def maskfeat() -> Sheet:
 def tokens_masked(method: str, blocks: str, target: str) -> Sheet:
     """SimMIM and MaskFeat."""
     shown = show(defaults_of(method))
-    masked = paint(shown.photo, enlarge(shown.input_mask, shown.block), ACCENT)
+    masked = paint(shown.photo, enlarge(shown.hidden, shown.block), ACCENT)
     token = round(shown.method.encoder.embedding.stride * SCALE)
     caption = f"{share(shown.hidden)} {blocks}\nbecame mask tokens (orange)\nbehind the patch embedding"
     items = [
@@ -128,7 +128,7 @@ def dropped(config: PretrainConfig, target: str) -> Sheet:
     patches = visible_patches(shown)
     packed = beside(patches, columns=round(len(patches) ** 0.5), gap=0)
     items = [
-        image_panel(shown, shown.forward_blocks, f"{share(shown.hidden)} patches\nare left out"),
+        image_panel(shown, shown.visible, f"{share(shown.hidden)} patches\nare left out"),
         Panel(cut(packed, shown.block), ENCODED, f"the other {len(patches)},\nnothing else"),
         encoder_box("plain ViT"),
         decoded_panel(shown),
@@ -203,14 +203,14 @@ def fcmae() -> Sheet:
 
     def zeros(axes: Axes) -> None:
         axes.set_axis_off()
-        for row, column in zip(*np.nonzero(shown.input_mask), strict=True):
+        for row, column in zip(*np.nonzero(shown.hidden), strict=True):
             x, y = (column + 0.5) / shown.grid[1], 1 - (row + 0.5) / shown.grid[0]
             axes.text(x, y, "0", color=INK, alpha=0.6, size=8, ha="center", va="center_baseline")
 
-    alone = paint(shown.photo, enlarge(shown.input_mask, shown.block), "white")
+    alone = paint(shown.photo, enlarge(shown.hidden, shown.block), "white")
     others = f"the other {len(shown.places[0])}; convolutions\nsee zeros between them,\nin every layer"
     items = [
-        image_panel(shown, shown.forward_blocks, f"{share(shown.hidden)} blocks\nare left out"),
+        image_panel(shown, shown.visible, f"{share(shown.hidden)} blocks\nare left out"),
         Panel(alone, ENCODED, others, zeros),
         encoder_box("ConvNeXt"),
         decoded_panel(shown),

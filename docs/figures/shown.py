@@ -24,7 +24,7 @@ from fastmim.mim.grids import pairs, pick_of_pairs, put_blocks, take_blocks
 from fastmim.mim.targets import Hog, Pixels
 from fastmim.pretraining import build_method
 from fastmim.recipes import smoke
-from fastmim.report.samples import ACCENT, FAINT, INK, Samples, draw_glyphs, target_to_display, to_display
+from fastmim.report.samples import ACCENT, FAINT, INK, Samples, draw_lines, target_to_display, to_display
 from fastmim.system.size import Size
 
 BLUE = "#3f7cc4"  # features; mask tokens are ACCENT
@@ -77,7 +77,7 @@ class Shown(NamedTuple):
         """All of a target of pixels."""
         target, kind = self.samples.target[0], self.method.target
         assert isinstance(kind, Pixels)
-        return shrink(target_to_display(target, target, self.samples, kind))
+        return shrink(target_to_display(target, target, self.samples))
 
 
 def read_photo(side: int) -> Tensor:
@@ -153,9 +153,10 @@ def target_panel(shown: Shown, caption: str) -> Panel:
     """The target, faint where it is not scored."""
     kind, target, mask = shown.method.target, shown.samples.target[0], shown.samples.mask[0]
     if isinstance(kind, Hog):
-        layers = [(torch.where(mask, 0, target), FAINT), (torch.where(mask, target, 0), INK)]
+        parts = [(torch.where(mask, 0, target), FAINT), (torch.where(mask, target, 0), INK)]
+        layers = [(kind.draw(part, target, IMAGENET_MEAN, IMAGENET_STD), color) for part, color in parts]
         blank = np.ones_like(shown.photo)
-        return Panel(blank, SCORED, caption, partial(draw_glyphs, layers=layers, kind=kind))
+        return Panel(blank, SCORED, caption, partial(draw_lines, layers=layers))
     return Panel(fade(shown.target, shrink(mask.numpy()) > 0.5), SCORED, caption)
 
 

@@ -3,7 +3,7 @@
     python docs/studies/studies.py mask --data cifar10/train --probe cifar10 --out runs/studies
 
 Each run pre-trains a small network for seconds to minutes on one CPU core. The loss is that on held-out
-images as a share of the trivial predictor's (below 100 % something has been learned); intervals are those of
+images as a share of the constant baseline's (below 100 % something has been learned); intervals are those of
 Student's t over the seeds, 95 %. Finished runs are kept in --out and not done again.
 """
 
@@ -179,7 +179,7 @@ def do(job: tuple[str, Run, int, argparse.Namespace]) -> dict[str, Any]:
 
 
 def loss_at(run: Path, side: int) -> float:
-    """Held-out loss as a share of the trivial predictor's, at a size that the run need not have had."""
+    """Held-out loss as a share of the constant baseline's, at a size that the run need not have had."""
     config = build(PretrainConfig, read_yaml(run / "config.yaml"))
     method = build_method(config)
     for stage in config.planned_stages[1:]:
@@ -192,7 +192,7 @@ def loss_at(run: Path, side: int) -> float:
     images = to_images(held_out_crops(crops, config.held_out, config.seed, None), MEAN, STD)
     mask = method.draw_mask(torch.Generator().manual_seed(0), len(images), (side, side))
     held_out = HeldOut(method, images, mask, 64, contextlib.nullcontext)
-    return held_out.loss() / held_out.trivial
+    return held_out.loss() / held_out.baseline
 
 
 def fine_tuned(run: Path, seed: int, labelled: Path) -> float:

@@ -160,7 +160,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(photos, tmp_path, 
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (stored["steps"], stored["seed"], stored["epochs"]) == (2, 5, None)
     output = capsys.readouterr().out
-    assert "trivial predictor" in output.strip().splitlines()[-1]
+    assert "constant baseline" in output.strip().splitlines()[-1]
     assert "lr" in output
 
 

@@ -51,7 +51,7 @@ def learn(device, model, kwargs, augment, steps=2):
 
 
 def _take_in_weights(learner):
-    (learner.after_step if hasattr(learner, "after_step") else learner._take_in)()
+    learner.after_step()
 
 
 @pytest.mark.parametrize(

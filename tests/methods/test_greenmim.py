@@ -276,6 +276,15 @@ def test_what_cannot_be_is_told(settings, part):
         small(**settings)
 
 
+def test_compiling_leaves_it_as_it_is():
+    network = small()
+    images, _ = batch(network)
+    masks = [network.draw_mask(torch.Generator().manual_seed(seed), 2, network.image_size) for seed in (0, 1)]
+    expected = [network(images, mask).loss for mask in masks]
+    network.compile(backend="eager")
+    assert [network(images, mask).loss for mask in masks] == expected
+
+
 def test_a_run_goes_through_stages_and_leaves_timms_weights(photos, tmp_path):
     run = tmp_path / "run"
     model = {"model": "swin_tiny_patch4_window7_224", "model_kwargs": SWIN, "method": "greenmim"}

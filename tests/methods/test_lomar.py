@@ -99,7 +99,7 @@ def test_every_parameter_gets_a_gradient_for_every_target(target):
     assert network.mask_token.grad.abs().sum() > 0
 
 
-def test_the_trivial_predictor_is_scored_like_the_windows():
+def test_the_constant_baseline_is_scored_like_the_windows():
     network = small(**{"target.name": "hog"}).eval()
     images, mask = batch(network)
     with torch.no_grad():

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastmim.mim.losses import masked_loss, trivial_prediction
+from fastmim.mim.losses import constant_prediction, masked_loss
 
 NAMES = ["l2", "l1", "smooth-l1", "cosine"]
 
@@ -45,9 +45,9 @@ def test_channel_weights_scale_each_channel(batch):
     assert torch.allclose(masked_loss("l2", prediction, target, mask, weights), 2 * first / 6)
 
 
-def test_no_constant_beats_the_trivial_predictor(batch):
+def test_no_constant_beats_the_constant_baseline(batch):
     _, target, mask = batch
-    constant = trivial_prediction(target, mask)
+    constant = constant_prediction(target, mask)
     best = masked_loss("l2", constant, target, mask)
     for shift in (-0.1, 0.05, 0.3):
         assert masked_loss("l2", constant + shift, target, mask) > best

@@ -5,7 +5,7 @@ import fastmim
 from fastmim.errors import UsageError
 from fastmim.mim.losses import masked_loss
 from fastmim.mim.settings import TargetConfig
-from fastmim.mim.targets import Hog, Pixels, Weighted, build_target
+from fastmim.mim.targets import Hog, Image, Lines, Pixels, Weighted, build_target
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -43,7 +43,7 @@ def test_two_targets_at_once_add_their_weighted_losses():
     hog = masked_loss("l2", Hog()(guess), Hog()(batch), mask)
     pixels = masked_loss("l2", guess, batch, mask.repeat_interleave(8, 1).repeat_interleave(8, 2))
     assert torch.allclose(together, hog + 0.25 * pixels, rtol=1e-5)
-    parts = both.split(both(batch), 3)
+    parts = [values for _, values in both.parts_of(both(batch), 3)]
     assert torch.equal(parts[0], Hog()(batch))
     assert torch.equal(parts[1], batch)
 
@@ -56,3 +56,27 @@ def test_the_cell_follows_the_stride_where_eight_does_not_fit(stride, cell):
 def test_a_cell_that_does_not_fit_is_refused():
     with pytest.raises(UsageError, match=r"target\.cell = 5"):
         build_target(TargetConfig(cell=5), 16)
+
+
+def test_a_target_says_how_it_is_drawn():
+    """Raw pixels give the image back, a vertical edge one line, and a pair its parts."""
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    plain = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
+    picture = Pixels().draw((plain - shift) / scale, plain, mean, std)
+    assert isinstance(picture, Image)
+    torch.testing.assert_close(picture.values_CHW, plain)
+
+    edge = torch.zeros(1, 3, 16, 16)
+    edge[..., 8:] = 1
+    hog = Hog(cell=16)
+    lines = hog.draw(hog(edge)[0], hog(edge)[0], mean, std)
+    assert isinstance(lines, Lines)
+    assert lines.lengths_Ahw.shape == (9, 1, 1)
+    assert lines.lengths_Ahw.argmax() == hog(edge)[0, :9].argmax()
+
+    both = Weighted(((hog, 1.0), (Pixels(), 0.5)))
+    assert [type(part) for part, _ in both.parts_of(both(edge), 3)] == [Hog, Pixels]
+    assert both.title == "HOG and pixels"
+    assert both.compile().parts[0][0].compiled
+    assert not both.parts[0][0].compiled

@@ -42,7 +42,7 @@ def test_it_writes_the_listed_files_and_no_others(finished):
     assert names - events == set(RUN_FILES)
     assert (finished / "samples.png").read_bytes().startswith(b"\x89PNG")
     page = (finished / "report.html").read_text()
-    assert "trivial predictor" in page
+    assert "constant baseline" in page
     assert "data:image/png;base64," in page
     assert 'src="http' not in page
 

@@ -371,7 +371,7 @@ def test_a_sample_runs_in_its_smoke_size(name, tmp_path, capsys):
     assert (stored["data"], stored["batch_size"], stored["seed"]) == ("demo:photos", 4, 3)
     origin = json.loads((run / "encoder.json").read_text())
     timm.create_model(origin["model"], **origin["kwargs"])
-    assert "trivial predictor" in capsys.readouterr().out
+    assert "constant baseline" in capsys.readouterr().out
 
 
 def test_smoke_takes_given_data_and_needs_a_recipe(photos, tmp_path, capsys):

@@ -1,10 +1,8 @@
 """Memory and time of a step against batch, resolution and depth, each in a process of its own."""
 
 import gc
-import multiprocessing
 import statistics
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +13,7 @@ from fastmim.bench.harness import FIRST_STEPS, prepare
 from fastmim.bench.measure import Figure, timed
 from fastmim.config import PretrainConfig
 from fastmim.system.hardware import peak_bytes
+from fastmim.system.processes import process_pool
 
 BATCHES = (8, 16, 32, 64)
 SIZES = (64, 96, 128, 160, 192, 224)
@@ -39,8 +38,7 @@ class Cost:
 
 def measure_cost(config: PretrainConfig) -> Cost:
     """Time and memory of the step of ``config``, in a new process."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
+    with process_pool(1, "spawn") as pool:
         seconds, memory, flops = pool.submit(_cost_here, config).result()
     depth = config.encoder.depth
     return Cost(

@@ -14,6 +14,7 @@ import torch
 from fastmim.bench.harness import FIRST_STEPS, Bench, prepare
 from fastmim.bench.measure import Figure
 from fastmim.config import PretrainConfig
+from fastmim.system.processes import process_pool
 from fastmim.system.threads import BLOCK_TIME, BRIEFLY, POLICY, SPIN
 from fastmim.train.settings import KernelConfig
 
@@ -97,7 +98,7 @@ def _started(config: PretrainConfig, way: Way) -> Iterator[ProcessPoolExecutor]:
     before = {name: os.environ.get(name) for name in way.variables}
     _set(way.variables)
     try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with process_pool(1, "spawn") as pool:
             pool.submit(_prepare, replace(config, kernels=replace(USUAL, threads=way.threads))).result()
             _set(before)
             yield pool

@@ -2,18 +2,19 @@
 
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import timm
-import torch
 
 from fastmim.encoders.levels import parameter_levels
 from fastmim.encoders.registry import create, without_memory
 from fastmim.encoders.sizes import Sizes, working_sizes
 from fastmim.errors import UsageError
+from fastmim.system.processes import in_processes
+
+LEAST_SHARED = 4  # names, from where processes are worth their start
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,6 @@ def smallest_of_each_family(names: Sequence[str], processes: int) -> list[str]:
 
 def each(work: Callable[[str], Any], names: Sequence[str], processes: int) -> Iterator[Any]:
     """``work`` of each name, in order, as they come; in several processes where asked."""
-    if processes <= 1 or len(names) < 4:
-        yield from map(work, names)
-        return
-    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(work, names)
+    workers = processes if len(names) >= LEAST_SHARED else 1
+    for _, found in in_processes(work, (), names, workers, ordered=True, terminate=True):
+        yield found

@@ -12,7 +12,7 @@ from fastmim.encoders.resize import Resampler, carry_inside
 from fastmim.errors import UsageError
 from fastmim.methods.settings import TRAITS, MethodName
 from fastmim.mim.grids import channels_per_token, mask_to_cells, mask_to_pixels, tokens_to_cells
-from fastmim.mim.losses import masked_loss, trivial_prediction
+from fastmim.mim.losses import constant_prediction, masked_loss
 from fastmim.mim.masking import draw_blocks
 from fastmim.mim.settings import DecoderConfig, LossName, Masking, TargetConfig
 from fastmim.mim.targets import Target, build_target
@@ -175,11 +175,11 @@ def size_of(images_BCHW: Tensor) -> Size:
 
 
 def trivial_loss(method: Method, reconstruction: Reconstruction) -> float:
-    """Loss of the trivial predictor: per channel, the mean target over the masked cells given.
+    """Loss of the constant baseline: per channel, the mean target over the masked cells given.
 
     It sees the answers it is scored on, so no constant can do better (under l2).
     """
-    constant = trivial_prediction(reconstruction.target, reconstruction.mask)
+    constant = constant_prediction(reconstruction.target, reconstruction.mask)
     loss = masked_loss(
         method.loss_name, constant, reconstruction.target, reconstruction.mask, method.channel_weights
     )

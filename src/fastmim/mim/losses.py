@@ -48,8 +48,8 @@ def masked_loss(
         return torch.where(mask_Bhw > 0, cells * mask_Bhw, 0).sum() / mask_Bhw.sum().clamp(min=1)
 
 
-def trivial_prediction(target_BThw: Tensor, mask_Bhw: Tensor) -> Tensor:
-    """The trivial predictor: each channel's mean over the masked cells, spread to the target's shape.
+def constant_prediction(target_BThw: Tensor, mask_Bhw: Tensor) -> Tensor:
+    """The constant baseline: each channel's mean over the masked cells, spread to the target's shape.
 
     Where the mask says how often a cell counts, the mean heeds it.
     """

@@ -1,12 +1,14 @@
-"""What is to be predicted: HOG, pixels, or both, each a frozen dataclass that is called on images.
+"""Prediction targets: HOG, pixels, or both. Each is a frozen dataclass that is called on images.
 
-A target is computed from the unmasked image in float32 and lives on its own grid of cells
+A target is computed from the unmasked image in float32 and lives on its own grid of cells. It also defines
+how it is drawn, as plain data, and compiled
 (paper: section 3, "Prediction target", and section 4.1; both kinds at once: section 7).
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,20 @@ from fastmim.mim.hog_features import hog
 from fastmim.mim.settings import TargetConfig
 
 DEFAULT_CELL = 8  # pixels; the paper's
+
+
+class Lines(NamedTuple):
+    """A picture of oriented edges."""
+
+    lengths_Ahw: Tensor
+    """(angles, h, w), at least 0: of the edge across a gradient of direction pi * (number + 0.5) / angles."""
+
+
+class Image(NamedTuple):
+    """A picture of pixels."""
+
+    values_CHW: Tensor
+    """0..1."""
 
 
 class Target(Protocol):
@@ -35,6 +51,31 @@ class Target(Protocol):
 
     def __call__(self, images_BCHW: Tensor) -> Tensor: ...
 
+    @property
+    def title(self) -> str:
+        """What a picture of it is called."""
+        ...
+
+    def draw(
+        self, values_Thw: Tensor, reference_Thw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> Lines | Image:
+        """A picture of values of it, on the scale of the reference.
+
+        Args:
+            values_Thw: a target or a prediction of one image.
+            reference_Thw: that image's target.
+            mean, std: of each channel, by which images are normalised.
+        """
+        ...
+
+    def parts_of(self, values_BThw: Tensor, in_chans: int) -> "list[tuple[Target, Tensor]]":
+        """The targets that it is made of, each with its own values on its own grid."""
+        ...
+
+    def compile(self) -> "Target":
+        """The same target, computed through torch.compile where that pays."""
+        ...
+
 
 @dataclass(frozen=True)
 class Hog:
@@ -54,6 +95,23 @@ class Hog:
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         return hog(images_BCHW, self.bins, self.cell, self.normalize, compiled=self.compiled)
+
+    @property
+    def title(self) -> str:
+        return "HOG"
+
+    def draw(
+        self, values_Thw: Tensor, reference_Thw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> Lines:
+        """Histograms as lines, the mean over the colour channels."""
+        histograms = values_Thw.reshape(-1, self.bins, *values_Thw.shape[1:])
+        return Lines(histograms.clamp(min=0).mean(dim=0))
+
+    def parts_of(self, values_BThw: Tensor, in_chans: int) -> list[tuple[Target, Tensor]]:
+        return [(self, values_BThw)]
+
+    def compile(self) -> "Hog":
+        return replace(self, compiled=True)
 
 
 @dataclass(frozen=True)
@@ -78,6 +136,25 @@ class Pixels:
         mean = patches.mean(dim=1, keepdim=True)
         variance = patches.var(dim=1, keepdim=True, correction=1)
         return depth_to_space((patches - mean) / (variance + 1e-6).sqrt(), self.patch)
+
+    @property
+    def title(self) -> str:
+        return "pixels" if self.patch is None else "normalised pixels"
+
+    def draw(
+        self, values_Thw: Tensor, reference_Thw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> Image:
+        """Raw pixels as colours; normalised ones with the reference's middle 98 % spread over 0..1."""
+        if self.patch is None:
+            return Image(denormalize(values_Thw, mean, std))
+        low, high = np.quantile(reference_Thw.numpy(), [0.01, 0.99]).tolist()
+        return Image(((values_Thw - low) / max(high - low, 1e-6)).clamp(0, 1))
+
+    def parts_of(self, values_BThw: Tensor, in_chans: int) -> list[tuple[Target, Tensor]]:
+        return [(self, values_BThw)]
+
+    def compile(self) -> "Pixels":
+        return self
 
 
 @dataclass(frozen=True)
@@ -113,14 +190,36 @@ class Weighted:
             [space_to_depth(part(images_BCHW), self.cell // part.cell) for part, _ in self.parts], dim=1
         )
 
-    def split(self, prediction: Tensor, in_chans: int) -> list[Tensor]:
-        """A tensor on the common grid -> one tensor a part, each on that part's own grid."""
+    @property
+    def title(self) -> str:
+        return " and ".join(part.title for part, _ in self.parts)
+
+    def draw(
+        self, values_Thw: Tensor, reference_Thw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> Lines | Image:
+        """The first part's picture; `parts_of` gives each its own."""
+        chans = len(mean)
+        (part, values), (_, reference) = (
+            self.parts_of(tensor.unsqueeze(0), chans)[0] for tensor in (values_Thw, reference_Thw)
+        )
+        return part.draw(values[0], reference[0], mean, std)
+
+    def parts_of(self, values_BThw: Tensor, in_chans: int) -> list[tuple[Target, Tensor]]:
         counts = [self._channels_of(part, in_chans) for part, _ in self.parts]
-        pieces = torch.split(prediction, counts, dim=1)
+        pieces = torch.split(values_BThw, counts, dim=1)
         return [
-            depth_to_space(piece, self.cell // part.cell)
+            (part, depth_to_space(piece, self.cell // part.cell))
             for piece, (part, _) in zip(pieces, self.parts, strict=True)
         ]
+
+    def compile(self) -> "Weighted":
+        return Weighted(tuple((part.compile(), weight) for part, weight in self.parts))
+
+
+def denormalize(image_CHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Undo an image's normalisation: (C, H, W), clipped to 0..1."""
+    scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in (std, mean))
+    return (image_CHW * scale + shift).clamp(0, 1)
 
 
 def build_target(config: TargetConfig, stride: int) -> Target:
@@ -136,12 +235,3 @@ def build_target(config: TargetConfig, stride: int) -> Target:
     if len(names) == 1:
         return kinds[names[0]]
     return Weighted(((kinds[names[0]], 1.0), (kinds[names[1]], config.pixel_weight)))
-
-
-def compiled_target(target: Target) -> Target:
-    """The same target, with what it holds of HOG compiled."""
-    if isinstance(target, Hog):
-        return replace(target, compiled=True)
-    if isinstance(target, Weighted):
-        return Weighted(tuple((compiled_target(part), weight) for part, weight in target.parts))
-    return target

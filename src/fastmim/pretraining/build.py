@@ -19,7 +19,6 @@ from fastmim.methods.distillation import Distilled
 from fastmim.methods.registry import METHODS
 from fastmim.methods.settings import TRAITS
 from fastmim.mim.decoders import checkpoint_blocks
-from fastmim.mim.targets import compiled_target
 from fastmim.pretraining.teacher import TeacherSetup, load_teacher
 from fastmim.pretraining.teacher_features import make_folder
 from fastmim.system.size import Size
@@ -171,4 +170,4 @@ def use_kernels(
         checkpoint_activations(method.encoder.model, config.model)
         checkpoint_blocks(method)
     if kernels.compile == "target":
-        method.target = compiled_target(method.target)
+        method.target = method.target.compile()

@@ -1,4 +1,4 @@
-"""Is it learning? The loss on held-out images beside that of the trivial predictor."""
+"""Is it learning? The loss on held-out images beside that of the constant baseline."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -32,7 +32,7 @@ class HeldOut:
         self.mask = mask_Bhw
         self.micro_batch = micro_batch
         self.autocast = autocast
-        self._trivial: float | None = None
+        self._baseline: float | None = None
 
     @torch.no_grad()
     def reconstruct(self, count: int) -> Reconstruction:
@@ -63,19 +63,19 @@ class HeldOut:
     def measure(self, say: Callable[[str], None]) -> dict[str, float]:
         """Both losses, told as a line and returned by name."""
         loss = self.loss()
-        say(f"held-out loss {loss:.4f}, trivial predictor {self.trivial:.4f}")
-        return {"held_out_loss": loss, "trivial_loss": self.trivial}
+        say(f"held-out loss {loss:.4f}, constant baseline {self.baseline:.4f}")
+        return {"held_out_loss": loss, "trivial_loss": self.baseline}
 
     def loss(self) -> float:
         reconstruction = self.reconstruct(len(self.images))
-        if self._trivial is None:
-            self._trivial = trivial_loss(self.method, reconstruction)
+        if self._baseline is None:
+            self._baseline = trivial_loss(self.method, reconstruction)
         return float(reconstruction.loss)
 
     @property
-    def trivial(self) -> float:
-        """The trivial predictor's loss, which no training changes."""
-        if self._trivial is None:
+    def baseline(self) -> float:
+        """The constant baseline's loss, which no training changes."""
+        if self._baseline is None:
             self.loss()
-        assert self._trivial is not None
-        return self._trivial
+        assert self._baseline is not None
+        return self._baseline

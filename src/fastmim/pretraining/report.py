@@ -30,11 +30,11 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """Plainly, whether the model beats the trivial predictor."""
+        """Plainly, whether the model beats the constant baseline."""
         gain = 1 - self.held_out_loss / self.trivial_loss if self.trivial_loss else 0.0
         where = "on the training image, for want of another," if self.on_training_images else "held-out"
         losses = (
-            f"{where} loss {self.held_out_loss:.4f} against {self.trivial_loss:.4f} of the trivial predictor"
+            f"{where} loss {self.held_out_loss:.4f} against {self.trivial_loss:.4f} of the constant baseline"
         )
         if gain > 0:
             return f"It is learning: {losses}, {gain:.1%} lower."

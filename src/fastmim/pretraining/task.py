@@ -212,7 +212,7 @@ class PretrainTask:
             ended.progress.step,
             self.plan.total_steps,
             self.held_out.loss(),
-            self.held_out.trivial,
+            self.held_out.baseline,
             len(self.source),
             len(self.unreadable_log.skipped),
             self.split.shared,

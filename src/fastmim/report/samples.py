@@ -1,4 +1,4 @@
-"""samples.png: what went in, what was hidden, what was asked for, what came out."""
+"""Draw samples.png (image, masked input, target, prediction) and the loss curve."""
 
 import io
 import math
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fastmim.mim.grids import mask_to_pixels
-from fastmim.mim.targets import Hog, Pixels, Target, Weighted
+from fastmim.mim.targets import Image, Lines, Target, denormalize
 
 INK, ACCENT, FAINT = "#1b1f24", "#c2410c", "#c9ced6"
 
@@ -36,12 +36,13 @@ class Samples:
 
 def draw_samples(samples: Samples, title: str) -> bytes:
     """One row an image: original, masked input, target, prediction. Returns a PNG."""
-    views = _views(samples)
+    chans, height, width = samples.images.shape[1:]
+    targets = samples.kind.parts_of(samples.target, chans)
+    predictions = samples.kind.parts_of(samples.prediction, chans)
     count = len(samples.images)
-    height, width = samples.images.shape[2:]
     columns = ["original", "masked input"]
-    for name, _, _, _ in views:
-        columns += [f"target: {name}", f"prediction: {name}"]
+    for part, _ in targets:
+        columns += [f"target: {part.title}", f"prediction: {part.title}"]
     cell = 2.1
     figure = Figure(
         figsize=(cell * len(columns), cell * count * height / width + 0.7), dpi=100, layout="constrained"
@@ -51,20 +52,9 @@ def draw_samples(samples: Samples, title: str) -> bytes:
     for row in range(count):
         _show(axes[row][0], to_display(samples.images[row], samples))
         _show(axes[row][1], to_display(samples.masked[row], samples))
-        for place, (_, target, prediction, kind) in enumerate(views):
-            mask = samples.mask[row]
-            left, right = axes[row][2 + 2 * place], axes[row][3 + 2 * place]
-            if isinstance(kind, Hog):
-                draw_glyphs(left, [(target[row], INK)], kind)
-                # Visible cells show the target, faintly: only masked ones are predicted.
-                visible = torch.where(mask, 0, target[row])
-                predicted = torch.where(mask, prediction[row], 0)
-                draw_glyphs(right, [(visible, FAINT), (predicted, ACCENT)], kind)
-            else:
-                _show(left, target_to_display(target[row], target[row], samples, kind))
-                pixels = mask_to_pixels(mask[None], height // mask.shape[0], (height, width))[0]
-                merged = torch.where(pixels, prediction[row], target[row])
-                _show(right, target_to_display(merged, target[row], samples, kind))
+        for place, ((part, target), (_, prediction)) in enumerate(zip(targets, predictions, strict=True)):
+            pair = axes[row][2 + 2 * place : 4 + 2 * place]
+            _show_part(pair, part, target[row], prediction[row], samples.mask[row], samples)
     for column, name in enumerate(columns):
         axes[0][column].set_title(name, fontsize=8, color=INK)
     buffer = io.BytesIO()
@@ -73,33 +63,35 @@ def draw_samples(samples: Samples, title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _views(samples: Samples) -> list[tuple[str, Tensor, Tensor, Any]]:
-    """(name, target, prediction, kind) of each part of the target."""
-    kinds = [part for part, _ in samples.kind.parts] if isinstance(samples.kind, Weighted) else [samples.kind]
-    if isinstance(samples.kind, Weighted):
-        channels = samples.images.shape[1]
-        targets = samples.kind.split(samples.target, channels)
-        predictions = samples.kind.split(samples.prediction, channels)
-    else:
-        targets, predictions = [samples.target], [samples.prediction]
-    return [
-        (_name(kind), target, prediction, kind)
-        for kind, target, prediction in zip(kinds, targets, predictions, strict=True)
-    ]
+def _show_part(
+    pair: Sequence[Axes], part: Target, target: Tensor, prediction: Tensor, mask: Tensor, samples: Samples
+) -> None:
+    """A target, and next to it the prediction where the image is masked, with the target elsewhere."""
+    whole = part.draw(target, target, samples.mean, samples.std)
+    if isinstance(whole, Lines):
+        # Visible cells show the target, faintly: only masked ones are predicted.
+        visible = _lines(part, torch.where(mask, 0, target), target, samples)
+        predicted = _lines(part, torch.where(mask, prediction, 0), target, samples)
+        draw_lines(pair[0], [(whole, INK)])
+        draw_lines(pair[1], [(visible, FAINT), (predicted, ACCENT)])
+        return
+    height, width = target.shape[1:]
+    pixels = mask_to_pixels(mask[None], height // mask.shape[0], (height, width))[0]
+    merged = part.draw(torch.where(pixels, prediction, target), target, samples.mean, samples.std)
+    assert isinstance(merged, Image)
+    _show(pair[0], _three_channels(whole.values_CHW))
+    _show(pair[1], _three_channels(merged.values_CHW))
 
 
-def _name(kind: Target) -> str:
-    if isinstance(kind, Hog):
-        return "HOG"
-    return "pixels" if isinstance(kind, Pixels) and kind.patch is None else "normalised pixels"
+def _lines(part: Target, values: Tensor, reference: Tensor, samples: Samples) -> Lines:
+    picture = part.draw(values, reference, samples.mean, samples.std)
+    assert isinstance(picture, Lines)
+    return picture
 
 
 def to_display(image_CHW: Tensor, samples: Samples) -> np.ndarray:
     """Undo the normalisation: (H, W, 3), 0..1."""
-    mean = torch.tensor(samples.mean).view(-1, 1, 1)
-    std = torch.tensor(samples.std).view(-1, 1, 1)
-    values = (image_CHW * std + mean).clamp(0, 1)
-    return _three_channels(values)
+    return _three_channels(denormalize(image_CHW, samples.mean, samples.std))
 
 
 def _three_channels(values_CHW: Tensor) -> np.ndarray:
@@ -107,14 +99,11 @@ def _three_channels(values_CHW: Tensor) -> np.ndarray:
     return np.asarray(values[:3].permute(1, 2, 0))
 
 
-def target_to_display(
-    values_CHW: Tensor, reference_CHW: Tensor, samples: Samples, kind: Pixels
-) -> np.ndarray:
-    """Raw pixels as colours; normalised ones with the reference's middle 98 % spread over 0..1."""
-    if kind.patch is None:
-        return to_display(values_CHW, samples)
-    low, high = np.quantile(reference_CHW.numpy(), [0.01, 0.99])
-    return _three_channels(((values_CHW - float(low)) / max(float(high - low), 1e-6)).clamp(0, 1))
+def target_to_display(values_CHW: Tensor, reference_CHW: Tensor, samples: Samples) -> np.ndarray:
+    """A target of pixels: (H, W, 3), 0..1."""
+    picture = samples.kind.draw(values_CHW, reference_CHW, samples.mean, samples.std)
+    assert isinstance(picture, Image)
+    return _three_channels(picture.values_CHW)
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:
@@ -122,15 +111,15 @@ def _show(axes: Axes, image: np.ndarray) -> None:
     axes.set_axis_off()
 
 
-def draw_glyphs(axes: Axes, layers: Sequence[tuple[Tensor, str]], kind: Hog) -> None:
-    """Each bin of a cell as a line along the edge it stands for, as long as its share of the cell.
+def draw_lines(axes: Axes, layers: Sequence[tuple[Lines, str]]) -> None:
+    """Each angle of a cell as a line along the edge that it stands for, as long as its share of the cell.
 
     Args:
-        layers: features (T, h, w) on the same grid, each with its colour.
+        layers: pictures on the same grid, each with its colour.
     """
-    for hog_Thw, color in layers:
-        _add_lines(axes, hog_Thw, kind, color)
-    h, w = layers[0][0].shape[1:]
+    for lines, color in layers:
+        _add_lines(axes, lines.lengths_Ahw, color)
+    h, w = layers[0][0].lengths_Ahw.shape[1:]
     axes.set_xlim(-0.5, w - 0.5)
     axes.set_ylim(h - 0.5, -0.5)
     axes.set_aspect("equal")
@@ -140,26 +129,23 @@ def draw_glyphs(axes: Axes, layers: Sequence[tuple[Tensor, str]], kind: Hog) -> 
         spine.set_color(FAINT)
 
 
-def _add_lines(axes: Axes, hog_Thw: Tensor, kind: Hog, color: str) -> None:
-    cells = (
-        hog_Thw.reshape(-1, kind.bins, *hog_Thw.shape[1:]).clamp(min=0).mean(dim=0)
-    )  # over the colour channels
-    cells = cells / cells.amax().clamp(min=1e-6)
+def _add_lines(axes: Axes, lengths_Ahw: Tensor, color: str) -> None:
+    cells = lengths_Ahw / lengths_Ahw.amax().clamp(min=1e-6)
     segments, widths = [], []
-    for bin_number in range(kind.bins):
+    for number in range(len(cells)):
         # The angle is atan2(gx, gy); an edge runs across its gradient: along (-gy, gx).
-        angle = math.pi * (bin_number + 0.5) / kind.bins
+        angle = math.pi * (number + 0.5) / len(cells)
         dx, dy = -math.cos(angle), math.sin(angle)
-        rows, columns = np.nonzero(cells[bin_number].numpy() > 0.05)
+        rows, columns = np.nonzero(cells[number].numpy() > 0.05)
         for y, x in zip(rows.tolist(), columns.tolist(), strict=True):
-            length = 0.5 * float(cells[bin_number, y, x])
+            length = 0.5 * float(cells[number, y, x])
             segments.append([(x - dx * length, y - dy * length), (x + dx * length, y + dy * length)])
-            widths.append(0.4 + 0.8 * float(cells[bin_number, y, x]))
+            widths.append(0.4 + 0.8 * float(cells[number, y, x]))
     axes.add_collection(LineCollection(segments, colors=color, linewidths=widths))
 
 
 def draw_losses(metrics: list[dict[str, Any]], trivial: float) -> bytes:
-    """Training and held-out loss over the epochs beside the trivial predictor's. Returns a PNG."""
+    """Training and held-out loss over the epochs beside the constant baseline's. Returns a PNG."""
     figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots()
     known = [line for line in metrics if line.get("loss") is not None]
@@ -179,7 +165,7 @@ def draw_losses(metrics: list[dict[str, Any]], trivial: float) -> bytes:
         marker=".",
         label="held-out",
     )
-    # Each image size has a trivial predictor of its own.
+    # Each image size has a constant baseline of its own.
     axes.step(
         [0.0, *(line["epoch"] for line in measured)],
         [*(line["trivial_loss"] for line in measured), trivial],
@@ -187,7 +173,7 @@ def draw_losses(metrics: list[dict[str, Any]], trivial: float) -> bytes:
         color=INK,
         ls="--",
         lw=1,
-        label="trivial predictor, held-out",
+        label="constant baseline, held-out",
     )
     low = min([line["held_out_loss"] for line in measured] + [trivial], default=trivial)
     axes.set_ylim(min(0.9 * low, low), 1.35 * trivial)

@@ -1,62 +1,137 @@
-"""A function over many jobs in worker processes that end with their parent."""
+"""Work in worker processes: the one pool, whose workers end with this process and leave Ctrl-C to it."""
 
 import multiprocessing as mp
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
-from typing import Any, TypeVar
-
-import cv2
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing.connection import wait as wait_for
+from typing import Any, Literal, TypeVar
 
 from fastmim.errors import RunError
 
 Result = TypeVar("Result")
+StartMethod = Literal["fork", "spawn", "forkserver"]
 
 
-def in_processes(
-    function: Callable[..., Result], shared: tuple[Any, ...], jobs: Sequence[Any], workers: int
-) -> Iterator[tuple[int, Result]]:
-    """(number of the job, ``function(*shared, job)``) as they are done; 0 or 1 workers: in this process.
+@contextmanager
+def process_pool(
+    workers: int,
+    start_method: StartMethod | None = None,
+    terminate: bool = True,
+    first: Callable[[], object] | None = None,
+) -> Iterator[ProcessPoolExecutor]:
+    """Open ``workers`` processes that take jobs within the block.
 
-    ``shared`` goes to each worker once. Where the caller stops, jobs that were begun are ended first.
+    Args:
+        start_method: spawn, for processes that must not share this one's threads, memory or environment.
+            Default: the system's.
+        terminate: where the block raises, send SIGTERM to the workers; else jobs that run are waited for.
+        first: called in each worker before its first job.
 
     Raises:
         RunError: a worker was killed.
-        Exception: what the function raised, as it raised it.
     """
-    if workers <= 1 or len(jobs) <= 1:
-        for number, job in enumerate(jobs):
-            yield number, function(*shared, job)
-        return
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), initializer=_start, initargs=(function, shared))
+    context = mp.get_context(start_method)
+    before = set(mp.active_children())
+    pool = ProcessPoolExecutor(workers, context, _begin, (first,))
     try:
-        numbers = {pool.submit(_call, job): number for number, job in enumerate(jobs)}
-        for future in as_completed(numbers):
-            yield numbers[future], future.result()
-    except BrokenProcessPool as error:
-        raise RunError("a worker process was killed, perhaps for want of memory; try fewer") from error
+        yield pool
+    except BaseException as error:
+        if terminate:
+            for child in set(mp.active_children()) - before:
+                child.terminate()
+        if isinstance(error, BrokenProcessPool):
+            fewer = "; try fewer" if workers > 1 else ""
+            raise RunError(f"a worker process was killed, perhaps for want of memory{fewer}") from error
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_work: list[Any] = []  # of a worker process: the function, and what all jobs share
+def in_processes(
+    function: Callable[..., Result],
+    shared: tuple[Any, ...],
+    jobs: Sequence[Any],
+    workers: int,
+    ordered: bool = False,
+    threads: int = 1,
+    start_method: StartMethod | None = None,
+    terminate: bool = False,
+) -> Iterator[tuple[int, Result]]:
+    """(number of the job, ``function(*shared, job)``) as they are done; 0 or 1 workers: in this process.
+
+    No worker has a job in store, so that none is begun once this process stops.
+
+    Args:
+        shared: arguments that go to each worker once.
+        ordered: give the results in the order of the jobs.
+        threads: of each worker, for PyTorch and OpenCV.
+        start_method, terminate: as for `process_pool`; by default, running jobs are waited for.
+
+    Raises:
+        RunError: a worker was killed.
+        Exception: as the function raised it.
+    """
+    if workers <= 1:
+        for number, job in enumerate(jobs):
+            yield number, function(*shared, job)
+        return
+    waiting = iter(enumerate(jobs))
+    running: dict[Future[Result], int] = {}
+    done: dict[int, Result] = {}
+    following = 0
+    workers = min(workers, max(1, len(jobs)))
+    with process_pool(workers, start_method, terminate, _First(function, shared, threads)) as pool:
+        while True:
+            for number, job in islice(waiting, workers - len(running)):
+                running[pool.submit(_call, job)] = number
+            while done and (not ordered or following in done):
+                number = following if ordered else next(iter(done))
+                yield number, done.pop(number)
+                following += 1
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done[running.pop(future)] = future.result()
 
 
-def _start(function: Callable[..., Any], shared: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
-    cv2.setNumThreads(0)
-    _work[:] = [function, shared]
+class _First:
+    """Give a worker its function, what all jobs share, and its number of threads."""
+
+    def __init__(self, function: Callable[..., Any], shared: tuple[Any, ...], threads: int) -> None:
+        self.work = (function, shared)
+        self.threads = threads
+
+    def __call__(self) -> None:
+        _work[:] = self.work
+        # The function's module has imported the libraries that compute.
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(self.threads)
+        if (cv2 := sys.modules.get("cv2")) is not None:
+            cv2.setNumThreads(self.threads if self.threads > 1 else 0)
+
+
+_work: list[Any] = []  # of a worker process: the function, and the arguments that all jobs share
+
+
+def _begin(first: Callable[[], object] | None) -> None:
+    # Ctrl-C is the parent's to answer. A handler, other than SIG_IGN, is not passed on to programs run here.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if first is not None:
+        first()
 
 
 def _end_with_parent() -> None:
     parent = mp.parent_process()
     if parent is not None:
-        wait([parent.sentinel])
+        wait_for([parent.sentinel])
         os._exit(1)
 
 

@@ -96,7 +96,7 @@ def pack(
         schema = features_of(settings).arrow_schema
         counts = {part.file: part.count for part in missing}
         shared = (source, settings, schema, folder, max_pixels)
-        for _, shard in in_processes(write_shard, shared, missing, workers):
+        for _, shard in in_processes(write_shard, shared, missing, min(workers, len(missing))):
             write_json(folder / NOTES / f"{shard.file}.json", asdict(shard))
             done[shard.file] = shard
             finished += counts[shard.file]
@@ -117,7 +117,8 @@ def verify(out: str | Path, workers: int = 0, progress: Progress = lambda done, 
         raise UsageError(f"out = {folder} is not packed to its end: run the same `fastmim pack` again first")
     found: list[Damage] = []
     images, total = 0, sum(shard.rows for shard in manifest.shards)
-    for number, damages in in_processes(verify_shard, (folder, manifest.settings), manifest.shards, workers):
+    shared, workers = (folder, manifest.settings), min(workers, len(manifest.shards))
+    for number, damages in in_processes(verify_shard, shared, manifest.shards, workers):
         found += damages
         images += manifest.shards[number].rows
         progress(images, total)

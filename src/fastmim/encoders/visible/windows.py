@@ -134,7 +134,6 @@ class Windows:
             self._plan(sorted(self.layouts - self.planned.keys()))
         return self.planned[layout]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _plan(self, layouts: Sequence[Layout]) -> None:
         plans = [_grouped(*self._owners(*layout)) for layout in layouts]
         parts = [part for plan in plans for part in plan]

@@ -40,7 +40,6 @@ class SharedMask(Tensor):
             return result
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def on_host(mask_Bhw: Tensor) -> Tensor | None:
     """Return the mask (h, w) of all images on the CPU, or None where only the device knows it."""
     whole = mask_Bhw if mask_Bhw._base is None else mask_Bhw._base

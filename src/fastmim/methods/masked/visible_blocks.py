@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method, Reconstruction
-from fastmim.methods.masked.shared_mask import on_host
 from fastmim.mim.decoders import ConvFillingDecoder, FillingDecoder
 from fastmim.mim.grids import spread_mask, visible_places
 from fastmim.mim.masking import masked_count
@@ -56,11 +55,15 @@ class VisibleBlocks(Method):
         visible = (h * w - masked_count(h * w, self.masking.ratio)) * finer**2
         places_BV = visible_places(spread_mask(mask_Bhw, finer, grid), visible)
         places_V = None
-        if (mask_hw := on_host(mask_Bhw)) is not None:
+        if (mask_hw := self.mask_on_host(mask_Bhw)) is not None:
             places_V = visible_places(spread_mask(mask_hw.unsqueeze(0), finer, grid), visible)[0]
         features_BVD = self.encoder.forward_blocks(images_BCHW, places_BV, places_V)
         predictions = self.decoder(self.embed(features_BVD), places_BV, grid)
         return self.compare(images_BCHW, predictions, mask_Bhw)
+
+    def mask_on_host(self, mask_Bhw: Tensor) -> Tensor | None:
+        """Return the mask (h, w) of all images on the CPU; None where it is not needed or not known there."""
+        return None
 
     def check_size(self) -> None:
         if any(side % self.block for side in self.image_size):
