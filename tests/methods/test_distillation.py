@@ -40,12 +40,12 @@ def method_of(encoder, **masking):
     return InputMasking(encoder, target, Masking(**masking), DecoderConfig(1, 32), "l2")
 
 
-def both(student, teacher, pairs=None, config_group=GREY, teacher_size=SIZE, **settings):
+def both(student, teacher, pairs=None, own=GREY, teacher_size=SIZE, **settings):
     """A small method and its teacher, which has weights of its own."""
     encoder, other = encoder_of(student), encoder_of(teacher, teacher_size, seed=1)
     chosen = pairs_of(DistillConfig("x", layers=pairs or ()), len(encoder.layers), len(other.layers))
     grids = [encoder.layers[pair.student].grid for pair in chosen]
-    teach = Teacher(other, GREY, config_group, [pair.teacher for pair in chosen], grids, "digest")
+    teach = Teacher(other, GREY, own, [pair.teacher for pair in chosen], grids, "digest")
     widths = [width for width, _, _ in teach.shapes]
     learner = Distilled(method_of(encoder), [pair.student for pair in chosen], widths, **settings)
     return learner, teach
@@ -170,13 +170,13 @@ def test_a_layer_may_have_two_teachers():
 
 
 def test_the_teacher_sees_its_own_normalisation_and_size():
-    config_group = Statistics((0.1, 0.4, 0.7), (0.2, 0.3, 0.4))
-    _, teach = both(VIT, VIT, config_group=config_group, teacher_size=(96, 96))
+    own = Statistics((0.1, 0.4, 0.7), (0.2, 0.3, 0.4))
+    _, teach = both(VIT, VIT, own=own, teacher_size=(96, 96))
     pixels = torch.rand(2, 3, *SIZE)
     seen = []
     teach.encoder.model.patch_embed.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
     teach((pixels - 0.5) / 0.5)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in config_group)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in own)
     wanted = F.interpolate((pixels - mean) / std, (96, 96), mode="bicubic", antialias=True)
     torch.testing.assert_close(seen[-1], wanted, rtol=1e-4, atol=1e-4)
 

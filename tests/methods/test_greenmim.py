@@ -35,13 +35,13 @@ def small(model="swin_tiny_patch4_window7_224", model_kwargs=SWIN, image_size=(1
 
 def blind(block, hidden_hw):
     """A Swin block in whose windows, dense and all, nobody looks at hidden tokens."""
-    config_group = block.attn.forward
+    own = block.attn.forward
 
     def forward(x, mask=None):
         rolled = torch.roll(hidden_hw, (-block.shift_size[0], -block.shift_size[1]), (0, 1))
         keys = window_partition(rolled.float()[None, :, :, None], block.window_size).flatten(1)
         nobody = -1e4 * keys[:, None, :].expand(-1, keys.shape[1], -1)
-        return config_group(x, mask=nobody if mask is None else mask + nobody)
+        return own(x, mask=nobody if mask is None else mask + nobody)
 
     return forward
 
@@ -157,9 +157,9 @@ def global_attention(module, hidden_hw):
     return forward
 
 
-def position_convolution(config_group, hidden_hw):
+def position_convolution(own, hidden_hw):
     def forward(x, size):
-        return config_group(x * ~hidden_hw.flatten()[:, None], size)
+        return own(x * ~hidden_hw.flatten()[:, None], size)
 
     return forward
 

@@ -30,7 +30,7 @@ class Teacher(nn.Module):
     Args:
         encoder: the teacher's backbone, at the size of its input.
         run: statistics by which the run normalises images.
-        config_group: statistics by which images were normalised when the teacher was trained.
+        own: statistics by which images were normalised when the teacher was trained.
         layers: layers of the teacher that are compared.
         student_grids: grid of the student's map for each layer; a finer map of the teacher is averaged to it.
         digest: digest of the teacher's weights.
@@ -43,7 +43,7 @@ class Teacher(nn.Module):
         self,
         encoder: Encoder,
         run: Statistics,
-        config_group: Statistics,
+        own: Statistics,
         layers: Sequence[int],
         student_grids: Sequence[Size],
         digest: str,
@@ -56,9 +56,9 @@ class Teacher(nn.Module):
             for layer, grid in zip(layers, student_grids, strict=True)
         )
         self.digest = digest
-        self.same_scale = run == config_group
+        self.same_scale = run == own
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in run)
-        own_mean, own_std = (torch.tensor(values).view(1, -1, 1, 1) for values in config_group)
+        own_mean, own_std = (torch.tensor(values).view(1, -1, 1, 1) for values in own)
         self.register_buffer("scale", std / own_std)
         self.register_buffer("shift", (mean - own_mean) / own_std)
         self.eval()

@@ -25,7 +25,7 @@ from fastmim.encoders.architectures.tables import (
     FIRST_STRIDE,
     TIMM_CFG,
     ReducedAttention,
-    StageConfig,
+    Stage,
     TablePyramid,
     build,
     checked_size,
@@ -77,7 +77,7 @@ class Block(nn.Module):
         return tokens_to_map(tokens_BND, grid) + fed
 
 
-class CMTStage(StageConfig):
+class CMTStage(Stage):
     """Patch embedding of 2x2 positions, then blocks: (B, C, H, W) -> (B, D, H/2, W/2).
 
     ``table`` (heads, h, w, h/k, w/k) is the position bias of each query and key; a stage without blocks

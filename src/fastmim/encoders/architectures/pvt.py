@@ -22,7 +22,7 @@ from fastmim.encoders.architectures.tables import (
     FIRST_STRIDE,
     TIMM_CFG,
     ReducedAttention,
-    StageConfig,
+    Stage,
     TablePyramid,
     build,
     checked_size,
@@ -55,7 +55,7 @@ class Block(nn.Module):
         return after_BND
 
 
-class PVTStage(StageConfig):
+class PVTStage(Stage):
     """Patch embedding, position embedding, blocks: (B, C, H, W) -> map (B, D, h, w).
 
     With a class token, the output is tokens (B, 1 + h*w, D).

@@ -83,7 +83,7 @@ class ReducedAttention(nn.Module):
         return tokens_BND.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
 
 
-class StageConfig(nn.Module):
+class Stage(nn.Module):
     """Stage of downsampling, table and blocks. Takes a map (B, C, H, W); subclasses define the output."""
 
     downsample: nn.Module
@@ -112,7 +112,7 @@ class TablePyramid(nn.Module):
     def __init__(
         self,
         stem: nn.Module,
-        stages: Sequence[StageConfig],
+        stages: Sequence[Stage],
         in_chans: int,
         embed_dims: Sequence[int],
         drop_rate: float,
@@ -204,7 +204,7 @@ class TablePyramid(nn.Module):
         """Replace every table by a resampled parameter for a side or (H, W). Raises as `checked_size`."""
         size = checked_size(img_size, self.stride)
         for index, stage in enumerate(self.stages):
-            assert isinstance(stage, StageConfig)
+            assert isinstance(stage, Stage)
             stage.set_grid(grid_at(size, index))
         self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # timm reads the size from here
 
@@ -239,7 +239,7 @@ class TablePyramid(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Enable or disable activation checkpointing of the blocks."""
         for stage in self.stages:
-            assert isinstance(stage, StageConfig)
+            assert isinstance(stage, Stage)
             stage.checkpointing = enable
 
 
