@@ -159,7 +159,10 @@ def work(arguments):
     sweep_module.run_finetuning = run
     sweep_module.POLL_SECONDS = 0.2
     config = FinetuneConfig(
-        encoder="timm:vit_tiny_patch16_224", data="demo:digits", out=str(out / f"p{number}"), precision="32-true"
+        encoder="timm:vit_tiny_patch16_224",
+        data="demo:digits",
+        out=str(out / f"p{number}"),
+        precision="32-true",
     )
     sweep(config, SweepConfig(storage=f"sqlite:///{out / 'shared.db'}"), True, lambda _: None)
     return tried
