@@ -76,7 +76,7 @@ def test_it_finds_the_best_and_a_failed_run_costs_its_point(stand_in, tmp_path):
     tried, _ = stand_in
     said = []
     found = sweep(
-        FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="y", out=str(tmp_path)),
+        FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="demo:digits", out=str(tmp_path)),
         SweepConfig(),
         True,
         said.append,
@@ -93,7 +93,7 @@ def test_it_finds_the_best_and_a_failed_run_costs_its_point(stand_in, tmp_path):
 def test_it_goes_on_after_a_stop(stand_in, tmp_path):
     tried, stop_at = stand_in
     stop_at.append(5)
-    config = FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="y", out=str(tmp_path))
+    config = FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="demo:digits", out=str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         sweep(config, SweepConfig(), True, lambda _: None)
     assert len(tried) == 5
@@ -106,7 +106,7 @@ def test_a_point_of_a_killed_process_is_tried_again(stand_in, tmp_path, monkeypa
     monkeypatch.setattr(study_module, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(sweep_module, "POLL_SECONDS", 0.5)
     config = FinetuneConfig(
-        encoder="timm:vit_tiny_patch16_224", data="y", out=str(tmp_path), precision="32-true"
+        encoder="timm:vit_tiny_patch16_224", data="demo:digits", out=str(tmp_path), precision="32-true"
     )
     study = study_module.open_study(config, SweepConfig(centre_lr=1e-3, centre_decay=0.75), tmp_path)
     dead = study.ask()
@@ -127,7 +127,7 @@ def test_a_stop_ends_the_sweep(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep_module, "run_finetuning", stopped)
     with pytest.raises(StoppedError) as error:
         sweep(
-            FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="y", out=str(tmp_path)),
+            FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="demo:digits", out=str(tmp_path)),
             SweepConfig(),
             True,
             print,
@@ -137,7 +137,7 @@ def test_a_stop_ends_the_sweep(monkeypatch, tmp_path):
 
 
 def test_a_study_holds_one_kind_of_fine_tuning(stand_in, tmp_path):
-    config = FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="y", out=str(tmp_path))
+    config = FinetuneConfig(encoder="timm:vit_tiny_patch16_224", data="demo:digits", out=str(tmp_path))
     sweep(config, SweepConfig(), True, lambda _: None)
     for other, grid in [(replace(config, epochs=3.0), SweepConfig()), (config, SweepConfig(lr_factor=3))]:
         with pytest.raises(UsageError, match="give another --study"):
@@ -159,7 +159,10 @@ def work(arguments):
     sweep_module.run_finetuning = run
     sweep_module.POLL_SECONDS = 0.2
     config = FinetuneConfig(
-        encoder="timm:vit_tiny_patch16_224", data="y", out=str(out / f"p{number}"), precision="32-true"
+        encoder="timm:vit_tiny_patch16_224",
+        data="demo:digits",
+        out=str(out / f"p{number}"),
+        precision="32-true",
     )
     sweep(config, SweepConfig(storage=f"sqlite:///{out / 'shared.db'}"), True, lambda _: None)
     return tried
