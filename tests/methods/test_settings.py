@@ -92,7 +92,9 @@ def test_every_parameter_gets_a_gradient(method):
 
 
 def test_a_method_brings_its_settings_and_what_is_given_wins(photos, tmp_path):
-    small = {key: TINY[key] for key in ("model", "model_kwargs", "image_size", "quiet", "batch_size")}
+    small = {
+        key: TINY[key] for key in ("model", "model_kwargs", "image_size", "quiet", "batch_size", "kernels")
+    }
     run = tmp_path / "run"
     settings = {**small, "held_out": 4, "workers": 0, "steps": 1, "mask": {"ratio": 0.5, "size": 16}}
     fastmim.pretrain(data=photos, out=run, method="simmim", **settings)

@@ -316,7 +316,9 @@ def test_the_first_line_comes_before_pytorch_is_loaded():
         "main(sys.argv[1:])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "pretrain", "--out", "x"], capture_output=True, text=True
+        [sys.executable, "-c", code, "pretrain", "--data", "demo:photos", "--out", "x"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 5, done.stderr
     assert done.stdout == "fastmim pretrain: loading PyTorch\n"
