@@ -14,9 +14,8 @@ from fastmim.mim.grids import Size
 from fastmim.train.optim import OptimConfig
 from fastmim.train.schedules import ScheduleConfig
 from fastmim.train.stages import Stage
+from fastmim.weights.spec import SCRATCH, parse_weights
 
-SCRATCH = "none"
-WITH_TIMM_WEIGHTS = "timm:"
 PAPERS_LR, PAPERS_LAYER_DECAY = 1e-3, 0.75  # the centre of its grid
 
 
@@ -25,14 +24,16 @@ class FinetuneConfig(RunConfig):
     """Everything that `fastmim finetune` can be told."""
 
     encoder: str = ""
-    """Where the weights come from: a run's folder, its encoder.safetensors, timm:NAME for timm's own, or
-    none to begin from scratch with --model."""
+    """Where the weights come from: a run's folder, its encoder.safetensors, timm:NAME for timm's own, none to
+    begin from scratch with --model; or with --model a file of timm's keys, or a released checkpoint as
+    mae:FILE, simmim:FILE or fastmim:FILE."""
     data: str = ""
     """Images with classes: a folder with train/ and val/, each with a folder a class; one folder of such
     folders, .parquet, a saved dataset, hf:NAME[:SPLIT] or demo:digits, of which --val-share is kept."""
     model: str | None = None
-    """With --encoder none: timm name of the backbone, or package.module:factory of your own. With a file that
-    names such a factory: the same name, without which it is not imported."""
+    """With --encoder none, or with a file that does not name it: timm name of the backbone, or
+    package.module:factory of your own. With a file that names such a factory: the same name, without which it
+    is not imported."""
     image_size: int | tuple[int, int] = 224
     """Side, or height and width, of the images that the model sees, in pixels."""
     epochs: float = 100.0
@@ -83,15 +84,23 @@ class FinetuneConfig(RunConfig):
             raise UsageError(f"ema = {self.ema} must be between 0 and 1, such as 0.9999")
         if self.labels is not None:
             parse_labels(self.labels)
-        if self.encoder == SCRATCH and not self.model:
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """Raise UsageError where the source of weights and the model do not go together."""
+        spec = parse_weights(self.encoder)
+        if spec.kind == "scratch" and not self.model:
             raise UsageError("model is missing: with encoder = none, give the name of a backbone")
-        if self.encoder not in ("", SCRATCH) and self.model_kwargs:
+        if spec.kind == "released" and not self.model:
+            raise UsageError(f"model is missing: {self.encoder} does not say which model of timm's it is of")
+        if not spec.names_its_model:
+            return
+        if self.model_kwargs:
             raise UsageError(
                 f"model_kwargs = {self.model_kwargs} go with encoder = none only: {self.encoder} says which "
                 "model it is"
             )
-        from_timm = self.encoder.startswith(WITH_TIMM_WEIGHTS)
-        if self.encoder not in ("", SCRATCH) and self.model and (from_timm or not is_custom(self.model)):
+        if self.model and (spec.kind == "timm" or not is_custom(self.model)):
             raise UsageError(
                 f"model = {self.model!r} goes with encoder = none only: {self.encoder} says which model it is"
             )

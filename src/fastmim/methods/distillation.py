@@ -21,8 +21,6 @@ from fastmim.mim.grids import Size, shrink_map
 
 PARTS = 4  # of either network; by default the ends of each are compared
 INSIDE = "method."  # what the names of the method's own parameters begin with
-NEW = "none"  # a teacher without weights
-WITH_TIMM_WEIGHTS = "timm:"
 
 
 def _pairs_as_text(value: Any) -> Any:
@@ -43,8 +41,8 @@ class DistillConfig:
 
     teacher: str = ""
     """Whose features the backbone learns, too: a run's folder, an encoder.safetensors, timm:NAME for timm's
-    weights, or with --distill.model a .safetensors or .pth of its weights; none: new ones, to try it.
-    Default: no teacher."""
+    weights; or with --distill.model a .safetensors or .pth of timm's keys, or a released checkpoint as
+    mae:FILE, simmim:FILE or fastmim:FILE; none: new weights, to try it. Default: no teacher."""
     model: str | None = None
     """timm name of the teacher, where a file does not say it; or the package.module:factory that it names,
     without which that is not imported."""

@@ -5,15 +5,15 @@ from functools import partial
 from typing import cast
 
 from fastmim.config import FinetuneConfig, PretrainConfig, resolved, to_yaml
-from fastmim.config.finetune import SCRATCH
 from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder
 from fastmim.encoders.registry import without_memory
-from fastmim.methods.distillation import NEW, DistillConfig
+from fastmim.methods.distillation import DistillConfig
 from fastmim.methods.registry import METHODS
 from fastmim.mim.targets import build_target
 from fastmim.recipes.backbones import narrow_kwargs
+from fastmim.weights.spec import SCRATCH
 
 NO_FIGURE = "no figure"
 MARKED = " (the paper's; not measured here)"
@@ -109,7 +109,7 @@ def _smoke_teacher(config: PretrainConfig) -> DistillConfig:
     if not config.distill.teacher:
         return config.distill
     kwargs = narrow_kwargs(config.model)
-    return replace(config.distill, teacher=NEW, model=config.model, model_kwargs=kwargs)
+    return replace(config.distill, teacher=SCRATCH, model=config.model, model_kwargs=kwargs)
 
 
 def smoke_finetuning(config: FinetuneConfig, model: str) -> FinetuneConfig:

@@ -5,14 +5,13 @@ tensor of the model must be filled: nothing is skipped in silence.
 """
 
 import argparse
-import logging
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +20,9 @@ from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.registry import check_model_name, create, fit_kwargs, without_memory
 from fastmim.errors import UsageError
-from fastmim.weights.encoder_file import check_finite, check_kinds, some_of
-from fastmim.weights.load import describe_encoder, save_encoder
+from fastmim.weights.encoder_file import check_finite, check_kinds, describe_encoder, save_encoder, some_of
+from fastmim.weights.spec import Layout
 
-Source = Literal["mae", "simmim", "fastmim"]
 State = dict[str, Tensor]
 # What a key must be, and what it becomes; None: it is left out on purpose.
 Line = tuple[str, str | Callable[[re.Match[str]], str] | None]
@@ -76,50 +74,51 @@ PVT: list[Line] = [
 ]
 DECODER: list[Line] = [(r"decoder_[\w.]+|mask_token", None)]
 SIMMIM_DECODER: list[Line] = [(r"decoder\.[\w.]+|encoder\.mask_token", None)]
-TABLES: dict[str, dict[str, list[Line]]] = {
+TABLES: dict[Layout, dict[str, list[Line]]] = {
     "mae": {"ViT": VIT + DECODER},
     "simmim": {"Swin": SWIN + SIMMIM_DECODER, "ViT": BEIT + SIMMIM_DECODER},
     "fastmim": {"ViT": VIT + DECODER, "Swin": SWIN + DECODER, "PVTv2": PVT + DECODER},
 }
-TARGETS = {"mae": "pixels", "simmim": "pixels", "fastmim": "hog"}
+TARGETS: dict[Layout, str] = {"mae": "pixels", "simmim": "pixels", "fastmim": "hog"}
 CLASSIFIER = re.compile(r"head\..*")  # what a model may have more than the file
 
-logger = logging.getLogger("fastmim")
 
+class Released(NamedTuple):
+    """A released checkpoint under timm's keys."""
 
-class Imported(NamedTuple):
-    """What an import did not take over."""
-
-    left_out: list[str]
-    """Keys of the file: a decoder, a mask token, buffers that timm computes."""
-    fresh: list[str]
-    """Keys of the model that are newly initialised: a classifier that the file has not."""
+    metadata: dict[str, Any]
+    """Its description, as `encoder_file.read_encoder` gives that of an encoder."""
+    state: State
+    missing_keys: list[str]
+    """Keys of the model that are newly initialised: a classifier that the file does not have."""
+    unexpected_keys: list[str]
+    """Keys of the file that are left out: a decoder, a mask token, buffers that timm computes."""
 
 
 def import_released(
     file: str | Path,
-    layout: Source,
+    layout: Layout,
     model: str,
     out: str | Path,
     model_kwargs: dict[str, Any] | None = None,
-) -> Imported:
+) -> Released:
     """Write a released checkpoint as encoder.safetensors and encoder.json into the folder ``out``.
 
     Arguments and errors are those of `read_released`.
     """
-    origin, state, imported = _read(file, layout, model, model_kwargs or {})
-    module = create(model, origin["kwargs"])
-    module.load_state_dict(state)
+    released = read_released(file, layout, model, model_kwargs)
+    module = create(model, released.metadata["kwargs"])
+    module.load_state_dict(released.state)
     folder = Path(out).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    save_encoder(folder, module, origin)
-    return imported
+    save_encoder(folder, module, released.metadata)
+    return released
 
 
 def read_released(
-    file: str | Path, layout: Source, model: str, model_kwargs: dict[str, Any] | None = None
-) -> tuple[dict[str, Any], State]:
-    """A released checkpoint as `weights.read_encoder` gives an encoder: its description and its weights.
+    file: str | Path, layout: Layout, model: str, model_kwargs: Mapping[str, Any] | None = None
+) -> Released:
+    """Read a released checkpoint: every key is matched, every tensor of the model is filled.
 
     Args:
         file: what torch.save wrote; only tensors, plain values and argparse.Namespace are unpickled.
@@ -133,21 +132,13 @@ def read_released(
         UsageError: keys that no line of the table knows, keys missing or of another shape, or a file that
             cannot be read.
     """
-    origin, state, imported = _read(file, layout, model, model_kwargs or {})
-    if imported.fresh:
-        logger.warning("newly initialised in %s: %s", model, ", ".join(imported.fresh))
-    return origin, state
-
-
-def _read(
-    file: str | Path, layout: Source, model: str, model_kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], State, Imported]:
     if layout not in TABLES:
         raise UsageError(f"layout = {layout!r} must be one of {', '.join(TABLES)}")
     check_model_name(model)
+    model_kwargs = model_kwargs or {}
     released = read_torch_file(Path(file).expanduser())
     check_finite(released, str(file))
-    architecture, state, left_out = _renamed(file, layout, released)
+    architecture, state, unexpected = _renamed(file, layout, released)
     if (layout, architecture) == ("fastmim", "ViT") and "num_heads" not in model_kwargs:
         raise UsageError(
             "FastMIM's released ViT-B has 6 heads where timm's has 12, and no key shows it: "
@@ -162,11 +153,11 @@ def _read(
     wanted = module.state_dict()
     state = _for_each_block(state, wanted)
     classifier = [key for key in wanted if CLASSIFIER.fullmatch(key)]
-    fresh = [] if any(key in state for key in classifier) else classifier
+    missing = [] if any(key in state for key in classifier) else classifier
     _complain(
         f"{file} does not fit {model} with {kwargs}",
         {
-            "it has no": [key for key in wanted if key not in state and key not in fresh],
+            "it has no": [key for key in wanted if key not in state and key not in missing],
             "the model has no": [key for key in state if key not in wanted],
             "of another shape:": [
                 f"{key} {_form(state[key])} instead of {_form(wanted[key])}"
@@ -179,8 +170,8 @@ def _read(
     whole = {key: state[key].to(value.dtype) if key in state else value for key, value in wanted.items()}
     module.load_state_dict(whole)
     encoder = Encoder(module, model, kwargs, size, kwargs.get("in_chans", 3))
-    origin = describe_encoder(encoder, IMAGENET_MEAN, IMAGENET_STD, layout, TARGETS[layout])
-    return {**origin, "released": Path(file).name}, whole, Imported(left_out, fresh)
+    metadata = describe_encoder(encoder, IMAGENET_MEAN, IMAGENET_STD, layout, TARGETS[layout])
+    return Released({**metadata, "released": Path(file).name}, whole, missing, unexpected)
 
 
 def read_torch_file(path: Path) -> State:
@@ -208,11 +199,11 @@ def read_torch_file(path: Path) -> State:
     return state
 
 
-def _renamed(file: str | Path, layout: str, released: State) -> tuple[str, State, list[str]]:
+def _renamed(file: str | Path, layout: Layout, released: State) -> tuple[str, State, list[str]]:
     """The architecture whose table knows all keys, the weights under timm's, and the keys left out."""
     unknown: dict[str, list[str]] = {}
     for architecture, table in TABLES[layout].items():
-        state, left_out, unknown[architecture] = {}, [], []
+        state, unexpected, unknown[architecture] = {}, [], []
         for key, value in released.items():
             match, new = next(
                 ((match, new) for old, new in table if (match := re.fullmatch(old, key))), (None, None)
@@ -220,11 +211,11 @@ def _renamed(file: str | Path, layout: str, released: State) -> tuple[str, State
             if match is None:
                 unknown[architecture].append(key)
             elif new is None:
-                left_out.append(key)
+                unexpected.append(key)
             else:
                 state[match.expand(new) if isinstance(new, str) else new(match)] = value
         if state and not unknown[architecture]:
-            return architecture, state, left_out
+            return architecture, state, unexpected
     nearest = min(unknown, key=lambda architecture: len(unknown[architecture]))
     known = f"a {layout} release ({', '.join(TABLES[layout])})"
     raise UsageError(

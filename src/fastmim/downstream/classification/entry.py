@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from fastmim.config import FinetuneConfig, merge
-from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.data.labelled import few_labels, open_labelled
 from fastmim.downstream.classification.task import FinetuneResult, run_on
 from fastmim.encoders.build import name_of
+from fastmim.encoders.registry import is_custom
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
@@ -120,9 +120,8 @@ def with_factory(config: FinetuneConfig, trust: Trust) -> FinetuneConfig:
     Raises:
         UsageError: the file names one that is not trusted, or cannot be read.
     """
-    if config.encoder in ("", SCRATCH) or config.encoder.startswith(WITH_TIMM_WEIGHTS):
-        return config
-    name = factory_of(config.encoder)
+    named = config.model is not None and not is_custom(config.model)  # for a file that names no model
+    name = None if named else factory_of(config.encoder)
     if name is None:
         return config
     trust.check(name, config.encoder)

@@ -14,7 +14,6 @@ from torch import nn
 
 from fastmim._version import __version__
 from fastmim.config import ALWAYS_FREE, FinetuneConfig, check_resumed, config_text, resume_flags
-from fastmim.config.finetune import SCRATCH
 from fastmim.data.labelled import Labelled, imbalance
 from fastmim.data.loading.channel_stats import channel_statistics
 from fastmim.data.loading.dataset import Crops, as_it_is
@@ -45,6 +44,7 @@ from fastmim.train.schedules import build_schedule
 from fastmim.train.session import opened
 from fastmim.train.stages import build_plan
 from fastmim.weights.encoder_file import ORIGIN, WEIGHTS, encoder_digest
+from fastmim.weights.spec import SCRATCH
 
 RUN_FILES = (CONFIG, METRICS, LAST, WEIGHTS, ORIGIN, RESULTS, SKIPPED)
 WARMUP_EPOCHS = 5.0  # the paper's, but at most a tenth of the run
@@ -220,7 +220,7 @@ def _run_on(
             evaluate_at=plan.evaluation_steps(config.evaluations, config.log_every_steps),
             say=display.say,
         )
-        display.say(f"{start.name} from {start.origin['from']}: {_million(start.model)} M parameters")
+        display.say(f"{start.name} from {start.metadata['from']}: {_million(start.model)} M parameters")
         for line in (*start.notes, *told, *(f"data: {note}" for note in training.notes), imbalance(training)):
             if line:
                 display.say(line)

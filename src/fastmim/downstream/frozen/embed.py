@@ -28,7 +28,8 @@ class EmbedConfig:
     """Everything that `fastmim embed` can be told."""
 
     encoder: str = ""
-    """A run's folder, its encoder.safetensors, or timm:NAME."""
+    """A run's folder, its encoder.safetensors, or timm:NAME; or with --model a file of timm's keys, or a
+    released checkpoint as mae:FILE, simmim:FILE or fastmim:FILE."""
     data: str = ""
     """Images, as for `fastmim pretrain`."""
     out: str = ""
@@ -45,7 +46,8 @@ class EmbedConfig:
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
     model: str | None = None
-    """The package.module:factory that the encoder's file names, without which that is not imported."""
+    """The package.module:factory that the encoder's file names, without which that is not imported; or timm's
+    name of the backbone of a file that does not name it."""
 
     def __post_init__(self) -> None:
         check_least(self, {"max_pixels": 1, "workers": 0})
@@ -111,7 +113,7 @@ def _write(file: Path, extractor: Extractor, source: ImageSource, data: str) -> 
     columns = [("image", pa.string()), ("embedding", pa.list_(pa.float32(), width))]
     if classes is not None:
         columns.insert(1, ("class", pa.string()))
-    facts = {"encoder": Path(str(extractor.origin["from"])).name, "model": extractor.origin["model"]}
+    facts = {"encoder": Path(str(extractor.metadata["from"])).name, "model": extractor.metadata["model"]}
     schema = pa.schema(columns, metadata={**facts, "fastmim_version": __version__})
     broken: list[str] = []
     images = 0

@@ -42,7 +42,8 @@ class ProbeConfig:
     """Everything that `fastmim probe` can be told."""
 
     encoder: str = ""
-    """A run's folder, its encoder.safetensors, or timm:NAME."""
+    """A run's folder, its encoder.safetensors, or timm:NAME; or with --model a file of timm's keys, or a
+    released checkpoint as mae:FILE, simmim:FILE or fastmim:FILE."""
     data: str = ""
     """Images with classes, as for `fastmim finetune`."""
     kind: Kind = "linear"
@@ -76,7 +77,8 @@ class ProbeConfig:
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
     model: str | None = None
-    """The package.module:factory that the encoder's file names, without which that is not imported."""
+    """The package.module:factory that the encoder's file names, without which that is not imported; or timm's
+    name of the backbone of a file that does not name it."""
 
     def __post_init__(self) -> None:
         least = {"neighbours": 1, "epochs": 1, "seed": 0, "split_seed": 0, "workers": 0, "max_unreadable": 0}
