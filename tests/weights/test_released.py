@@ -132,6 +132,23 @@ def test_swin(tmp_path, layout):
     same_outputs(model, tmp_path / "out", 64)  # window and size are those of its buffers
 
 
+def test_swin_after_fine_tuning(tmp_path):
+    name = "swin_tiny_patch4_window7_224"
+    model = built(name, img_size=64, window_size=4, num_classes=3, **SWIN)
+    state = {key.removeprefix("encoder."): value for key, value in their_swin(model).items()}
+    state = {key.replace("head.fc.", "head."): value for key, value in state.items()}
+    file = saved(tmp_path, state)
+    assert import_released(file, "simmim", name, tmp_path / "out", SWIN).missing_keys == []
+    same_outputs(model, tmp_path / "out", 64)
+
+
+def test_no_table_is_resampled(tmp_path):
+    name = "swin_tiny_patch4_window7_224"
+    file = saved(tmp_path, their_swin(built(name, img_size=64, window_size=4, **SWIN)))
+    with pytest.raises(UsageError, match=r"of another shape: \S+relative_position_bias_table 49x\d instead"):
+        read_released(file, "simmim", name, {**SWIN, "window_size": 8})
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_simmim_vit(tmp_path, shared):
     kwargs = {**VIT, "img_size": 48}
