@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastmim.encoders.build import build_encoder, name_of
-from fastmim.encoders.registry import check_model_name, create, is_custom, without_memory
+from fastmim.encoders.registry import check_model_name, create, fit_kwargs, is_custom, without_memory
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.mim.grids import Size
@@ -46,8 +46,9 @@ def load(
 
     Args:
         source: a run's folder or its encoder.safetensors; ``timm:NAME``; ``none`` for new weights, drawn from
-            torch's generator; or with ``model`` a file of timm's keys, or a released checkpoint as
-            ``mae:FILE``, ``simmim:FILE`` or ``fastmim:FILE``.
+            torch's generator as in pre-training, or without ``image_size`` as timm draws them; or with
+            ``model`` a file of timm's keys, or a released checkpoint as ``mae:FILE``, ``simmim:FILE`` or
+            ``fastmim:FILE``.
         image_size: pixels, a side or (height, width); default: that of the weights.
         model: the name of the backbone, where the source does not name it; a module of one's own; or the
             factory of one's own that the file names, without which that is not imported.
@@ -203,7 +204,7 @@ def _new(
     setting: str,
     group: str,
 ) -> Loaded:
-    """Draw new weights, as pre-training does; a module of one's own keeps its weights."""
+    """Draw new weights: at ``image_size`` as pre-training does, else as timm does; a module keeps its own."""
     if not model:
         raise UsageError(f"{group}model is missing: with {setting} = none, give the name of a backbone")
     if isinstance(model, nn.Module):
@@ -213,11 +214,13 @@ def _new(
         return Loaded(model, name_of(model), {}, metadata, as_size(image_size), [], [])
     check_model_name(model)
     kwargs = changed(changes, model, model_kwargs)
-    if image_size is None:
-        image_size = own_size(without_memory(partial(create, model, kwargs)), kwargs)
+    metadata = _unknown(model, in_chans)
+    if image_size is None:  # the model's own, be it a multiple of the stride or not
+        size = own_size(without_memory(partial(create, model, kwargs)), kwargs)
+        kwargs = fit_kwargs(model, kwargs, size, in_chans)
+        return Loaded(create(model, kwargs), model, kwargs, metadata, size, [], [])
     # Through the encoder, so that its position embedding starts as that of pre-training does.
     encoder = build_encoder(model, as_size(image_size), in_chans, kwargs)
-    metadata = _unknown(model, in_chans)
     return Loaded(encoder.model, model, encoder.model_kwargs, metadata, encoder.image_size, [], [])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import timm
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from fastmim.encoders.registry import check_model_name, create, fit_kwargs, is_custom, without_memory
