@@ -3,12 +3,13 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from fastmim.bench.measure import Figure
 from fastmim.data.decode.image import decode
@@ -17,7 +18,7 @@ from fastmim.data.loading.dataset import Batch, Crops, Draw, to_images
 from fastmim.data.packing.pack import pack
 from fastmim.data.sources.base import ImageSource
 from fastmim.data.sources.open import open_images
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig, draw_crops
+from fastmim.data.transforms.crops import CropConfig, draw_crops
 from fastmim.mim.hog_features import hog
 from fastmim.system.hardware import available_cpus
 
@@ -39,19 +40,31 @@ class Nearness(NamedTuple):
     """Energy of the gradients as a share of the reference's: below 1 is blurred."""
 
 
-def nearness(source: ImageSource, part: ImageSource, config: CropConfig | None = None) -> Nearness:
+class CropMaker(Protocol):
+    """Anything that makes the crops of a batch, as `Crops` does."""
+
+    def __getitem__(self, draw: Draw) -> Batch: ...
+
+
+def nearness(
+    source: ImageSource,
+    part: ImageSource,
+    config: CropConfig | None = None,
+    maker: CropMaker | None = None,
+) -> Nearness:
     """Crops of ``part`` against the same parts of the whole images of ``source``, resized by Pillow.
 
     Args:
         source: files at their full size.
         part: the same images in the same order, perhaps packed.
         config: how crops are made.
+        maker: makes them of ``part``; default: the loader's own code.
     """
     config = config or CropConfig()
-    crops = Crops(part, np.arange(len(part)), config, (SIZE, SIZE), 3)
+    crops = maker or Crops(part, np.arange(len(part)), config, (SIZE, SIZE), 3)
     psnr: list[float] = []
     squares, energies, truths = [], 0.0, 0.0
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
     for step, indices in enumerate(batches(len(source))):
         draws = draw_crops(config, len(indices), (0, step))
         batch = crops[Draw(indices, (0, step))]

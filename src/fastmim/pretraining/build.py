@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from fastmim.config import ALWAYS_FREE, PretrainConfig
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.batch_size import check_batch
 from fastmim.encoders.build import build_encoder
 from fastmim.errors import UsageError
@@ -121,7 +121,9 @@ def use_kernels(
 def _check_teacher(config: PretrainConfig, method: Method) -> None:
     if config.crop.mean is None:  # not measured yet, and of no account here
         chans = config.in_chans
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if chans == 3 else ((0.0,) * chans, (1.0,) * chans)
+        mean, std = (
+            (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if chans == 3 else ((0.0,) * chans, (1.0,) * chans)
+        )
         config = replace(config, crop=replace(config.crop, mean=mean, std=std))
     teaching = load_teaching(config, method, method.image_size)
     assert teaching is not None

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
 from fastmim.config import FinetuneConfig, PretrainConfig, resolved, to_yaml
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder
 from fastmim.encoders.registry import without_memory
@@ -80,7 +81,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
     build = partial(build_encoder, config.model, size, config.in_chans, config.model_kwargs, config.encoder)
     encoder = cast(Encoder, without_memory(build))
     cell = build_target(config.target, encoder.stride).cell
-    mean, std = config.crop.mean or IMAGENET_MEAN, config.crop.std or IMAGENET_STD
+    mean, std = config.crop.mean or IMAGENET_DEFAULT_MEAN, config.crop.std or IMAGENET_DEFAULT_STD
     return resolved(config, encoder.stride, cell, encoder.full_kwargs, mean, std)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset
 
 from fastmim.data.decode import tiff
@@ -16,7 +17,7 @@ from fastmim.data.loading.dataset import read_crop
 from fastmim.data.loading.workers import answers
 from fastmim.data.seeds import STATS_SEED
 from fastmim.data.sources.base import ImageSource
-from fastmim.data.transforms.crops import IMAGENET_MEAN, IMAGENET_STD, CropConfig
+from fastmim.data.transforms.crops import CropConfig
 from fastmim.errors import UsageError
 from fastmim.mim.grids import Size
 
@@ -135,10 +136,10 @@ def channel_statistics(
     if crop.mean is not None:
         return crop.statistics
     why = f"images of {in_chans} channels"
-    if in_chans == len(IMAGENET_MEAN):
+    if in_chans == len(IMAGENET_DEFAULT_MEAN):
         least, most = value_range(source, in_chans, seed, max_pixels)
         if least >= 0 and most <= 1:
-            return IMAGENET_MEAN, IMAGENET_STD
+            return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         why = f"values of {least:g} to {most:g} are not those of photographs (0 to 1)"
     stats = measure_stats(source, in_chans, size, MEASURED_IMAGES, seed, max_pixels=max_pixels)
     filled = fill_note(source, in_chans, seed, max_pixels)

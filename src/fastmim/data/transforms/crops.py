@@ -13,9 +13,6 @@ from fastmim.errors import UsageError
 
 ATTEMPTS = 10
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 @dataclass(frozen=True)
 class CropConfig:
