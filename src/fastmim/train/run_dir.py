@@ -2,15 +2,15 @@
 
 import contextlib
 import difflib
+import errno
 import itertools
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
 from fastmim.errors import UsageError
@@ -25,6 +25,8 @@ Resume = bool | Literal["or-begin"]
 CONFIG = "config.yaml"
 SAMPLES = "samples.png"
 REPORT = "report.html"
+LOCK = ".lock"  # no file of the run: a killed one leaves it, and it holds nothing
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 NEAR_RUNS = 3  # that are suggested
 SEEN_FOLDERS = 10_000  # of which those are
 PATIENCE = 10.0  # seconds in which a killed run's processes end
@@ -112,51 +114,33 @@ def written(
 def held(run: Path) -> Iterator[None]:
     """Let no second process write to ``run`` within the block; it is made where it is missing.
 
-    The system lets go when the process ends, however it ends; a while is waited for that, since processes may
-    outlive one that was killed. Nothing is held where the system knows no such locks (Windows, some network
-    file systems).
+    The system lets go when the process ends, however it ends, and a forked process does not hold the lock; a
+    while is waited for that. Nothing is held where the file system knows no locks.
 
     Raises:
         UsageError: another process writes to it, or it cannot be made.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        locks = [] if sys.platform == "win32" else [os.open(run, os.O_RDONLY)]
     except OSError as error:
         raise UsageError(f"out: {run} cannot be made: {error.strerror}") from error
-
-    def let_go() -> None:
-        while locks:
-            os.close(locks.pop())
-
-    if hasattr(os, "register_at_fork"):  # a loader's worker that outlives a killed run must not hold it
-        os.register_at_fork(after_in_child=let_go)
+    lock = FileLock(run / LOCK)
     try:
-        patient_until = time.monotonic() + PATIENCE
-        while not all(map(_locked, locks)):
-            if time.monotonic() > patient_until:
-                raise UsageError(
-                    f"out: another process is writing to {run}: wait for it, or give another folder"
-                )
-            time.sleep(0.1)
+        lock.acquire(timeout=PATIENCE, poll_interval=0.1)
+    except Timeout as error:
+        raise UsageError(
+            f"out: another process is writing to {run}: wait for it, or give another folder"
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise UsageError(f"out: {run} cannot be locked: {error.strerror or error}") from error
+    try:
         yield
     finally:
-        let_go()
-
-
-def _locked(directory: int) -> bool:
-    """Lock what is opened so; False if another process has it."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system has no locks
-        return True
-    return True
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                (run / LOCK).unlink()  # whoever waits for this file sees that, and makes another
+        lock.release()
 
 
 def prepare_run_directory(run: Path, files: tuple[str, ...], resume: Resume, overwrite: bool) -> None:
