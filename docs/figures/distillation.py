@@ -5,13 +5,15 @@ from dataclasses import replace
 
 from drawing import HEADING, LINE, TEXT, Box, Panel, Place, Sheet, shrink
 from shown import BLUE, decoded_panel, decoder_box, show, target_panel
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
-from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.methods.settings import NEW, DistillConfig
+from fastmim.methods.settings import DistillConfig
 from fastmim.pretraining.teacher import load_teacher
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.recipes.methods import VIT_L, defaults_of
 from fastmim.report.samples import FAINT, INK, to_display
+from fastmim.weights.spec import SCRATCH
 
 SIGMA = "\u03c3"
 
@@ -19,7 +21,7 @@ SIGMA = "\u03c3"
 def distillation() -> Sheet:
     """The student's row above, the teacher's below, and what is compared between them."""
     shown = show(defaults_of("fastmim"), shallow=False)
-    told = DistillConfig(NEW, VIT_L, narrow_kwargs(VIT_L))
+    told = DistillConfig(SCRATCH, VIT_L, narrow_kwargs(VIT_L))
     crop = replace(shown.config.crop, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     teacher_setup = load_teacher(
         replace(shown.config, distill=told, crop=crop), shown.method, shown.config.size

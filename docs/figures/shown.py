@@ -13,10 +13,11 @@ from drawing import LINE, SCALE, Bools, Box, Panel, Picture, enlarge, fade, outl
 from matplotlib.colors import hsv_to_rgb, to_hex
 from PIL import Image
 from skimage.data import chelsea
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor, nn
 
 from fastmim.config import PretrainConfig
-from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.visible.windows import Groups, Windows, find_windows
 from fastmim.methods.base import Method
 from fastmim.mim.decoders import Decoder

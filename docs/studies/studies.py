@@ -24,6 +24,8 @@ import numpy as np
 import tifffile
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
 import fastmim
 from fastmim.config import PretrainConfig, build, read_yaml
@@ -31,7 +33,6 @@ from fastmim.data.decode.image import crop_and_resize
 from fastmim.data.decode.resize import Box
 from fastmim.data.loading.dataset import CropDataset, to_images
 from fastmim.data.loading.train_loader import held_out_crops, split_images
-from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.data.sources.open import open_images
 from fastmim.pretraining import build_method
 from fastmim.pretraining.evaluation import HeldOut

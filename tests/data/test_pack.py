@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -235,6 +236,29 @@ def test_another_pack_is_not_overwritten_unless_that_is_asked_for(photos, tmp_pa
     (tmp_path / "mine" / "text.txt").write_text("x")
     with pytest.raises(UsageError, match="holds other files"):
         pack(str(photos), tmp_path / "mine", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "flags", "shown"),
+    [
+        (True, [], r"packed.*24/24"),
+        (False, [], r"^packed \d+ of 24 images$"),
+        (True, ["--quiet"], None),
+        (False, ["--quiet"], None),
+    ],
+)
+def test_progress_is_a_bar_on_a_terminal_lines_elsewhere_and_nothing_when_quiet(
+    photos, tmp_path, monkeypatch, capsys, terminal, flags, shown
+):
+    monkeypatch.setattr("fastmim.cli.commands.pack.SECONDS_APART", 0.0)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    out = tmp_path / "p"
+    flags = [*flags, "--data", str(photos), "--out", str(out), "--workers", "0", "--short-side", "32"]
+    assert main(["pack", *flags]) == 0
+    said = capsys.readouterr()
+    assert "24 images" in said.out
+    assert re.search(shown, said.err, re.MULTILINE) if shown else said.err == ""
 
 
 @pytest.mark.parametrize(

@@ -375,3 +375,21 @@ def test_timms_own_weights_are_taken_or_the_reason_told(photos, tmp_path, monkey
     with pytest.raises(UsageError, match=r"timm:resnet10t: its weights cannot be had: no route to the hub$"):
         fastmim.finetune(encoder="timm:resnet10t", data=photos, out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_names_no_model_is_fine_tuned_with_its_name(photos, tmp_path):
+    kwargs = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}
+    name = "vit_base_patch16_224"
+    known = timm.create_model(name, num_classes=0, **kwargs).state_dict()
+    file = tmp_path / "released.pth"
+    torch.save({"model": {**known, "mask_token": torch.zeros(1, 1, 8)}}, file)
+    config = FinetuneConfig(encoder=f"mae:{file}", model=name, model_kwargs=kwargs, image_size=64)
+    start = build_classifier(config, 2)
+    assert torch.equal(
+        start.model.state_dict()["blocks.1.attn.qkv.weight"], known["blocks.1.attn.qkv.weight"]
+    )
+    assert start.model.pos_embed.shape == (1, 17, 32)
+    assert start.metadata["method"] == "mae"
+    assert any(note.startswith("newly initialised: fc_norm") for note in start.notes)
+    with pytest.raises(UsageError, match=f"^model is missing: mae:{file} does not say which"):
+        FinetuneConfig(encoder=f"mae:{file}")

@@ -98,6 +98,8 @@ def test_the_verdict_follows_the_paired_interval(ours, scratch, said):
 
 def test_the_interval_is_students(monkeypatch):
     assert half_interval((1.0, 2.0, 3.0)) == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert half_interval((1.0, 5.0)) == pytest.approx(12.706205 * 2, rel=1e-6)
+    assert half_interval((2.0, 2.0)) == 0
     assert math.isnan(half_interval((1.0,)))
 
 

@@ -44,21 +44,22 @@ def test_workers_have_so_many_threads_and_leave_ctrl_c_to_their_parent(threads):
 
 
 def touch(folder, job):
-    (folder / f"{job}").touch()
-    time.sleep(30 if job > 2 else 0)
+    (folder / f"{job} begun").touch()
+    if job > 2:
+        time.sleep(60)
+        (folder / f"{job} done").touch()
     return job
 
 
 @pytest.mark.parametrize("start_method", [None, "spawn"])
-def test_a_stop_begins_no_further_job(tmp_path, start_method):
-    started = time.monotonic()
-    results = in_processes(touch, (tmp_path,), list(range(20)), 2, start_method=start_method, terminate=True)
+def test_a_stop_ends_the_running_jobs_and_begins_no_further_one(tmp_path, start_method):
+    jobs = list(range(20))
+    results = in_processes(touch, (tmp_path,), jobs, 2, start_method=start_method, terminate=True)
     assert len(list(islice(results, 3))) == 3
     while len(list(tmp_path.iterdir())) < 5:
         time.sleep(0.01)
     results.close()
-    assert len(list(tmp_path.iterdir())) == 5
-    assert time.monotonic() - started < 29
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{job} begun" for job in range(5)]
 
 
 def wrong(job):

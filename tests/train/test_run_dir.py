@@ -9,7 +9,7 @@ import pytest
 import fastmim
 from conftest import TINY
 from fastmim.errors import UsageError
-from fastmim.train.run_dir import lock_run_dir
+from fastmim.train.run_dir import LOCK, lock_run_dir
 
 HOLDER = """
 import os, sys, time
@@ -18,7 +18,20 @@ from fastmim.train.run_dir import lock_run_dir
 with lock_run_dir(Path(sys.argv[1])):
     if os.fork():  # its child outlives it
         print("held", flush=True)
-    time.sleep(600)
+    time.sleep(6000)
+"""
+
+
+IN_TURNS = """
+import sys, time
+from pathlib import Path
+from fastmim.train.run_dir import lock_run_dir
+for _ in range(20):
+    with lock_run_dir(Path(sys.argv[1])):
+        file = Path(sys.argv[1]) / "taken"
+        file.touch(exist_ok=False)
+        time.sleep(0.01)
+        file.unlink()
 """
 
 
@@ -36,7 +49,7 @@ def test_no_two_processes_write_to_one_run(photos, tmp_path, monkeypatch):
                 fastmim.finetune(data="demo:digits", out=run, encoder="none", model="resnet18", quiet=True)
         finally:
             other.kill()  # the system lets go of what is held
-    assert list(run.iterdir()) == []
+    assert [file.name for file in run.iterdir()] == [".lock"]
     assert fastmim.pretrain(data=photos, out=run, **TINY).complete
     os.killpg(other.pid, signal.SIGKILL)
 
@@ -48,6 +61,15 @@ def test_a_killed_run_is_waited_for(tmp_path):
         threading.Timer(0.5, os.killpg, (other.pid, signal.SIGKILL)).start()
         with lock_run_dir(tmp_path):
             assert other.poll() is not None
+            assert (tmp_path / LOCK).exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_of_many_processes_holds_a_run_at_a_time(tmp_path):
+    command = [sys.executable, "-c", IN_TURNS, tmp_path / "run"]
+    others = [subprocess.Popen(command) for _ in range(2)]
+    assert [other.wait() for other in others] == [0, 0]
+    assert not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.parametrize("settings", [{"accelerator": "cuda"}, {"kernels.compile": "cudagraphs"}])

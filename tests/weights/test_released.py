@@ -89,11 +89,11 @@ def test_mae(tmp_path):
     model = built("vit_base_patch16_224", img_size=32, **VIT)
     file = saved(tmp_path, mae(model), args=argparse.Namespace(epochs=800, betas=(0.9, 0.95)), epoch=799)
     imported = import_released(file, "mae", "vit_base_patch16_224", tmp_path / "out", VIT)
-    assert len(imported.left_out) == 6
-    assert "mask_token" in imported.left_out
-    assert imported.fresh == []
+    assert len(imported.unexpected_keys) == 6
+    assert "mask_token" in imported.unexpected_keys
+    assert imported.missing_keys == []
     same_outputs(model, tmp_path / "out", 32)  # its size is that of its position embedding
-    origin, state = read_released(file, "mae", "vit_base_patch16_224", VIT)
+    origin, state, *_ = read_released(file, "mae", "vit_base_patch16_224", VIT)
     assert (origin["method"], origin["target"], origin["image_size"]) == ("mae", "pixels", [32, 32])
     assert origin["released"] == "released.pth"
     assert state.keys() == model.state_dict().keys()
@@ -111,10 +111,11 @@ def test_a_classifier_that_the_file_has_not_is_named(tmp_path, caplog):
     file = saved(tmp_path, mae(model))
     kwargs = {**VIT, "num_classes": 3}
     imported = import_released(file, "mae", "vit_base_patch16_224", tmp_path / "out", kwargs)
-    assert imported.fresh == ["head.weight", "head.bias"]
-    _, state = read_released(file, "mae", "vit_base_patch16_224", kwargs)
-    assert state["head.weight"].shape == (3, 32)
-    assert "head.weight" in caplog.text
+    assert imported.missing_keys == ["head.weight", "head.bias"]
+    released = read_released(file, "mae", "vit_base_patch16_224", kwargs)
+    assert released.state["head.weight"].shape == (3, 32)
+    load_encoder(f"mae:{file}", model="vit_base_patch16_224", num_classes=3, model_kwargs=VIT)
+    assert "newly initialised in vit_base_patch16_224: head" in caplog.text
 
 
 @pytest.mark.parametrize("layout", ["simmim", "fastmim"])
@@ -126,9 +127,26 @@ def test_swin(tmp_path, layout):
     }
     file = saved(tmp_path, {**their_swin(model), **rest[layout]})
     imported = import_released(file, layout, "swin_tiny_patch4_window7_224", tmp_path / "out", SWIN)
-    assert "encoder.layers.0.blocks.1.attn_mask" in imported.left_out
-    assert set(rest[layout]) < set(imported.left_out)
+    assert "encoder.layers.0.blocks.1.attn_mask" in imported.unexpected_keys
+    assert set(rest[layout]) < set(imported.unexpected_keys)
     same_outputs(model, tmp_path / "out", 64)  # window and size are those of its buffers
+
+
+def test_swin_after_fine_tuning(tmp_path):
+    name = "swin_tiny_patch4_window7_224"
+    model = built(name, img_size=64, window_size=4, num_classes=3, **SWIN)
+    state = {key.removeprefix("encoder."): value for key, value in their_swin(model).items()}
+    state = {key.replace("head.fc.", "head."): value for key, value in state.items()}
+    file = saved(tmp_path, state)
+    assert import_released(file, "simmim", name, tmp_path / "out", SWIN).missing_keys == []
+    same_outputs(model, tmp_path / "out", 64)
+
+
+def test_no_table_is_resampled(tmp_path):
+    name = "swin_tiny_patch4_window7_224"
+    file = saved(tmp_path, their_swin(built(name, img_size=64, window_size=4, **SWIN)))
+    with pytest.raises(UsageError, match=r"of another shape: \S+relative_position_bias_table 49x\d instead"):
+        read_released(file, "simmim", name, {**SWIN, "window_size": 8})
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -151,7 +169,7 @@ def test_fastmim_vit_needs_its_number_of_heads(tmp_path):
     name, kwargs = "vit_base_patch16_224", {"embed_dim": 48, "depth": 2}
     with pytest.raises(UsageError, match=r"6 heads .*'num_heads': 6"):
         read_released(file, "fastmim", name, kwargs)
-    origin, _ = read_released(file, "fastmim", name, {**kwargs, "num_heads": 6})
+    origin, *_ = read_released(file, "fastmim", name, {**kwargs, "num_heads": 6})
     assert origin["kwargs"]["num_heads"] == 6
     assert origin["target"] == "hog"
     import_released(file, "fastmim", name, tmp_path / "out", {**kwargs, "num_heads": 6})

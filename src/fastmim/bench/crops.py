@@ -3,19 +3,20 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from fastmim.bench.measure import Figure
 from fastmim.data.decode.image import decode
 from fastmim.data.decode.resize import Box
 from fastmim.data.loading.dataset import Batch, BatchRequest, CropDataset, to_images
 from fastmim.data.packing.pack import pack
-from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD, CropConfig
+from fastmim.data.settings import CropConfig
 from fastmim.data.sources.base import ImageSource
 from fastmim.data.sources.open import open_images
 from fastmim.data.transforms.crops import draw_crops
@@ -40,19 +41,31 @@ class Nearness(NamedTuple):
     """Energy of the gradients as a share of the reference's; below 1 means blurred."""
 
 
-def nearness(source: ImageSource, part: ImageSource, config: CropConfig | None = None) -> Nearness:
+class CropMaker(Protocol):
+    """Any maker of the crops of a batch, such as `CropDataset`."""
+
+    def __getitem__(self, request: BatchRequest) -> Batch: ...
+
+
+def nearness(
+    source: ImageSource,
+    part: ImageSource,
+    config: CropConfig | None = None,
+    maker: CropMaker | None = None,
+) -> Nearness:
     """Compare crops of ``part`` with the same regions of the images of ``source``, resized by Pillow.
 
     Args:
         source: full-size files.
         part: the same images in the same order, possibly packed.
         config: crop settings.
+        maker: makes the crops of ``part``; default: the loader's own code.
     """
     config = config or CropConfig()
-    crops = CropDataset(part, np.arange(len(part)), config, (SIZE, SIZE), 3)
+    crops = maker or CropDataset(part, np.arange(len(part)), config, (SIZE, SIZE), 3)
     psnr: list[float] = []
     squares, energies, truths = [], 0.0, 0.0
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
     for step, indices in enumerate(batches(len(source))):
         draws = draw_crops(config, len(indices), (0, step))
         batch = crops[BatchRequest(indices, (0, step))]

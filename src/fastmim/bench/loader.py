@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from fastmim.bench.crops import (
     PSNR_TARGET,
     REFERENCE,
     SIZE,
+    CropMaker,
     batches,
     bench_packs,
     nearness,
     open_whole,
 )
 from fastmim.bench.measure import Figure, medians, side_by_side
+from fastmim.bench.vips import VipsCrops, has_vips, one_thread
 from fastmim.data.decode import jpeg
 from fastmim.data.decode.image import decode
 from fastmim.data.loading.dataset import BatchRequest, CropDataset
@@ -47,6 +49,8 @@ PACKS: tuple[tuple[str, int, Any, float], ...] = (
 )
 FILES, FILES_TARGET, ACCESS_TARGET = "files as they are", 2.2, 50.0
 FAST = "files as they are, --crop.decode fast"
+# libvips reading the same files: the whole of each, or made smaller while it is decoded.
+VIPS = {"files as they are, by pyvips": None, "files as they are, by pyvips, shrunk on load": 1.0}
 
 
 def bench_loader(data: str | None, rounds: int, say: Callable[[str], None]) -> list[Figure]:
@@ -76,10 +80,14 @@ def bench_loader(data: str | None, rounds: int, say: Callable[[str], None]) -> l
         contestants: dict[str, Callable[[], Any]] = {"torchvision": _torchvision(source)}
         contestants |= {title: _ours(part) for title, part in sources.items()}
         contestants[FAST] = _ours(source, CropConfig(decode="fast"))
+        ways = VIPS if has_vips() else {}
+        vips = {title: VipsCrops(source, (SIZE, SIZE), margin) for title, margin in ways.items()}
+        contestants |= {title: _passes(crops, source) for title, crops in vips.items()}
         contestants["least"] = _least(source)
         seconds = medians(side_by_side(contestants, torch.device("cpu"), rounds))
         speeds = {title: len(source) / seconds[title] for title in contestants}
         targets = {FILES: FILES_TARGET, FAST: None, **{title: target for title, _, _, target in PACKS}}
+        targets |= dict.fromkeys(vips)
         lines = [
             Figure(
                 title,
@@ -98,6 +106,7 @@ def bench_loader(data: str | None, rounds: int, say: Callable[[str], None]) -> l
         # Compare the crops.
         crops = {title: nearness(source, part) for title, part in sources.items()}
         crops[FAST] = nearness(source, source, CropConfig(decode="fast"))
+        crops |= {title: nearness(source, source, maker=maker) for title, maker in vips.items()}
         for title, near in crops.items():
             wanted = title == FILES
             lines += [
@@ -190,6 +199,11 @@ def _torchvision(source: ImageSource) -> Callable[[], None]:
 
 def _ours(source: ImageSource, config: CropConfig | None = None) -> Callable[[], None]:
     crops = CropDataset(source, np.arange(len(source)), config or CropConfig(), (SIZE, SIZE), 3)
+    return _passes(crops, source)
+
+
+def _passes(crops: CropMaker, source: ImageSource) -> Callable[[], None]:
+    """Return one pass over all images."""
 
     def run() -> None:
         for step, indices in enumerate(batches(len(source))):
@@ -250,7 +264,8 @@ def _one_thread() -> Iterator[None]:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     try:
-        yield
+        with one_thread() if has_vips() else nullcontext():
+            yield
     finally:
         cv2.setNumThreads(before[0])
         torch.set_num_threads(before[1])

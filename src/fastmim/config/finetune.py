@@ -13,9 +13,8 @@ from fastmim.system.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Sh
 from fastmim.system.size import Size
 from fastmim.train.settings import OptimConfig, ScheduleConfig
 from fastmim.train.stages import StageConfig
+from fastmim.weights.spec import SCRATCH, parse_weights
 
-SCRATCH = "none"
-WITH_TIMM_WEIGHTS = "timm:"
 PAPERS_LR, PAPERS_LAYER_DECAY = 1e-3, 0.75  # centre of the paper's grid search
 
 
@@ -24,14 +23,16 @@ class FinetuneConfig(RunConfig):
     """Settings of `fastmim finetune`."""
 
     encoder: str = ""
-    """Pre-trained weights: a run's folder, its encoder.safetensors, or timm:NAME for timm's weights.
-    none: train from scratch, with --model."""
+    """Where the weights come from: a run's folder, its encoder.safetensors, timm:NAME for timm's own, none to
+    begin from scratch with --model; or with --model a file of timm's keys, or a released checkpoint as
+    mae:FILE, simmim:FILE or fastmim:FILE."""
     data: str = ""
     """Labelled images: a folder with train/ and val/, each with one folder per class.
     Or, with --val-share held out: one such folder, .parquet, saved dataset, hf:NAME[:SPLIT], demo:digits."""
     model: str | None = None
-    """With --encoder none: timm name of the backbone, or package.module:factory of your own.
-    If the encoder's file names such a factory: the same name, which allows its import."""
+    """With --encoder none, or with a file that does not name it: timm name of the backbone, or
+    package.module:factory of your own. With a file that names such a factory: the same name, without which it
+    is not imported."""
     image_size: int | tuple[int, int] = 224
     """Size of the model's input images in pixels: side, or height and width."""
     epochs: PositiveFloat = 100.0
@@ -71,15 +72,23 @@ class FinetuneConfig(RunConfig):
         check_size(self.size)
         if self.labels is not None:
             parse_labels(self.labels)
-        if self.encoder == SCRATCH and not self.model:
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """Raise UsageError where the source of weights and the model do not go together."""
+        spec = parse_weights(self.encoder)
+        if spec.kind == "scratch" and not self.model:
             raise UsageError("model is missing: with encoder = none, give the name of a backbone")
-        if self.encoder not in ("", SCRATCH) and self.model_kwargs:
+        if spec.kind == "released" and not self.model:
+            raise UsageError(f"model is missing: {self.encoder} does not say which model of timm's it is of")
+        if not spec.names_its_model:
+            return
+        if self.model_kwargs:
             raise UsageError(
                 f"model_kwargs = {self.model_kwargs} go with encoder = none only: {self.encoder} says which "
                 "model it is"
             )
-        from_timm = self.encoder.startswith(WITH_TIMM_WEIGHTS)
-        if self.encoder not in ("", SCRATCH) and self.model and (from_timm or not is_custom(self.model)):
+        if self.model and (spec.kind == "timm" or not is_custom(self.model)):
             raise UsageError(
                 f"model = {self.model!r} goes with encoder = none only: {self.encoder} says which model it is"
             )

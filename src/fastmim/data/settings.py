@@ -11,8 +11,6 @@ from fastmim.errors import UsageError
 from fastmim.system.bounds import Chance, NonNegativeFloat, check_bounds
 
 MAX_PIXELS = 100_000_000  # default limit for a decoded image
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 Strength = Annotated[float, Field(ge=0, le=10)]
 
 

@@ -25,8 +25,8 @@ from fastmim.export.torchvision import as_torchvision, load_torchvision
 from fastmim.export.usage import Format, check_export
 from fastmim.system.documents import read_json
 from fastmim.system.size import Size
-from fastmim.weights.encoder_file import read_encoder
-from fastmim.weights.load import as_given, load_with
+from fastmim.weights.encoder_file import read_description
+from fastmim.weights.load import load
 
 Outputs = Callable[[Tensor], Sequence[Tensor]]
 
@@ -92,12 +92,12 @@ def export_encoder(
         RunError: the outputs differ by more than 1e-5 of the largest, or the files cannot be written.
     """
     folder = check_export(out, format, overwrite)
-    origin, _ = read_encoder(encoder)
-    name = origin["model"]
+    _, metadata = read_description(encoder)
+    name = metadata["model"]
     if format in ("timm", "huggingface") and not is_known(name):
         raise UsageError(f"format {format} is for timm's models, and {name} is none; format onnx takes any")
-    _, trust = as_given(model, trust_code)
-    loaded = load_with(encoder, origin["kwargs"], image_size, trust=trust)  # as deep as it was pre-trained
+    kwargs = metadata["kwargs"]  # as deep as it was pre-trained
+    loaded = load(encoder, image_size, model, changes=kwargs, trust_code=trust_code)
     module = loaded.model.eval()
     channels, height, width = module.pretrained_cfg["input_size"]  # type: ignore[index]
     shape = (channels, height, width)
@@ -110,12 +110,12 @@ def export_encoder(
         part.mkdir()
         with torch.inference_mode():
             expected = _Outputs(module)(sample)
-        read_back = _write(format, module, origin, part, (height, width), sample)
+        read_back = _write(format, module, metadata, part, (height, width), sample)
         with torch.inference_mode():
             difference, largest = _compare(expected, read_back(sample), folder, format)
         found = f"{len(sample)} {'images of noise' if images is None else 'real images'}, the outputs are at "
         found += f"most {difference:.1e} apart (largest |output|: {largest:.3g})"
-        card = model_card(format, origin, (height, width), encoder, folder.name, expected[0], found)
+        card = model_card(format, metadata, (height, width), encoder, folder.name, expected[0], found)
         (part / "README.md").write_text(card, encoding="utf-8")
         files = sorted(file.name for file in part.iterdir())
         earlier = part.with_suffix(".old")
@@ -132,19 +132,19 @@ def export_encoder(
 
 
 def _write(
-    format: Format, model: nn.Module, origin: dict[str, Any], folder: Path, size: Size, images: Tensor
+    format: Format, model: nn.Module, metadata: dict[str, Any], folder: Path, size: Size, images: Tensor
 ) -> Outputs:
     """Write the model into the folder, and load it from there as a user would."""
     if format == "onnx":
-        return _write_onnx(model, origin["model"], folder, images)
+        return _write_onnx(model, metadata["model"], folder, images)
     if format == "torchvision":
-        rebuilt, config = as_torchvision(model, origin["model"], size)
+        rebuilt, config = as_torchvision(model, metadata["model"], size)
         config["pretrained_cfg"] = {k: v for k, v in _cfg(model).items() if k in CFG_KEYS}
         safetensors.torch.save_file(rebuilt.state_dict(), folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         loaded = load_torchvision(folder).eval()
         return lambda batch: [loaded(batch)]
-    _write_timm(model, folder, size, origin.get("classes"))
+    _write_timm(model, folder, size, metadata.get("classes"))
     if format == "timm":
         return _Outputs(timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
     return _read_huggingface(folder, bool(getattr(model, "num_classes", 0)))

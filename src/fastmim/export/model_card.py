@@ -41,7 +41,7 @@ class _Run:
 
 def model_card(
     format: Format,
-    origin: dict[str, Any],
+    metadata: dict[str, Any],
     size: Size,
     encoder: str | Path,
     folder: str,
@@ -55,15 +55,15 @@ def model_card(
     if config_file.exists():
         config = checked(_Run, read_yaml(config_file), str(config_file))
     data = config.data or ""
-    name, classes = origin["model"], origin["kwargs"].get("num_classes", 0)
+    name, classes = metadata["model"], metadata["kwargs"].get("num_classes", 0)
     rows = {
         "Model": f"`{name}`",
         "Output": f"{'logits' if classes else 'features'} (B, {', '.join(map(str, output.shape[1:]))})",
         "Image size": f"{size[0]} x {size[1]} pixels",
-        "Mean, std": f"{tuple(origin['mean'])}, {tuple(origin['std'])} of values in 0..1",
-        "Method": origin.get("method"),
-        "Pre-training": origin.get("fine_tuned_from", {}).get("method"),
-        "Target": origin.get("target"),
+        "Mean, std": f"{tuple(metadata['mean'])}, {tuple(metadata['std'])} of values in 0..1",
+        "Method": metadata.get("method"),
+        "Pre-training": metadata.get("fine_tuned_from", {}).get("method"),
+        "Target": metadata.get("target"),
         "Data": data if data.startswith("hf:") else re.split(r"[\\/]", data.rstrip("\\/"))[-1],
         "Epochs": None if config.steps else config.epochs,
         "Steps": config.steps,
@@ -72,7 +72,7 @@ def model_card(
             for stage in config.stages or ()
         ),
         "Batch size": config.batch_size,
-        "fastmim": origin.get("fastmim_version"),
+        "fastmim": metadata.get("fastmim_version"),
     }
     own = is_known(name) and model_entrypoint(name).__module__.startswith("fastmim.")
     loading = LOADING[format].format(

@@ -11,8 +11,6 @@ from fastmim.system.bounds import PositiveFloat, PositiveInt, check_bounds
 from fastmim.system.size import Size
 
 MethodName = Literal["fastmim", "simmim", "maskfeat", "mae", "lomar", "ummae", "greenmim", "fcmae"]
-NEW = "none"  # a teacher with random weights
-WITH_TIMM_WEIGHTS = "timm:"
 
 
 def _pairs_as_text(value: Any) -> Any:

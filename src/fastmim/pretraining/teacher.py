@@ -2,25 +2,22 @@
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from fastmim.config import PretrainConfig
 from fastmim.encoders.adapter import Encoder
-from fastmim.encoders.names import is_custom
-from fastmim.encoders.registry import create, fit_kwargs
 from fastmim.encoders.resize import resize
-from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.methods.base import Method
 from fastmim.methods.distillation import Distilled, Pair, pairs_of
 from fastmim.methods.frozen_teacher import Statistics, Teacher
-from fastmim.methods.settings import NEW, WITH_TIMM_WEIGHTS, DistillConfig
+from fastmim.methods.settings import DistillConfig
 from fastmim.system.size import Size
-from fastmim.weights.load import Loaded, factory_of, load_with, replace_classifier, timm_weights
-from fastmim.weights.timm_file import timm_file
+from fastmim.weights.load import factory_of, load
+from fastmim.weights.loaded import Loaded, replace_classifier
+from fastmim.weights.spec import parse_weights
 
 
 class TeacherSetup(NamedTuple):
@@ -55,9 +52,10 @@ def load_teacher(config: PretrainConfig, method: Method, image_size: Size) -> Te
     size = told.teacher_size(image_size)
     with torch.random.fork_rng(devices=[]):  # what the run draws does not depend on where this comes from
         loaded = _load(told, config.in_chans, config.seed)
-        if loaded.origin["in_chans"] != config.in_chans:
+        chans = loaded.metadata["in_chans"]
+        if chans != config.in_chans:
             raise UsageError(
-                f"distill.teacher = {told.teacher} takes images of {loaded.origin['in_chans']} channels, but "
+                f"distill.teacher = {told.teacher} takes images of {chans} channels, but "
                 f"in_chans = {config.in_chans}"
             )
         if hasattr(loaded.model, "reset_classifier"):
@@ -77,7 +75,7 @@ def load_teacher(config: PretrainConfig, method: Method, image_size: Size) -> Te
     teacher = Teacher(
         encoder,
         Statistics(*config.crop.statistics),
-        Statistics(tuple(loaded.origin["mean"]), tuple(loaded.origin["std"])),
+        _statistics(loaded),
         [pair.teacher for pair in pairs],
         [method.encoder.layers[pair.student].grid for pair in pairs],
         digest,
@@ -86,73 +84,36 @@ def load_teacher(config: PretrainConfig, method: Method, image_size: Size) -> Te
 
 
 def _load(told: DistillConfig, in_chans: int, seed: int) -> Loaded:
-    source = told.teacher
-    if source == NEW:
-        return _new(told, in_chans, seed)
-    if source.startswith(WITH_TIMM_WEIGHTS):
-        if told.model:
-            raise UsageError(
-                f"distill.model = {told.model}: distill.teacher = {source} names the model already"
-            )
-        return timm_weights(
-            source.removeprefix(WITH_TIMM_WEIGHTS), told.model_kwargs, setting="distill.teacher"
-        )
-    path = Path(source).expanduser()
+    if parse_weights(told.teacher).kind == "scratch":
+        torch.manual_seed(seed + 1)  # not the student's own weights
     try:
-        if told.model is None or path.is_dir() or (is_custom(told.model) and factory_of_file(path)):
-            return _of_this_project(told, path)
-        return timm_file(path, told.model, {**told.model_kwargs, **_channels(told, in_chans)})
+        return load(
+            told.teacher,
+            model=told.model,
+            model_kwargs=told.model_kwargs,
+            in_chans=in_chans,
+            setting="distill.teacher",
+        )
     except UsageError as error:
         if str(error).startswith("distill."):
             raise
-        raise UsageError(f"distill.teacher = {source}: {error}") from error
-
-
-def _of_this_project(told: DistillConfig, path: Path) -> Loaded:
-    trust = Trust.of(told.model)
-    named = None if trust.names else told.model  # a factory only says which may be imported
-    for name, value in (("model", named), ("model_kwargs", told.model_kwargs)):
-        if value:
-            raise UsageError(f"distill.{name} = {value}: {told.teacher} says which model it is; leave it out")
-    if path.is_file() and path.suffix != ".safetensors":
-        raise UsageError(
-            f"distill.model is missing: {told.teacher} does not say which model of timm's it is of"
-        )
-    return load_with(path, {}, trust=trust, setting="distill.model")
+        raise UsageError(f"distill.teacher = {told.teacher}: {error}") from error
 
 
 def with_factory(told: DistillConfig) -> DistillConfig:
     """``told`` whose ``model`` is the factory that the teacher's file names, which the user trusts unseen."""
-    if told.model or told.teacher in ("", NEW) or told.teacher.startswith(WITH_TIMM_WEIGHTS):
+    if told.model or not told.teacher:
         return told
-    return replace(told, model=factory_of_file(Path(told.teacher).expanduser()))
-
-
-def factory_of_file(path: Path) -> str | None:
-    """The factory that a file of this project's names; None where it names none, or is of another kind."""
     try:
-        return factory_of(path)
-    except UsageError:
-        return None
+        return replace(told, model=factory_of(told.teacher))
+    except UsageError:  # where it is read, it is said what is wrong
+        return told
 
 
-def _new(told: DistillConfig, in_chans: int, seed: int) -> Loaded:
-    """A teacher that knows nothing."""
-    if not told.model:
-        raise UsageError("distill.model is missing: with distill.teacher = none, give the name of a model")
-    given = {**told.model_kwargs, **_channels(told, in_chans)}
-    shape = create(told.model, given)
-    settings = getattr(shape, "pretrained_cfg", None) or {}
-    side = given.get("img_size") or settings.get("input_size", (3, 224, 224))[1:]
-    size = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
-    kwargs = fit_kwargs(told.model, given, size, in_chans)
-    torch.manual_seed(seed + 1)  # not the student's own weights
-    origin = {"in_chans": in_chans, "mean": [0.5] * in_chans, "std": [0.5] * in_chans}
-    return Loaded(create(told.model, kwargs), told.model, kwargs, origin, size, [], [])
-
-
-def _channels(told: DistillConfig, in_chans: int) -> dict[str, int]:
-    return {} if in_chans == 3 or "in_chans" in told.model_kwargs else {"in_chans": in_chans}
+def _statistics(loaded: Loaded) -> Statistics:
+    """Mean and standard deviation of the teacher's images; of new weights, those that scale 0..1 to -1..1."""
+    half = (0.5,) * loaded.metadata["in_chans"]
+    return Statistics(tuple(loaded.metadata["mean"] or half), tuple(loaded.metadata["std"] or half))
 
 
 def _digest(loaded: Loaded) -> str:

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
 from fastmim.config import FinetuneConfig, PretrainConfig, resolved, to_yaml
-from fastmim.config.finetune import SCRATCH
-from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.methods.settings import NEW, DistillConfig
+from fastmim.methods.settings import DistillConfig
 from fastmim.recipes.backbones import narrow_kwargs
+from fastmim.weights.spec import SCRATCH
 
 NO_FIGURE = "no figure"
 MARKED = " (the paper's; not measured here)"
@@ -81,7 +82,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
     build = partial(build_encoder, config.model, size, config.in_chans, config.model_kwargs, config.encoder)
     encoder = cast(Encoder, without_memory(build))
     cell = build_target(config.target, encoder.stride).cell
-    mean, std = config.crop.mean or IMAGENET_MEAN, config.crop.std or IMAGENET_STD
+    mean, std = config.crop.mean or IMAGENET_DEFAULT_MEAN, config.crop.std or IMAGENET_DEFAULT_STD
     return resolved(config, encoder.stride, cell, encoder.full_kwargs, mean, std)
 
 
@@ -110,7 +111,7 @@ def _smoke_teacher(config: PretrainConfig) -> DistillConfig:
     if not config.distill.teacher:
         return config.distill
     kwargs = narrow_kwargs(config.model)
-    return replace(config.distill, teacher=NEW, model=config.model, model_kwargs=kwargs)
+    return replace(config.distill, teacher=SCRATCH, model=config.model, model_kwargs=kwargs)
 
 
 def smoke_finetuning(config: FinetuneConfig, model: str) -> FinetuneConfig:

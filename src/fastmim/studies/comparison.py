@@ -5,8 +5,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scipy.stats import norm
-from scipy.stats import t as student_t
+from scipy.stats import norm, ttest_1samp
 
 from fastmim.studies.settings import FROM_SCRATCH, LONGER, OURS
 from fastmim.system.markdown import table
@@ -83,8 +82,10 @@ def half_interval(values: tuple[float, ...]) -> float:
     """Half-width of Student's 95 % interval of the mean; NaN for a single value."""
     if len(values) < 2:
         return math.nan
-    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+    if min(values) == max(values):
+        return 0.0  # SciPy warns where nothing varies
+    interval = ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+    return float(interval.high - interval.low) / 2
 
 
 def joint_interval(values: tuple[float, ...], sampling_variance: float) -> float:

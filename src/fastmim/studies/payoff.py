@@ -4,23 +4,20 @@ Arms differ in what they start from, and in nothing else but two things: from sc
 fast (layer_decay = 1), and the last arm trains for as long as pre-training and fine-tuning take together.
 """
 
+import contextlib
 import json
-import multiprocessing
-import signal
 import statistics
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 
 from fastmim.config import FinetuneConfig, build, read_yaml
-from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.downstream.classification.entry import run_finetuning, with_factory
 from fastmim.downstream.classification.outputs import RESULTS
+from fastmim.encoders.names import is_custom
 from fastmim.encoders.trust import Trust
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.studies.comparison import CONFIDENCE, Cell, Payoff, verdicts
@@ -28,12 +25,14 @@ from fastmim.studies.settings import FROM_SCRATCH, LONGER, OURS, PayoffConfig, c
 from fastmim.system.documents import Count, Finite, checked, read_json
 from fastmim.system.files import write_atomically
 from fastmim.system.hardware import available_cpus
+from fastmim.system.processes import in_processes
 from fastmim.train.distributed import build_fabric, precision_of
 from fastmim.train.logs import read_metrics
 from fastmim.train.run_files import CONFIG, METRICS
 from fastmim.train.settings import StartMode
-from fastmim.weights.encoder_file import read_encoder
-from fastmim.weights.load import load_with, timm_weights
+from fastmim.weights.encoder_file import read_description
+from fastmim.weights.load import load
+from fastmim.weights.spec import SCRATCH, parse_weights
 
 PAYOFF = "payoff.json"
 HARDWARE = ("device", "processes", "threads")
@@ -79,7 +78,9 @@ def payoff(
     check_payoff(config)
     out = Path(config.out).expanduser()
     trust = Trust.of(config.model, everything=trust_code)
-    starts = [replace(config, encoder=name, model=None) for name in (config.encoder, *what.against)]
+    # A factory is found in each encoder's file; a name of timm's is that of a file that names no model.
+    judged = replace(config, model=None) if config.model and is_custom(config.model) else config
+    starts = [judged, *(replace(config, encoder=name, model=None) for name in what.against)]
     starts = [with_factory(start, trust) for start in starts]
     unused = trust.names.difference(start.model or "" for start in starts)
     if unused:
@@ -110,10 +111,9 @@ def payoff(
         jobs += longer
     cells = tuple(_cells(jobs, results))
     lines = [*verdicts(cells), *([f"equal total time was not compared: {obstacle}"] if obstacle else [])]
-    if not config.encoder.startswith(WITH_TIMM_WEIGHTS):
-        origin, _ = read_encoder(config.encoder)
-        if origin["method"] == "fine-tuned":
-            lines.append("the encoder was fine-tuned before: it may have seen these very labels")
+    described = _description(config.encoder)
+    if described is not None and described["method"] == "fine-tuned":
+        lines.append("the encoder was fine-tuned before: it may have seen these very labels")
     if _measured_images_were_seen(config):
         lines.append("the images to measure on were among those that the encoder was trained on (unlabelled)")
     lines += dict.fromkeys(
@@ -136,19 +136,16 @@ def payoff(
 
 def scratch_of(config: FinetuneConfig, scratch_lr: float | None = None) -> FinetuneConfig:
     """The same backbone, with the same windows, without weights; it sees images scaled alike."""
-    if config.encoder.startswith(WITH_TIMM_WEIGHTS):
-        loaded = timm_weights(config.encoder.removeprefix(WITH_TIMM_WEIGHTS), {}, config.size)
-    else:
-        loaded = load_with(config.encoder, {}, config.size, trust=Trust.of(config.model))
+    loaded = load(config.encoder, config.size, config.model, config.model_kwargs)
     crop, optim = config.crop, config.optim
     if crop.mean is None:
-        crop = replace(crop, mean=tuple(loaded.origin["mean"]), std=tuple(loaded.origin["std"]))
+        crop = replace(crop, mean=tuple(loaded.metadata["mean"]), std=tuple(loaded.metadata["std"]))
     return replace(
         config,
         encoder=SCRATCH,
         model=loaded.name,
         model_kwargs={name: value for name, value in loaded.kwargs.items() if name not in NOT_THE_BACKBONE},
-        in_chans=loaded.origin["in_chans"],
+        in_chans=loaded.metadata["in_chans"],
         layer_decay=1.0,
         crop=crop,
         optim=replace(optim, base_lr=scratch_lr or optim.base_lr),
@@ -195,40 +192,25 @@ def _key(job: _Job) -> str:
 
 def _run_all(jobs: list[_Job], processes: int, quiet: bool) -> dict[str, dict[str, Any]]:
     """results.json of each job, by its folder."""
-    if processes == 1:
-        return {_key(job): _run(job, quiet) for job in jobs}
-    threads = max(1, available_cpus() // processes)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _prepare, (threads,))
+    shown = not quiet and processes > 1  # else the runs show themselves
     done: dict[str, dict[str, Any]] = {}
-    ahead = list(reversed(jobs))
-    pending: dict[Future[dict[str, Any]], str] = {}
-    try:
-        while ahead or pending:
-            while ahead and len(pending) < processes:  # nothing is queued: a stop must not start it
-                job = ahead.pop()
-                pending[pool.submit(_run, job, True)] = _key(job)
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                key = pending.pop(future)
-                done[key] = future.result()
-                if not quiet:
-                    print(f"{Path(key).name}: top-1 {done[key]['top1']:.2f} %", flush=True)
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()  # they write a checkpoint and end
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # At a stop the processes write a checkpoint and end.
+    for number, values in in_processes(
+        _run,
+        (quiet or processes > 1,),
+        jobs,
+        processes,
+        threads=max(1, available_cpus() // processes),
+        start_method="spawn",
+        terminate=True,
+    ):
+        done[key := _key(jobs[number])] = values
+        if shown:
+            print(f"{Path(key).name}: top-1 {values['top1']:.2f} %", flush=True)
     return done
 
 
-def _prepare(threads: int) -> None:
-    """What a process of its own does first; Ctrl-C is answered by the one that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-
-
-def _run(job: _Job, quiet: bool) -> dict[str, Any]:
+def _run(quiet: bool, job: _Job) -> dict[str, Any]:
     result = run_finetuning(job.config, StartMode("or-begin", quiet=quiet))
     if result.stopped_by is not None:
         raise StoppedError(result.stopped_by, f"in {job.config.out}; the same command goes on")
@@ -265,17 +247,18 @@ def _pretraining_seconds(
     """How long pre-training took, or why that cannot be compared with fine-tuning here."""
     if not what.equal_time:
         return None, ""
-    if encoder.startswith(WITH_TIMM_WEIGHTS):
-        return None, "timm's weights do not say how long they took"
-    run = Path(encoder).expanduser()
+    described = _description(encoder)
+    if described is None:
+        source = "timm's weights" if parse_weights(encoder).kind == "timm" else encoder
+        return None, f"how long {source} took is not known"
+    run = parse_weights(encoder).path
     run = run if run.is_dir() else run.parent
-    origin, _ = read_encoder(encoder)
     lines = read_metrics(run) if (run / METRICS).is_file() else []
-    if origin["method"] == "fine-tuned":
+    if described["method"] == "fine-tuned":
         return None, "the encoder was fine-tuned before"
     if not lines:
         return None, "the encoder lies apart from its run, which knows its time"
-    ran_on, runs_on = origin.get("trained_on"), [{key: r[key] for key in HARDWARE} for r in results]
+    ran_on, runs_on = described.get("trained_on"), [{key: r[key] for key in HARDWARE} for r in results]
     if any(here != ran_on for here in runs_on):
         return None, f"pre-training ran on {_hardware(ran_on)}, fine-tuning on {_hardware(runs_on[0])}"
     return float(lines[-1]["seconds"]), ""
@@ -285,9 +268,17 @@ def _hardware(known: dict[str, Any] | None) -> str:
     return ", ".join(f"{value} {key}" for key, value in known.items()) if known else "what it does not say"
 
 
+def _description(encoder: str) -> dict[str, Any] | None:
+    """The description in an encoder's file; None of weights that were not trained here."""
+    spec = parse_weights(encoder)
+    with contextlib.suppress(UsageError):
+        return read_description(spec.file)[1] if spec.kind == "file" else None
+    return None
+
+
 def _measured_images_were_seen(config: FinetuneConfig) -> bool:
     """Whether pre-training had the very data of which a part is kept to measure on."""
-    run = Path(config.encoder).expanduser()
+    run = parse_weights(config.encoder).path
     file = (run if run.is_dir() else run.parent) / CONFIG
     if not file.is_file():
         return False

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fastmim.config.finetune import PAPERS_LAYER_DECAY, PAPERS_LR, SCRATCH, FinetuneConfig
+from fastmim.config.finetune import PAPERS_LAYER_DECAY, PAPERS_LR, FinetuneConfig
 from fastmim.config.usage import check_finetuning
 from fastmim.errors import UsageError
 from fastmim.system.bounds import PositiveFloat, PositiveInt, check_bounds
+from fastmim.weights.spec import SCRATCH, parse_weights
 
 OURS, FROM_SCRATCH, LONGER = "pre-trained", "scratch", "scratch, equal total time"
 
@@ -80,7 +81,7 @@ def check_payoff(config: FinetuneConfig) -> None:
     """Raise UsageError if a comparison cannot start with these fine-tuning settings."""
     if config.labels is not None:
         raise UsageError(f"labels = {config.labels}: payoff takes --shares")
-    if config.encoder in ("", SCRATCH):
+    if not parse_weights(config.encoder).has_weights:
         raise UsageError("encoder is missing: give the run, or the encoder.safetensors, that is to be judged")
     if not config.out:
         raise UsageError("out is missing: give a folder for the runs and the comparison")

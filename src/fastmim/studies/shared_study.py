@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmim.config import ALWAYS_FREE, FinetuneConfig
-from fastmim.config.finetune import SCRATCH
 from fastmim.errors import UsageError, first_line
 from fastmim.studies.grid import wanted_points
 from fastmim.studies.settings import Point, SweepConfig
 from fastmim.weights.encoder_file import encoder_digest
+from fastmim.weights.spec import parse_weights
 
 if TYPE_CHECKING:
     import optuna
@@ -61,8 +61,8 @@ def _check_same(study: "optuna.Study", config: FinetuneConfig, grid: SweepConfig
     settings |= {
         name: getattr(grid, name) for name in ("centre_lr", "centre_decay", "lr_factor", "decay_step")
     }
-    if config.encoder != SCRATCH:
-        settings.pop("model")  # the file says which it is
+    if parse_weights(config.encoder).kind in ("timm", "file"):
+        settings.pop("model")  # the weights show it
     settings["encoder"] = encoder_digest(config.encoder)
     now = json.loads(json.dumps(settings))
     before = study.user_attrs.get("settings")

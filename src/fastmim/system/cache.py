@@ -10,6 +10,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from fastmim.errors import UsageError
 from fastmim.system.documents import checked, read_json
 
@@ -17,13 +19,18 @@ SWITCH = "FASTMIM_CACHE"  # path of another folder, or 'off'
 
 
 def cache_folder() -> Path | None:
-    """Return $FASTMIM_CACHE, or fastmim in the user's cache folder; None if the cache is off."""
+    """Return $FASTMIM_CACHE, or fastmim in the user's cache folder; None if the cache is off.
+
+    Where the system's cache folder is not ~/.cache (macOS, Windows), an existing ~/.cache/fastmim is used.
+    """
     told = os.environ.get(SWITCH)
     if told == "off":
         return None
     if told:
         return Path(told).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastmim"
+    usual = user_cache_path("fastmim", appauthor=False)
+    earlier = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastmim"
+    return earlier if earlier.is_dir() and not usual.is_dir() else usual
 
 
 def cached_on_disk(

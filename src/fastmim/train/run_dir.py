@@ -1,18 +1,20 @@
 """A run's folder: lock it, check whether a run may start in it, and delete an earlier run."""
 
 import contextlib
-import os
+import errno
 import shutil
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from fastmim.errors import UsageError
 from fastmim.train.run_files import LAST, OLDER, STARTING, holds_run, near_runs
 from fastmim.train.settings import Resume
 
 PATIENCE = 10.0  # seconds for the processes of a killed run to end
+LOCK = ".lock"  # a killed run leaves it behind, unlocked
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
@@ -43,51 +45,34 @@ def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
 def lock_run_dir(run: Path) -> Iterator[None]:
     """Hold an exclusive lock on ``run`` within the block, and create the folder if needed.
 
-    The operating system releases the lock when the process exits. An existing lock is waited for, up to
-    `PATIENCE` seconds, since child processes may outlive a killed run. Nothing is locked on systems without
-    such locks (Windows, some network file systems).
+    The operating system releases the lock when the process exits, and forked processes do not hold it. An
+    existing lock is waited for, up to `PATIENCE` seconds, since child processes may outlive a killed run.
+    Nothing is locked on file systems without locks.
 
     Raises:
         UsageError: another process writes to the folder, or it cannot be created.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        locks = [] if sys.platform == "win32" else [os.open(run, os.O_RDONLY)]
     except OSError as error:
         raise UsageError(f"out: {run} cannot be made: {error.strerror}") from error
-
-    def let_go() -> None:
-        while locks:
-            os.close(locks.pop())
-
-    if hasattr(os, "register_at_fork"):  # a loader worker that outlives a killed run must not hold the lock
-        os.register_at_fork(after_in_child=let_go)
+    lock = FileLock(run / LOCK)
     try:
-        patient_until = time.monotonic() + PATIENCE
-        while not all(map(_locked, locks)):
-            if time.monotonic() > patient_until:
-                raise UsageError(
-                    f"out: another process is writing to {run}: wait for it, or give another folder"
-                )
-            time.sleep(0.1)
+        lock.acquire(timeout=PATIENCE, poll_interval=0.1)
+    except Timeout as error:
+        raise UsageError(
+            f"out: another process is writing to {run}: wait for it, or give another folder"
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise UsageError(f"out: {run} cannot be locked: {error.strerror or error}") from error
+    try:
         yield
     finally:
-        let_go()
-
-
-def _locked(directory: int) -> bool:
-    """Lock an open folder; return False if another process holds the lock."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system has no locks
-        return True
-    return True
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows does not delete an open file
+                (run / LOCK).unlink()  # a process that waits for this file notices, and creates another
+        lock.release()
 
 
 def check_start(run: Path, resume: Resume, overwrite: bool, is_held: bool = False) -> bool:

@@ -18,6 +18,7 @@ from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.system.documents import MOST_JSON, Finite, Whole, checked, parse_json, read_text, shown
 from fastmim.system.files import write_atomically
+from fastmim.weights.spec import parse_weights
 
 WEIGHTS = "encoder.safetensors"
 ORIGIN = "encoder.json"
@@ -37,7 +38,7 @@ Word = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
 
 
 @dataclass(frozen=True)
-class _Origin:
+class _Metadata:
     """What every description must hold; there may be more."""
 
     model: Word
@@ -81,7 +82,7 @@ def describe_encoder(
     }
 
 
-def save_encoder(run: Path, model: nn.Module, origin: dict[str, Any]) -> None:
+def save_encoder(run: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
     """Write encoder.safetensors (timm's own keys; the description rides along) and encoder.json."""
     state = {}
     written = set()
@@ -91,7 +92,7 @@ def save_encoder(run: Path, model: nn.Module, origin: dict[str, Any]) -> None:
         state[name] = (
             value.detach().cpu().contiguous().clone() if shared else value.detach().cpu().contiguous()
         )
-    text = json.dumps(origin, indent=2)
+    text = json.dumps(metadata, indent=2)
     weights = safetensors.torch.save(state, metadata={"fastmim": text})
     write_atomically(run / WEIGHTS, lambda file: file.write(weights))
     write_atomically(run / ORIGIN, lambda file: file.write(text.encode() + b"\n"))
@@ -109,12 +110,12 @@ def read_description(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
     except (safetensors.SafetensorError, OSError) as error:
         raise _unreadable(file, error) from error
     if text is not None:
-        return file, parse_origin(text, str(file))
+        return file, parse_metadata(text, str(file))
     beside = file.with_name(ORIGIN)
     if not beside.exists():
         raise UsageError(f"{file} does not say which model it is, and no {ORIGIN} lies beside it")
     try:
-        return file, parse_origin(read_text(beside, MOST_JSON), str(beside))
+        return file, parse_metadata(read_text(beside, MOST_JSON), str(beside))
     except OSError as error:
         raise UsageError(f"{beside} cannot be read: {error.strerror}") from error
 
@@ -122,7 +123,7 @@ def read_description(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
 def read_encoder(run_or_file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The description and the weights of an exported encoder.
 
-    The names in it are only read: `weights.load_with` says which of them may be built.
+    The names in it are only read: `weights.rebuild` says which of them may be built.
 
     Args:
         run_or_file: a run directory, or an encoder.safetensors anywhere.
@@ -130,14 +131,14 @@ def read_encoder(run_or_file: str | Path) -> tuple[dict[str, Any], dict[str, Ten
     Raises:
         UsageError: there is none, it was not written by fastmim, or its weights are not finite.
     """
-    file, origin = read_description(run_or_file)
+    file, metadata = read_description(run_or_file)
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise _unreadable(file, error) from error
     check_finite(state, str(file))
-    return origin, state
+    return metadata, state
 
 
 def _unreadable(file: Path, error: Exception) -> UsageError:
@@ -145,19 +146,19 @@ def _unreadable(file: Path, error: Exception) -> UsageError:
 
 
 def encoder_digest(encoder: str) -> str:
-    """Of the file's bytes, whether an encoder is still the same; of other weights, their name."""
-    path = Path(encoder).expanduser()
-    file = path / WEIGHTS if path.is_dir() else path
-    if not file.is_file():
+    """Digest the bytes of the file that holds the weights; of other weights, return the text itself."""
+    spec = parse_weights(encoder)
+    file = spec.path / WEIGHTS if spec.path.is_dir() else spec.path
+    if not spec.file or not file.is_file():
         return encoder
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
-def parse_origin(text: str, where: str) -> dict[str, Any]:
+def parse_metadata(text: str, where: str) -> dict[str, Any]:
     """The description that ``text``, JSON out of the file ``where``, holds. Raises UsageError."""
     values: dict[str, Any] = parse_json(text, where)
-    known = checked(_Origin, values, where)
+    known = checked(_Metadata, values, where)
     for name in ("mean", "std"):
         count = len(getattr(known, name))
         if count != known.in_chans:

@@ -1,50 +1,80 @@
-"""The pre-trained encoder as a file, and back as a plain timm module."""
+"""Load a backbone with its weights, wherever they come from: one function for every command."""
 
 import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import timm
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from fastmim.encoders.build import name_of
-from fastmim.encoders.described import check_described, most_parameters
-from fastmim.encoders.limits import limited
+from fastmim.encoders.build import build_encoder, name_of
 from fastmim.encoders.names import is_custom
-from fastmim.encoders.registry import check_model_name, create, fit_kwargs, is_known
-from fastmim.encoders.resize import resize
-from fastmim.encoders.trust import NOTHING, Trust
-from fastmim.errors import UsageError, first_line
+from fastmim.encoders.registry import check_model_name, create, fit_kwargs, without_memory
+from fastmim.encoders.trust import Trust
+from fastmim.errors import UsageError
 from fastmim.system.size import Size
-from fastmim.weights.encoder_file import ORIGIN as ORIGIN
-from fastmim.weights.encoder_file import WEIGHTS as WEIGHTS
-from fastmim.weights.encoder_file import check_kinds, read_description, some_of
-from fastmim.weights.encoder_file import describe_encoder as describe_encoder
-from fastmim.weights.encoder_file import encoder_digest as encoder_digest
-from fastmim.weights.encoder_file import read_encoder as read_encoder
-from fastmim.weights.encoder_file import save_encoder as save_encoder
+from fastmim.weights.encoder_file import read_description, read_encoder
+from fastmim.weights.loaded import Loaded, as_size, replace_classifier
+from fastmim.weights.rebuild import Changes, changed, rebuild
+from fastmim.weights.released import read_released
+from fastmim.weights.spec import WeightsSpec, parse_weights
+from fastmim.weights.timm_weights import own_size, read_timm_file, timm_weights
+
+RGB = 3  # channels, where nobody gives another number
 
 logger = logging.getLogger("fastmim")
 
 
-class Loaded(NamedTuple):
-    """A backbone with the weights of a file."""
+def load(
+    source: str | Path | WeightsSpec,
+    image_size: int | Size | None = None,
+    model: nn.Module | str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    in_chans: int = RGB,
+    changes: Changes | None = None,
+    trust_code: bool = False,
+    setting: str = "encoder",
+) -> Loaded:
+    """Build a backbone with the weights of ``source``, at any image size.
 
-    model: nn.Module
-    name: str
-    kwargs: dict[str, Any]
-    """What rebuilds it, see `encoders.registry.create`; a classifier put on it since is left out."""
-    origin: dict[str, Any]
-    """What encoder.json says."""
-    size: Size
-    """(H, W) in pixels."""
-    fresh: list[str]
-    """Keys that are newly initialised."""
-    left_out: list[str]
-    """Keys of the file that the model has no place for, as it pools otherwise."""
+    Args:
+        source: a run's folder or its encoder.safetensors; ``timm:NAME``; ``none`` for new weights, drawn from
+            torch's generator as in pre-training, or without ``image_size`` as timm draws them; or with
+            ``model`` a file of timm's keys, or a released checkpoint as ``mae:FILE``, ``simmim:FILE`` or
+            ``fastmim:FILE``.
+        image_size: pixels, a side or (height, width); default: that of the weights.
+        model: the name of the backbone, where the source does not name it; a module of one's own; or the
+            factory of one's own that the file names, without which that is not imported.
+        model_kwargs: further arguments of a backbone that ``model`` or ``timm:`` names.
+        in_chans: channels of new weights, and of a file of timm's keys.
+        changes: arguments that replace those of the source, or a function of the model's name and arguments
+            that gives them. A module of one's own is taken as it is.
+        trust_code: import and call whatever factory the file names.
+        setting: the field that holds ``source``, in messages; its group holds ``model`` and ``model_kwargs``.
+
+    Raises:
+        UsageError: there are no such weights, or they do not go with the model or the size.
+    """
+    spec = source if isinstance(source, WeightsSpec) else parse_weights(source)
+    given, changes = dict(model_kwargs or {}), changes if changes is not None else {}
+    group = f"{setting.rpartition('.')[0]}." if "." in setting else ""
+    if spec.kind == "missing":
+        raise UsageError(f"{setting} is missing: give a run's folder, an encoder.safetensors or timm:NAME")
+    if spec.kind == "scratch":
+        return _new(image_size, model, given, in_chans, changes, setting, group)
+    if spec.kind == "timm":
+        if model is not None:
+            shown = model if isinstance(model, str) else name_of(model)
+            raise UsageError(f"{group}model = {shown}: {setting} = {spec.text} names the model already")
+        return timm_weights(spec.name, given, changes, image_size, setting)
+    if isinstance(model, nn.Module) or _describes_itself(spec, model):
+        module = model if isinstance(model, nn.Module) else None
+        _check_undescribed(spec, model, given, group)
+        trust = Trust.of(model, everything=trust_code)
+        metadata, state = read_encoder(spec.file)
+        return rebuild(metadata, state, spec.file, changes, image_size, module, trust, f"{group}model")
+    return _undescribed(spec, image_size, model, given, in_chans, changes, group)
 
 
 def load_encoder(
@@ -55,11 +85,13 @@ def load_encoder(
     model: nn.Module | str | None = None,
     global_pool: str | None = None,
     trust_code: bool = False,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A pre-trained backbone as a plain module, at any image size and with a new classifier.
 
     Args:
-        run_or_file: a run directory of `fastmim pretrain` or `fastmim finetune`, or its encoder.safetensors.
+        run_or_file: a run directory of `fastmim pretrain` or `fastmim finetune`, its encoder.safetensors, or
+            any other source of weights that `load` takes.
         image_size: pixels, a side or (height, width); default: that of the run. Position
             embeddings, relative-position tables and windows are resampled where the model has them.
         num_classes: outputs of a new classifier; 0: none, the model gives features. Default: the
@@ -67,9 +99,10 @@ def load_encoder(
         drop_path_rate: stochastic depth for fine-tuning (the paper's: 0.1 for ViT-B and Swin-B).
         model: the module to load into, where one of your own was pre-trained; it is built at the size of
             pre-training. Or the ``package.module:factory`` that the file names: none is imported because a
-            file says so.
+            file says so. Or timm's name of the backbone, where the file does not name it.
         global_pool: what the classifier sees, as timm's argument: "avg" or "token". Default: as in the file.
         trust_code: import and call whatever factory the file names.
+        model_kwargs: further arguments of a backbone that ``model`` names, as the file does not.
 
     Returns:
         The model that ``timm.create_model`` builds, in training mode. What is newly initialised (a
@@ -81,177 +114,113 @@ def load_encoder(
     changes: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     if global_pool is not None:
         changes["global_pool"] = global_pool
-    module, trust = as_given(model, trust_code)
-    loaded = load_with(run_or_file, changes, image_size, module, trust)
-    fresh = loaded.fresh
+    loaded = load(run_or_file, image_size, model, model_kwargs, changes=changes, trust_code=trust_code)
+    missing = loaded.missing_keys
     if num_classes is not None and (num_classes or "num_classes" in loaded.kwargs):
-        fresh = fresh + replace_classifier(loaded, num_classes)
-    if fresh:
-        parts = ", ".join(_parts(fresh, loaded.model))
+        missing = missing + replace_classifier(loaded, num_classes)
+    if missing:
+        parts = ", ".join(_parts(missing, loaded.model))
         logger.warning("newly initialised in %s: %s", loaded.name, parts)
-    if loaded.left_out:
-        logger.warning("of %s, not used: %s", run_or_file, ", ".join(loaded.left_out))
+    if loaded.unexpected_keys:
+        logger.warning("of %s, not used: %s", run_or_file, ", ".join(loaded.unexpected_keys))
     return loaded.model
 
 
-def load_with(
-    run_or_file: str | Path,
-    changes: dict[str, Any],
-    image_size: int | Size | None = None,
-    model: nn.Module | None = None,
-    trust: Trust = NOTHING,
-    setting: str = "model",
-) -> Loaded:
-    """The backbone, built with ``changes`` to its arguments (see `load_encoder`).
-
-    Args:
-        trust: which factories may be imported though the file names them.
-        setting: where the user would give a factory's name.
-    """
-    origin, state = read_encoder(run_or_file)
-    name, kwargs = origin["model"], dict(origin.get("full_kwargs") or origin["kwargs"])
-    stored_pool = kwargs.get("global_pool")
-    kwargs |= changes
-    pools_otherwise = "global_pool" in changes and changes["global_pool"] != stored_pool
-    fit = partial(_fit, state, str(run_or_file), name, bool(origin.get("full_kwargs")), pools_otherwise)
-    if model is None or is_known(name) or trust.allows(name):
-        stand_in = check_encoder(origin, state, str(run_or_file), trust, setting, changes)
-        if model is None and stand_in is not None:
-            fit(stand_in.state_dict())  # before memory is taken
-    else:
-        name, kwargs = name_of(model), {}  # what the file says of it is not built, at no size
-    if model is None:
-        with limited(most_parameters(count(state))):
-            model = create(name, kwargs)
-    fresh, left_out = fit(model.state_dict())
-    kept = {key: value for key, value in state.items() if key not in left_out}
-    try:
-        model.load_state_dict({**model.state_dict(), **kept}, strict=True)
-    except RuntimeError as error:
-        raise UsageError(f"{run_or_file} does not fit {name}: {' '.join(str(error).split())}") from error
-    size = as_size(image_size) if image_size is not None else as_size(origin["image_size"])
-    model, kwargs = resize(model, name, kwargs, as_size(origin["image_size"]), size)
-    _note_input(model, origin, size)
-    return Loaded(model, name, kwargs, origin, size, fresh, left_out)
-
-
-def _fit(
-    state: Mapping[str, Tensor],
-    where: str,
-    name: str,
-    blocks_left_out: bool,
-    pools_otherwise: bool,
-    wanted: Mapping[str, Tensor],
-) -> tuple[list[str], list[str]]:
-    """Keys of a model that a file has not, and keys of the file that a model which pools otherwise has not.
+def factory_of(source: str | Path) -> str | None:
+    """The factory that an encoder's file names, if it does; nothing is imported.
 
     Raises:
-        UsageError: keys are missing, unknown, of another shape, or of another kind of number.
+        UsageError: the source is a file or a folder without a description.
     """
-    fresh = sorted(set(wanted) - set(state))
-    unknown = sorted(set(state) - set(wanted))
-    other = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and not is_lazy(value) and state[key].shape != value.shape
-    ]
-    for complaint, keys in (
-        ("it has no", [] if blocks_left_out or pools_otherwise else fresh),
-        ("the model has no", [] if pools_otherwise else unknown),
-        ("of another shape:", other),
-    ):
-        if keys:
-            raise UsageError(f"{where} does not fit {name}: {complaint} {some_of(keys)}")
-    check_kinds(state, wanted, where)
-    return fresh, unknown
-
-
-def check_encoder(
-    origin: dict[str, Any],
-    state: dict[str, Tensor],
-    where: str,
-    trust: Trust = NOTHING,
-    setting: str = "model",
-    changes: dict[str, Any] | None = None,
-) -> nn.Module | None:
-    """Build the model that a file describes, with ``changes``, without memory; see `check_described`."""
-    name = origin["model"]
-    if trust.names and name not in trust.names and not is_custom(name):
-        raise UsageError(f"{setting} = {next(iter(trust.names))}: {where} is of {name}; leave {setting} out")
-    kwargs = {**(origin.get("full_kwargs") or origin["kwargs"]), **(changes or {})}
-    return check_described(name, kwargs, count(state), where, trust, setting)
-
-
-def count(state: dict[str, Tensor]) -> int:
-    """Numbers that weights are."""
-    return sum(value.numel() for value in state.values())
-
-
-def as_given(model: nn.Module | str | None, trust_code: bool) -> tuple[nn.Module | None, Trust]:
-    """Of a model that somebody gave: the module, or which factory may be imported."""
-    module = model if isinstance(model, nn.Module) else None
-    return module, Trust.of(model, everything=trust_code)
-
-
-def factory_of(encoder: str | Path) -> str | None:
-    """The factory that an encoder's file names, if it does; nothing is imported. Raises UsageError."""
-    _, origin = read_description(encoder)
-    name: str = origin["model"]
+    spec = parse_weights(source)
+    if spec.kind != "file":
+        return None
+    _, metadata = read_description(spec.file)
+    name: str = metadata["model"]
     return name if is_custom(name) else None
 
 
-def timm_weights(
-    name: str, changes: dict[str, Any], image_size: int | Size | None = None, setting: str = "encoder"
-) -> Loaded:
-    """A backbone with the weights that timm has for it, as `load_with` gives ours.
-
-    Args:
-        setting: what asks for them, for messages.
-
-    Raises:
-        UsageError: timm has none, or they cannot be downloaded.
-    """
-    if is_custom(name):
-        raise UsageError(f"{setting} = timm:{name}: a name of timm's is needed, as timm:vit_base_patch16_224")
-    check_model_name(name)
-    settings = timm.models.get_pretrained_cfg(name)
-    if settings is None or not settings.has_weights:
-        raise UsageError(
-            f"{setting} = timm:{name}: timm has no weights of it; `timm.list_pretrained()` says of which"
-        )
-    chans, *sides = settings.input_size
-    old = (sides[0], sides[1])
-    kwargs = fit_kwargs(name, changes, old, chans)
+def _describes_itself(spec: WeightsSpec, model: str | None) -> bool:
+    """Whether a source has this project's description; without a model's name it has to."""
+    if spec.kind != "file":
+        return False
+    if model is None or spec.path.is_dir():
+        return True
     try:
-        model = timm.create_model(name, pretrained=True, **kwargs)
-    except Exception as error:  # of the network, the cache or the hub's client
-        raise UsageError(
-            f"{setting} = timm:{name}: its weights cannot be had: {first_line(error)}"
-        ) from error
-    origin = {
-        "model": name,
-        "kwargs": kwargs,
-        "image_size": list(old),
-        "in_chans": chans,
-        "mean": list(settings.mean),
-        "std": list(settings.std),
-        "method": "timm",
-    }
-    size = as_size(image_size) if image_size is not None else old
-    model, kwargs = resize(model, name, kwargs, old, size)
-    return Loaded(model, name, kwargs, origin, size, [], [])
+        _, metadata = read_description(spec.file)
+    except UsageError:
+        return False
+    return not is_custom(model) or is_custom(metadata["model"])  # else a file of weights of that factory
 
 
-def replace_classifier(loaded: Loaded, num_classes: int) -> list[str]:
-    """Put a new classifier on a model; returns its keys. Raises UsageError where it takes none."""
-    model = loaded.model
-    if not hasattr(model, "reset_classifier"):
-        raise UsageError(
-            f"num_classes = {num_classes}: {loaded.name} has no reset_classifier; add a classifier"
-        )
-    known = {name: value.data_ptr() for name, value in model.state_dict().items()}
-    model.reset_classifier(num_classes)  # type: ignore[operator]
-    return [name for name, value in model.state_dict().items() if known.get(name) != value.data_ptr()]
+def _check_undescribed(
+    spec: WeightsSpec, model: nn.Module | str | None, model_kwargs: Mapping[str, Any], group: str
+) -> None:
+    """Raise UsageError where the user describes the model of a source that has a description."""
+    named = model if isinstance(model, str) and not is_custom(model) else None
+    for name, value in (("model", named), ("model_kwargs", model_kwargs)):
+        if value:
+            raise UsageError(f"{group}{name} = {value}: {spec.file} says which model it is; leave it out")
+    if model is None and spec.path.is_file() and spec.path.suffix != ".safetensors":
+        raise UsageError(f"{group}model is missing: {spec.file} does not say which model of timm's it is of")
+
+
+def _undescribed(
+    spec: WeightsSpec,
+    image_size: int | Size | None,
+    model: str | None,
+    model_kwargs: dict[str, Any],
+    in_chans: int,
+    changes: Changes,
+    group: str,
+) -> Loaded:
+    """Load a file that does not name its model: another project's, or one of timm's keys."""
+    if model is None:
+        raise UsageError(f"{group}model is missing: {spec.text} does not say which model of timm's it is of")
+    missing: list[str] = []
+    metadata: dict[str, Any]
+    state: dict[str, Tensor]
+    if spec.layout is not None:
+        metadata, state, missing, _ = read_released(spec.file, spec.layout, model, model_kwargs)
+    else:
+        chans = {} if in_chans == RGB or "in_chans" in model_kwargs else {"in_chans": in_chans}
+        metadata, state = read_timm_file(spec.path, model, {**model_kwargs, **chans})
+    loaded = rebuild(metadata, state, spec.file, changes, image_size, from_file=False)
+    return loaded._replace(missing_keys=[*loaded.missing_keys, *missing])
+
+
+def _new(
+    image_size: int | Size | None,
+    model: nn.Module | str | None,
+    model_kwargs: dict[str, Any],
+    in_chans: int,
+    changes: Changes,
+    setting: str,
+    group: str,
+) -> Loaded:
+    """Draw new weights: at ``image_size`` as pre-training does, else as timm does; a module keeps its own."""
+    if not model:
+        raise UsageError(f"{group}model is missing: with {setting} = none, give the name of a backbone")
+    if isinstance(model, nn.Module):
+        if image_size is None:
+            raise UsageError("image_size is missing: a module of your own does not state its size")
+        metadata = _unknown(name_of(model), in_chans)
+        return Loaded(model, name_of(model), {}, metadata, as_size(image_size), [], [])
+    check_model_name(model)
+    kwargs = changed(changes, model, model_kwargs)
+    metadata = _unknown(model, in_chans)
+    if image_size is None:  # the model's own, be it a multiple of the stride or not
+        size = own_size(without_memory(partial(create, model, kwargs)), kwargs)
+        kwargs = fit_kwargs(model, kwargs, size, in_chans)
+        return Loaded(create(model, kwargs), model, kwargs, metadata, size, [], [])
+    # Through the encoder, so that its position embedding starts as that of pre-training does.
+    encoder = build_encoder(model, as_size(image_size), in_chans, kwargs)
+    return Loaded(encoder.model, model, encoder.model_kwargs, metadata, encoder.image_size, [], [])
+
+
+def _unknown(name: str, in_chans: int) -> dict[str, Any]:
+    """The metadata of weights that know no images yet."""
+    return {"model": name, "in_chans": in_chans, "mean": None, "std": None}
 
 
 def _parts(keys: list[str], model: nn.Module) -> list[str]:
@@ -265,20 +234,3 @@ def _parts(keys: list[str], model: nn.Module) -> list[str]:
         whole = (p for p in prefixes if all(k in wanted for k in known if k.startswith(f"{p}.")))
         parts[next(whole, key)] = None
     return list(parts)
-
-
-def as_size(size: Any) -> Size:
-    """(H, W) of a side, or of two numbers."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _note_input(model: nn.Module, origin: dict[str, Any], size: Size) -> None:
-    """Let ``timm.data.resolve_model_data_config(model)`` find the size, mean and std of pre-training."""
-    config = dict(getattr(model, "pretrained_cfg", None) or {})
-    config |= {
-        "input_size": (origin["in_chans"], *size),
-        "mean": tuple(origin["mean"]),
-        "std": tuple(origin["std"]),
-    }
-    model.pretrained_cfg = config  # type: ignore[assignment]
-    model.default_cfg = config  # type: ignore[assignment]

@@ -1,124 +1,106 @@
 """Checkpoints that others have released, under timm's keys: MAE, SimMIM and the FastMIM paper's own.
 
-Which of their keys is which of timm's stands in the tables below. Each key of a file must match a line, each
-tensor of the model must be filled: nothing is skipped in silence.
+timm renames Swin's and PVT's keys. Each key of a file must match the tables below, each tensor of the model
+must be filled, and none is resampled: nothing is skipped in silence.
 """
 
 import argparse
-import logging
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.pvt_v2 import checkpoint_filter_fn as pvt_keys
+from timm.models.swin_transformer import checkpoint_filter_fn as swin_keys
 from torch import Tensor
 
-from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.registry import check_model_name, create, fit_kwargs, without_memory
 from fastmim.errors import UsageError
 from fastmim.weights.encoder_file import check_finite, check_kinds, describe_encoder, save_encoder, some_of
+from fastmim.weights.spec import Layout
 
-Source = Literal["mae", "simmim", "fastmim"]
 State = dict[str, Tensor]
-# What a key must be, and what it becomes; None: it is left out on purpose.
-Line = tuple[str, str | Callable[[re.Match[str]], str] | None]
+Rename = Callable[[State, Any], State]
 
 
-def _next_stage(match: re.Match[str]) -> str:
-    """Their stage ends with what makes the map smaller, timm's next stage begins with it."""
-    return f"layers.{int(match[1]) + 1}.downsample.{match[2]}"
+class Keys(NamedTuple):
+    """The keys of one architecture in a release, as patterns, and their names in timm."""
+
+    kept: str
+    """Of the encoder; in pre-training "encoder." may stand before them."""
+    dropped: str
+    """Left out on purpose."""
+    rename: Rename = lambda state, model: state
 
 
-def _pvt_embedding(match: re.Match[str]) -> str:
-    """Theirs are counted from 1; timm's first stands outside of the stages."""
-    return (
-        f"patch_embed.{match[2]}" if match[1] == "1" else f"stages.{int(match[1]) - 1}.downsample.{match[2]}"
-    )
-
-
-def _pvt_stage(match: re.Match[str]) -> str:
-    return f"stages.{int(match[2]) - 1}.{'blocks' if match[1] == 'block' else 'norm'}.{match[3]}"
-
-
-def _pvt_depthwise(match: re.Match[str]) -> str:
-    return f"stages.{int(match[1]) - 1}.blocks.{match[2]}.mlp.dwconv.{match[3]}"
-
-
-_OF = r"(?:encoder\.)?"  # stands before the encoder's keys in pre-training, not after fine-tuning
-_ENDS = r"((?:norm|fc_norm|head)\.(?:weight|bias))"
-VIT: list[Line] = [
-    (_OF + r"(cls_token|pos_embed|patch_embed\.proj\.\w+|blocks\.\d+\.[\w.]+)", r"\1"),
-    (_OF + _ENDS, r"\1"),
-]
+_BLOCKS = r"cls_token|pos_embed|patch_embed\.proj\.\w+|blocks\.\d+\.[\w.]+"
+VIT = _BLOCKS + r"|(?:norm|fc_norm|head)\.(?:weight|bias)"
 # SimMIM's ViT is BEiT's: timm's beit_base_patch16_224.
-BEIT: list[Line] = [
-    (_OF + r"[\w.]*relative_position_index", None),
-    (_OF + r"(rel_pos_bias\.relative_position_bias_table)", r"\1"),
-    *VIT,
-]
-SWIN: list[Line] = [
-    (_OF + r"layers\.[\w.]+\.(?:attn_mask|relative_position_index)", None),
-    (_OF + r"layers\.(\d+)\.downsample\.([\w.]+)", _next_stage),
-    (_OF + r"(patch_embed\.[\w.]+|layers\.\d+\.blocks\.[\w.]+|norm\.\w+)", r"\1"),
-    (_OF + r"head\.(\w+)", r"head.fc.\1"),
-]
-PVT: list[Line] = [
-    (_OF + r"patch_embed(\d)\.([\w.]+)", _pvt_embedding),
-    (_OF + r"block(\d)\.(\d+)\.mlp\.dwconv\.dwconv\.(\w+)", _pvt_depthwise),
-    (_OF + r"(block|norm)(\d)\.([\w.]+)", _pvt_stage),
-    (r"(head\.\w+)", r"\1"),
-]
-DECODER: list[Line] = [(r"decoder_[\w.]+|mask_token", None)]
-SIMMIM_DECODER: list[Line] = [(r"decoder\.[\w.]+|encoder\.mask_token", None)]
-TABLES: dict[str, dict[str, list[Line]]] = {
-    "mae": {"ViT": VIT + DECODER},
-    "simmim": {"Swin": SWIN + SIMMIM_DECODER, "ViT": BEIT + SIMMIM_DECODER},
-    "fastmim": {"ViT": VIT + DECODER, "Swin": SWIN + DECODER, "PVTv2": PVT + DECODER},
+BEIT = VIT + r"|rel_pos_bias\.relative_position_bias_table"
+SWIN = r"patch_embed\.[\w.]+|layers\.\d+\.(?:blocks|downsample)\.[\w.]+|(?:norm|head)\.\w+"
+PVT = r"patch_embed\d\.[\w.]+|block\d\.[\w.]+|norm\d\.[\w.]+|head\.\w+"
+INDEX = r"(?:encoder\.)?[\w.]*(?:attn_mask|relative_position_index)"  # buffers that timm computes
+DECODER = r"decoder_[\w.]+|mask_token"
+SIMMIM_DECODER = r"decoder\.[\w.]+|encoder\.mask_token"
+TABLES: dict[Layout, dict[str, Keys]] = {
+    "mae": {"ViT": Keys(VIT, DECODER)},
+    "simmim": {
+        "Swin": Keys(SWIN, f"{INDEX}|{SIMMIM_DECODER}", swin_keys),
+        "ViT": Keys(BEIT, f"{INDEX}|{SIMMIM_DECODER}"),
+    },
+    "fastmim": {
+        "ViT": Keys(VIT, DECODER),
+        "Swin": Keys(SWIN, f"{INDEX}|{DECODER}", swin_keys),
+        "PVTv2": Keys(PVT, DECODER, pvt_keys),
+    },
 }
-TARGETS = {"mae": "pixels", "simmim": "pixels", "fastmim": "hog"}
+TARGETS: dict[Layout, str] = {"mae": "pixels", "simmim": "pixels", "fastmim": "hog"}
 CLASSIFIER = re.compile(r"head\..*")  # what a model may have more than the file
 
-logger = logging.getLogger("fastmim")
 
+class Released(NamedTuple):
+    """A released checkpoint under timm's keys."""
 
-class Imported(NamedTuple):
-    """What an import did not take over."""
-
-    left_out: list[str]
-    """Keys of the file: a decoder, a mask token, buffers that timm computes."""
-    fresh: list[str]
-    """Keys of the model that are newly initialised: a classifier that the file has not."""
+    metadata: dict[str, Any]
+    """Its description, as `encoder_file.read_encoder` gives that of an encoder."""
+    state: State
+    missing_keys: list[str]
+    """Keys of the model that are newly initialised: a classifier that the file does not have."""
+    unexpected_keys: list[str]
+    """Keys of the file that are left out: a decoder, a mask token, buffers that timm computes."""
 
 
 def import_released(
     file: str | Path,
-    layout: Source,
+    layout: Layout,
     model: str,
     out: str | Path,
     model_kwargs: dict[str, Any] | None = None,
-) -> Imported:
+) -> Released:
     """Write a released checkpoint as encoder.safetensors and encoder.json into the folder ``out``.
 
     Arguments and errors are those of `read_released`.
     """
-    origin, state, imported = _read(file, layout, model, model_kwargs or {})
-    module = create(model, origin["kwargs"])
-    module.load_state_dict(state)
+    released = read_released(file, layout, model, model_kwargs)
+    module = create(model, released.metadata["kwargs"])
+    module.load_state_dict(released.state)
     folder = Path(out).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    save_encoder(folder, module, origin)
-    return imported
+    save_encoder(folder, module, released.metadata)
+    return released
 
 
 def read_released(
-    file: str | Path, layout: Source, model: str, model_kwargs: dict[str, Any] | None = None
-) -> tuple[dict[str, Any], State]:
-    """A released checkpoint as `weights.read_encoder` gives an encoder: its description and its weights.
+    file: str | Path, layout: Layout, model: str, model_kwargs: Mapping[str, Any] | None = None
+) -> Released:
+    """Read a released checkpoint: every key is matched, every tensor of the model is filled.
 
     Args:
         file: what torch.save wrote; only tensors, plain values and argparse.Namespace are unpickled.
@@ -132,21 +114,13 @@ def read_released(
         UsageError: keys that no line of the table knows, keys missing or of another shape, or a file that
             cannot be read.
     """
-    origin, state, imported = _read(file, layout, model, model_kwargs or {})
-    if imported.fresh:
-        logger.warning("newly initialised in %s: %s", model, ", ".join(imported.fresh))
-    return origin, state
-
-
-def _read(
-    file: str | Path, layout: Source, model: str, model_kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], State, Imported]:
     if layout not in TABLES:
         raise UsageError(f"layout = {layout!r} must be one of {', '.join(TABLES)}")
     check_model_name(model)
+    model_kwargs = model_kwargs or {}
     released = read_torch_file(Path(file).expanduser())
     check_finite(released, str(file))
-    architecture, state, left_out = _renamed(file, layout, released)
+    architecture, state, unexpected = _sorted_out(file, layout, released)
     if (layout, architecture) == ("fastmim", "ViT") and "num_heads" not in model_kwargs:
         raise UsageError(
             "FastMIM's released ViT-B has 6 heads where timm's has 12, and no key shows it: "
@@ -159,13 +133,13 @@ def _read(
     kwargs = fit_kwargs(model, kwargs, size, kwargs.get("in_chans", 3))
     module = create(model, kwargs)
     wanted = module.state_dict()
-    state = _for_each_block(state, wanted)
+    state = _for_each_block(TABLES[layout][architecture].rename(state, _Shapes(state)), wanted)
     classifier = [key for key in wanted if CLASSIFIER.fullmatch(key)]
-    fresh = [] if any(key in state for key in classifier) else classifier
+    missing = [] if any(key in state for key in classifier) else classifier
     _complain(
         f"{file} does not fit {model} with {kwargs}",
         {
-            "it has no": [key for key in wanted if key not in state and key not in fresh],
+            "it has no": [key for key in wanted if key not in state and key not in missing],
             "the model has no": [key for key in state if key not in wanted],
             "of another shape:": [
                 f"{key} {_form(state[key])} instead of {_form(wanted[key])}"
@@ -178,8 +152,8 @@ def _read(
     whole = {key: state[key].to(value.dtype) if key in state else value for key, value in wanted.items()}
     module.load_state_dict(whole)
     encoder = Encoder(module, model, kwargs, size, kwargs.get("in_chans", 3))
-    origin = describe_encoder(encoder, IMAGENET_MEAN, IMAGENET_STD, layout, TARGETS[layout])
-    return {**origin, "released": Path(file).name}, whole, Imported(left_out, fresh)
+    metadata = describe_encoder(encoder, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, layout, TARGETS[layout])
+    return Released({**metadata, "released": Path(file).name}, whole, missing, unexpected)
 
 
 def read_torch_file(path: Path) -> State:
@@ -207,23 +181,20 @@ def read_torch_file(path: Path) -> State:
     return state
 
 
-def _renamed(file: str | Path, layout: str, released: State) -> tuple[str, State, list[str]]:
-    """The architecture whose table knows all keys, the weights under timm's, and the keys left out."""
+def _sorted_out(file: str | Path, layout: Layout, released: State) -> tuple[str, State, list[str]]:
+    """The architecture whose table knows all keys, the encoder's weights under their keys, and other keys."""
     unknown: dict[str, list[str]] = {}
-    for architecture, table in TABLES[layout].items():
-        state, left_out, unknown[architecture] = {}, [], []
+    for architecture, keys in TABLES[layout].items():
+        state, unexpected, unknown[architecture] = {}, [], []
         for key, value in released.items():
-            match, new = next(
-                ((match, new) for old, new in table if (match := re.fullmatch(old, key))), (None, None)
-            )
-            if match is None:
-                unknown[architecture].append(key)
-            elif new is None:
-                left_out.append(key)
+            if re.fullmatch(keys.dropped, key):
+                unexpected.append(key)
+            elif re.fullmatch(keys.kept, own := key.removeprefix("encoder.")):
+                state[own] = value
             else:
-                state[match.expand(new) if isinstance(new, str) else new(match)] = value
+                unknown[architecture].append(key)
         if state and not unknown[architecture]:
-            return architecture, state, left_out
+            return architecture, state, unexpected
     nearest = min(unknown, key=lambda architecture: len(unknown[architecture]))
     known = f"a {layout} release ({', '.join(TABLES[layout])})"
     raise UsageError(
@@ -231,10 +202,24 @@ def _renamed(file: str | Path, layout: str, released: State) -> tuple[str, State
     )
 
 
+class _Shapes:
+    """A model of the very shapes of a state: timm renames the keys for it, and resamples nothing."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        weight = state.get("patch_embed.proj.weight")
+        self.patch_embed = SimpleNamespace(proj=SimpleNamespace(weight=weight))
+
+    def get_submodule(self, name: str) -> SimpleNamespace:
+        """The attention layer of this name."""
+        table = self.state[f"{name}.relative_position_bias_table"]
+        return SimpleNamespace(relative_position_bias_table=table, window_size=(0, 0))
+
+
 def _evident(released: State, state: State) -> dict[str, Any]:
     """Arguments of the model that can be seen in the weights."""
     seen: dict[str, Any] = {}
-    head = state.get("head.weight", state.get("head.fc.weight"))
+    head = state.get("head.weight")
     if head is not None:
         seen["num_classes"] = len(head)
     patches = state.get("patch_embed.proj.weight")

@@ -62,7 +62,10 @@ def run(arguments: list[str]) -> int:
         imported = import_released(
             command.encoder, command.source, command.model, command.out, command.model_kwargs
         )
-        for what, keys in {"left out": imported.left_out, "newly initialised": imported.fresh}.items():
+        for what, keys in {
+            "left out": imported.unexpected_keys,
+            "newly initialised": imported.missing_keys,
+        }.items():
             if keys:
                 print(f"{what}: {', '.join(keys)}")
         print(f"{Path(command.out) / WEIGHTS}: the encoder")
@@ -98,15 +101,15 @@ def _images(command: ExportCommand) -> "Tensor":
 
     from fastmim.data.loading.eval_loader import EvalLoader
     from fastmim.data.sources.open import open_images
-    from fastmim.weights.encoder_file import read_encoder
-    from fastmim.weights.load import as_size
+    from fastmim.weights.encoder_file import read_description
+    from fastmim.weights.loaded import as_size
 
-    origin, _ = read_encoder(command.encoder)
-    size = as_size(command.image_size or origin["image_size"])
+    _, metadata = read_description(command.encoder)
+    size = as_size(command.image_size or metadata["image_size"])
     source = open_images(command.data)
-    mean, std = (torch.tensor(origin[name]) for name in ("mean", "std"))
+    mean, std = (torch.tensor(metadata[name]) for name in ("mean", "std"))
     indices = np.arange(min(COMPARED, len(source)))
-    views = EvalLoader(source, indices, size, origin["in_chans"], COMPARED, 0, mean, std)
+    views = EvalLoader(source, indices, size, metadata["in_chans"], COMPARED, 0, mean, std)
     images, shown, broken = next(iter(views))
     if not len(shown):
         raise UsageError(f"data: {command.data}: {broken[0].name} cannot be read: {broken[0].reason}")

@@ -1,10 +1,12 @@
 """The `fastmim pack` command."""
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastmim.cli.flags import parse
 from fastmim.data.settings import MAX_PIXELS
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from fastmim.data.sources.packed import Manifest
 
 SHOWN = 20  # damaged rows
+SECONDS_APART = 30.0  # of progress lines, where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class PackCommand:
     columns: Columns = field(default_factory=Columns)
     overwrite: bool = False
     """Replace another pack in --out."""
+    quiet: bool = False
+    """Show only the result."""
     verify: bool = False
     """Read and decode every row again and compare. Without --data: verify an existing pack."""
 
@@ -75,23 +80,24 @@ def run(arguments: list[str]) -> int:
     workers = command.workers if command.workers is not None else available_cpus()
     if command.data:
         started = time.monotonic()
-        manifest = pack(
-            command.data,
-            command.out,
-            command.short_side,
-            command.encoding,
-            command.quality,
-            command.format,
-            command.in_chans,
-            workers,
-            command.overwrite,
-            _Line("packed"),
-            command.max_pixels,
-            command.columns,
-            print,
-        )
+        with _Shown("packed", command.quiet) as progress:
+            manifest = pack(
+                command.data,
+                command.out,
+                command.short_side,
+                command.encoding,
+                command.quality,
+                command.format,
+                command.in_chans,
+                workers,
+                command.overwrite,
+                progress,
+                command.max_pixels,
+                command.columns,
+                print,
+            )
         print(_summary(manifest, command.out, time.monotonic() - started))
-    return _verify(command.out, workers) if command.verify else 0
+    return _verify(command.out, workers, command.quiet) if command.verify else 0
 
 
 def _summary(manifest: "Manifest", out: str, seconds: float) -> str:
@@ -108,10 +114,11 @@ def _summary(manifest: "Manifest", out: str, seconds: float) -> str:
     )
 
 
-def _verify(out: str, workers: int) -> int:
+def _verify(out: str, workers: int, quiet: bool) -> int:
     from fastmim.data.packing.pack import verify
 
-    damages = verify(out, workers, _Line("verified"))
+    with _Shown("verified", quiet) as progress:
+        damages = verify(out, workers, progress)
     if not damages:
         print(f"{out}: every row is as it was written")
         return 0
@@ -120,17 +127,28 @@ def _verify(out: str, workers: int) -> int:
     raise RunError(f"{out}: {len(damages)} of its rows or files are damaged; the first is {damages[0]}")
 
 
-class _Line:
-    """Progress line: rewritten in place on a terminal, printed every 30 s elsewhere."""
+class _Shown:
+    """Progress bar on a terminal, a line every 30 s elsewhere, nothing if ``quiet``."""
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, verb: str, quiet: bool) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        shown = self._console.is_terminal and not quiet
+        # Without the thread that refreshes it: processes are forked meanwhile.
+        self._bar = Progress(*columns, console=self._console, disable=not shown, auto_refresh=False)
+        self._task = self._bar.add_task(verb, total=None)
         self._verb = verb
-        self._shown = time.monotonic()
+        self._told = time.monotonic()
+
+    def __enter__(self) -> "_Shown":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
 
     def __call__(self, done: int, images: int) -> None:
-        terminal = sys.stderr.isatty()
-        if not terminal and time.monotonic() - self._shown < 30:
-            return
-        self._shown = time.monotonic()
-        end = ("\r" if done < images else "\n") if terminal else "\n"
-        print(f"{self._verb} {done} of {images} images", end=end, file=sys.stderr, flush=True)
+        self._bar.update(self._task, completed=done, total=images, refresh=True)
+        if self._bar.disable and time.monotonic() - self._told >= SECONDS_APART:
+            self._told = time.monotonic()
+            self._console.print(f"{self._verb} {done} of {images} images")

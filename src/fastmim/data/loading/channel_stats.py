@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset
 
 from fastmim.data.decode import tiff
@@ -15,7 +16,7 @@ from fastmim.data.decode.resize import Box
 from fastmim.data.loading.dataset import read_crop
 from fastmim.data.loading.workers import answers
 from fastmim.data.seeds import STATS_SEED
-from fastmim.data.settings import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, CropConfig
+from fastmim.data.settings import MAX_PIXELS, CropConfig
 from fastmim.data.sources.base import ImageSource
 from fastmim.errors import UsageError
 from fastmim.system.size import Size
@@ -139,10 +140,10 @@ def channel_statistics(
     if crop.mean is not None:
         return crop.statistics
     why = f"images of {in_chans} channels"
-    if in_chans == len(IMAGENET_MEAN):
+    if in_chans == len(IMAGENET_DEFAULT_MEAN):
         least, most = value_range(source, in_chans, seed, max_pixels)
         if least >= 0 and most <= 1:
-            return IMAGENET_MEAN, IMAGENET_STD
+            return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         why = f"values of {least:g} to {most:g} are not those of photographs (0 to 1)"
     stats = measure_stats(source, in_chans, size, MEASURED_IMAGES, seed, max_pixels=max_pixels)
     filled = fill_note(source, in_chans, seed, max_pixels)

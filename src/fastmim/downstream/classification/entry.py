@@ -11,12 +11,12 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from fastmim.config import FinetuneConfig, merge, run_settings
-from fastmim.config.finetune import SCRATCH, WITH_TIMM_WEIGHTS
 from fastmim.config.usage import check_finetuning
 from fastmim.data.labelled import Labelled, few_labels, open_labelled
 from fastmim.downstream.classification.start import InitialModel, build_classifier
 from fastmim.downstream.classification.task import ClassificationTask, FinetuneResult, resolve
 from fastmim.encoders.build import name_of
+from fastmim.encoders.names import is_custom
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
@@ -25,6 +25,7 @@ from fastmim.train.distributed import run_everywhere, starts_processes, teller
 from fastmim.train.run import train
 from fastmim.train.settings import NEW_RUN, Resume, StartMode
 from fastmim.weights.load import factory_of
+from fastmim.weights.spec import parse_weights
 
 
 def finetune(
@@ -93,7 +94,7 @@ def run_finetuning(
         config.data, config.val_share, config.split_seed, config.columns, config.out
     )
     training = few_labels(training, config.labels, config.seed)
-    if run.resolve() in (place := Path(config.encoder).expanduser().resolve(), *place.parents[:1]):
+    if run.resolve() in (place := parse_weights(config.encoder).path.resolve(), *place.parents[:1]):
         raise UsageError(f"out: {run} is where the encoder lies; give another folder")
     classifier = build(config, len(training.classes), module)
     with torch.random.fork_rng(devices=[]):
@@ -140,9 +141,8 @@ def with_factory(config: FinetuneConfig, trust: Trust) -> FinetuneConfig:
     Raises:
         UsageError: the file names one that is not trusted, or cannot be read.
     """
-    if config.encoder in ("", SCRATCH) or config.encoder.startswith(WITH_TIMM_WEIGHTS):
-        return config
-    name = factory_of(config.encoder)
+    named = config.model is not None and not is_custom(config.model)  # for a file that names no model
+    name = None if named else factory_of(config.encoder)
     if name is None:
         return config
     trust.check(name, config.encoder)

@@ -34,7 +34,7 @@ def write_results(
         "image_size": list(config.size),
         "seed": config.seed,
         "labels": config.labels,
-        "encoder": start.origin,
+        "encoder": start.metadata,
         "notes": start.notes,
         "fastmim_version": __version__,
         "per_class": accuracy.per_class(classes),
@@ -56,7 +56,7 @@ def write_classifier(
         model = model.encoder.model
     (mean, std) = config.crop.statistics
     past = ("from", "model", "method", "target")
-    origin = {
+    metadata = {
         "model": start.name,
         "kwargs": start.kwargs,
         "image_size": list(config.size),
@@ -65,7 +65,7 @@ def write_classifier(
         "std": list(std),
         "method": "fine-tuned",
         "classes": list(classes),
-        "fine_tuned_from": {key: start.origin[key] for key in past if key in start.origin},
+        "fine_tuned_from": {key: start.metadata[key] for key in past if key in start.metadata},
         "fastmim_version": __version__,
     }
-    save_encoder(run, model, origin)
+    save_encoder(run, model, metadata)

@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from fastmim.config import ALWAYS_FREE, FinetuneConfig, check_resumed
-from fastmim.config.finetune import SCRATCH
 from fastmim.data.labelled import Labelled, imbalance
 from fastmim.data.loading.channel_stats import channel_statistics
 from fastmim.data.loading.dataset import CropDataset, identity
@@ -39,6 +38,7 @@ from fastmim.train.sampler import InfiniteSampler
 from fastmim.train.stages import Stage, build_plan
 from fastmim.train.task import Ended, StageData, StageSetup
 from fastmim.weights.encoder_file import ORIGIN, WEIGHTS, encoder_digest
+from fastmim.weights.spec import SCRATCH
 
 WARMUP_EPOCHS = 5.0  # the paper's, but at most a tenth of the run
 EVALUATION_BATCH = 256
@@ -198,7 +198,7 @@ class ClassificationTask:
         """Lines about the classifier and the data."""
         start, training = self.start, self.training
         millions = sum(p.numel() for p in start.model.parameters()) / 1e6
-        yield f"{start.name} from {start.origin['from']}: {millions:.1f} M parameters"
+        yield f"{start.name} from {start.metadata['from']}: {millions:.1f} M parameters"
         yield from start.notes
         yield from (f"data: {note}" for note in training.notes)
         if uneven := imbalance(training):

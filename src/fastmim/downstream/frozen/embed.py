@@ -67,7 +67,7 @@ def _write(file: Path, extractor: Extractor, source: ImageSource, data: str) -> 
     columns = [("image", pa.string()), ("embedding", pa.list_(pa.float32(), width))]
     if classes is not None:
         columns.insert(1, ("class", pa.string()))
-    facts = {"encoder": Path(str(extractor.origin["from"])).name, "model": extractor.origin["model"]}
+    facts = {"encoder": Path(str(extractor.metadata["from"])).name, "model": extractor.metadata["model"]}
     schema = pa.schema(columns, metadata={**facts, "fastmim_version": __version__})
     broken: list[str] = []
     images = 0

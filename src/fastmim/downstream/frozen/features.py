@@ -10,7 +10,6 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastmim.config.finetune import WITH_TIMM_WEIGHTS
 from fastmim.data.loading.dataset import UnreadableRecord
 from fastmim.data.loading.eval_loader import EvalLoader
 from fastmim.data.settings import MAX_PIXELS
@@ -20,7 +19,8 @@ from fastmim.encoders.adapter import Encoder
 from fastmim.system.hardware import loader_workers
 from fastmim.system.size import Size
 from fastmim.train.distributed import build_fabric
-from fastmim.weights.load import as_given, load_with, replace_classifier, timm_weights
+from fastmim.weights.load import load
+from fastmim.weights.loaded import replace_classifier
 
 BATCH = 64
 
@@ -39,7 +39,7 @@ class Extractor:
     """A frozen backbone with what its images must look like."""
 
     encoder: Encoder
-    origin: dict[str, Any]
+    metadata: dict[str, Any]
     mean: Tensor
     std: Tensor
     fabric: Fabric
@@ -85,9 +85,11 @@ def build_extractor(
     """Load a backbone without its classifier, frozen, on the device.
 
     Args:
-        encoder: a run's folder, an encoder.safetensors, or ``timm:NAME``.
+        encoder: a run's folder, an encoder.safetensors, ``timm:NAME``, or another source that
+            `weights.load` takes.
         image_size: pixels; default: that of the weights.
-        model: a module of one's own, where that was pre-trained, or the factory that the file names.
+        model: a module of one's own, where that was pre-trained; the factory that the file names; or timm's
+            name of the backbone, where the source does not name it.
         trust_code: import and call whatever factory the file names.
         max_pixels: of an image; larger ones are unreadable.
 
@@ -95,16 +97,12 @@ def build_extractor(
         UsageError: there are no such weights, or they do not take the size.
     """
     check_encoder(encoder)
-    if encoder.startswith(WITH_TIMM_WEIGHTS):
-        loaded = timm_weights(encoder.removeprefix(WITH_TIMM_WEIGHTS), {}, image_size)
-    else:
-        module, trust = as_given(model, trust_code)
-        loaded = load_with(encoder, {}, image_size, module, trust)
+    loaded = load(encoder, image_size, model, trust_code=trust_code)
     if hasattr(loaded.model, "reset_classifier"):
         replace_classifier(loaded, 0)
     size = loaded.size
     fabric = build_fabric(accelerator, 1, 1, precision)
-    frozen = Encoder(loaded.model, loaded.name, loaded.kwargs, size, loaded.origin["in_chans"])
+    frozen = Encoder(loaded.model, loaded.name, loaded.kwargs, size, loaded.metadata["in_chans"])
     frozen = frozen.eval().requires_grad_(False).to(fabric.device)
-    mean, std = (torch.tensor(loaded.origin[name], device=fabric.device) for name in ("mean", "std"))
-    return Extractor(frozen, {"from": encoder, **loaded.origin}, mean, std, fabric, workers, max_pixels)
+    mean, std = (torch.tensor(loaded.metadata[name], device=fabric.device) for name in ("mean", "std"))
+    return Extractor(frozen, {"from": encoder, **loaded.metadata}, mean, std, fabric, workers, max_pixels)

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fastmim.config.finetune import SCRATCH
 from fastmim.config.usage import check_given
 from fastmim.data.settings import MAX_PIXELS, parse_labels
 from fastmim.data.sources.columns import Columns
@@ -18,6 +17,7 @@ from fastmim.system.bounds import (
     Share,
     check_bounds,
 )
+from fastmim.weights.spec import parse_weights
 
 Kind = Literal["linear", "knn", "attentive"]
 SUFFIXES = (".parquet", ".pq")
@@ -28,7 +28,8 @@ class ProbeConfig:
     """Everything that `fastmim probe` can be told."""
 
     encoder: str = ""
-    """A run's folder, its encoder.safetensors, or timm:NAME."""
+    """A run's folder, its encoder.safetensors, or timm:NAME; or with --model a file of timm's keys, or a
+    released checkpoint as mae:FILE, simmim:FILE or fastmim:FILE."""
     data: str = ""
     """Images with classes, as for `fastmim finetune`."""
     kind: Kind = "linear"
@@ -62,7 +63,8 @@ class ProbeConfig:
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
     model: str | None = None
-    """The package.module:factory that the encoder's file names, without which that is not imported."""
+    """The package.module:factory that the encoder's file names, without which that is not imported; or timm's
+    name of the backbone of a file that does not name it."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -75,7 +77,8 @@ class EmbedConfig:
     """Everything that `fastmim embed` can be told."""
 
     encoder: str = ""
-    """A run's folder, its encoder.safetensors, or timm:NAME."""
+    """A run's folder, its encoder.safetensors, or timm:NAME; or with --model a file of timm's keys, or a
+    released checkpoint as mae:FILE, simmim:FILE or fastmim:FILE."""
     data: str = ""
     """Images, as for `fastmim pretrain`."""
     out: str = ""
@@ -92,7 +95,8 @@ class EmbedConfig:
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
     model: str | None = None
-    """The package.module:factory that the encoder's file names, without which that is not imported."""
+    """The package.module:factory that the encoder's file names, without which that is not imported; or timm's
+    name of the backbone of a file that does not name it."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -124,5 +128,5 @@ def check_embedding(config: EmbedConfig) -> None:
 
 def check_encoder(encoder: str) -> None:
     """Raise UsageError where no weights are named."""
-    if encoder in ("", SCRATCH):
+    if not parse_weights(encoder).has_weights:
         raise UsageError("encoder is missing: give a run's folder, an encoder.safetensors or timm:NAME")
