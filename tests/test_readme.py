@@ -88,7 +88,7 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
         "studies.sweep.sweep",
         "downstream.frozen.probe.run_probe",
         "downstream.frozen.embed.embed",
-        "weights.encoder_file.read_encoder",
+        "weights.encoder_file.read_description",
         "weights.released.import_released",
         "bench.parts._run_part",
         "bench.parts._apart",

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import save_file
 
 import fastmim
-from conftest import TINY, Killed, lines, same, weights
+from conftest import TINY, USUAL, Killed, lines, same, weights
 from fastmim.cli.entry import main
 from fastmim.errors import UsageError
 from fastmim.methods.frozen_teacher import Teacher
@@ -279,6 +279,9 @@ def test_flags(photos, teacher, tmp_path):
         "32",
     ]
     model = ["--model", TINY["model"], "--model-kwargs", json.dumps(TINY["model_kwargs"])]
+    model += [
+        word for name, value in USUAL.items() for word in (f"--kernels.{name.replace('_', '-')}", str(value))
+    ]
     distill = ["--distill.teacher", str(teacher), "--distill.layers", "0:0", "1:2", "--distill.normalize"]
     out = tmp_path / "run"
     assert main(["pretrain", "--data", str(photos), "--out", str(out), *settings, *model, *distill]) == 0

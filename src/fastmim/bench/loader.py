@@ -1,6 +1,5 @@
 """Compare the loader with torchvision's, from the file to a batch of pixels, in one process."""
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -174,7 +173,7 @@ def _copy(source: ImageSource, folder: Path) -> int:
         data = source.read(index)
         if isinstance(data, np.ndarray):
             data = simplejpeg.encode_jpeg(np.ascontiguousarray(data))
-        (folder / f"{index:04d}{os.path.splitext(source.name(index))[1] or '.jpg'}").write_bytes(data)
+        (folder / f"{index:04d}{Path(source.name(index)).suffix or '.jpg'}").write_bytes(data)
         size += len(data)
     return size
 

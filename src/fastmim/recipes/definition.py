@@ -4,8 +4,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
 from fastmim.config import FinetuneConfig, PretrainConfig, resolved, to_yaml
 from fastmim.methods.settings import DistillConfig
 from fastmim.recipes.backbones import narrow_kwargs
@@ -72,6 +70,8 @@ class Recipe:
 
 def resolve(config: PretrainConfig) -> PretrainConfig:
     """``config`` with what a run would derive from the backbone written out; no weights are drawn."""
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
     from fastmim.encoders.adapter import Encoder
     from fastmim.encoders.build import build_encoder
     from fastmim.encoders.registry import without_memory

@@ -75,7 +75,7 @@ def cached_on_disk(
         try:
             os.link(temporary.name, file)  # fails if another process was first; its result is used
         finally:
-            os.unlink(temporary.name)
+            Path(temporary.name).unlink()
     with contextlib.suppress(OSError, UsageError):
         return _found(file, form)
     return found

@@ -57,7 +57,7 @@ def read_text(path: Path, most: int, pipe: bool = False) -> str:
     """
     if not pipe and path.exists() and not path.is_file():
         raise UsageError(f"{path} is no regular file")
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise UsageError(f"{path} has more than {most >> 20} MiB, which no such file of fastmim has")

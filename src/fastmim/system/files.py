@@ -22,9 +22,9 @@ def replacing(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield beside
-        with open(beside, "rb") as file:
+        with beside.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        beside.replace(path)
         _flush_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):  # it would replace the error that is being raised
@@ -38,7 +38,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         RunError: the file cannot be written (a full disk, for example); ``path`` is unchanged.
     """
     try:
-        with replacing(path) as beside, open(beside, "wb") as file:
+        with replacing(path) as beside, beside.open("wb") as file:
             write(file)
     except (OSError, RuntimeError) as error:
         raise _unwritten(path, error) from error
@@ -77,8 +77,8 @@ def link_atomically(source: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        with open(source, "rb") as content:
+        with source.open("rb") as content:
             write_atomically(path, lambda file: shutil.copyfileobj(content, file))
         return
-    os.replace(beside, path)
+    beside.replace(path)
     _flush_folder(path.parent)

@@ -26,17 +26,17 @@ class MetricsFile:
     def __init__(self, path: Path, keep_bytes: int) -> None:
         self._path = path
         try:
-            self._file = open(path, "ab")  # noqa: SIM115
-            self._file.truncate(min(keep_bytes, os.path.getsize(path)))
+            self._file = path.open("ab")
+            self._file.truncate(min(keep_bytes, path.stat().st_size))
             self._end_line()
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}") from error
 
     def _end_line(self) -> None:
         """Start a new line if the last one is incomplete."""
-        size = os.path.getsize(self._path)
+        size = self._path.stat().st_size
         if size:
-            with open(self._path, "rb") as file:
+            with self._path.open("rb") as file:
                 file.seek(size - 1)
                 torn = file.read(1) != b"\n"
             if torn:
@@ -59,7 +59,7 @@ class MetricsFile:
         """Flush the file to disk and return its length in bytes."""
         try:
             os.fsync(self._file.fileno())
-            return os.path.getsize(self._path)
+            return self._path.stat().st_size
         except OSError as error:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from error
 

@@ -39,7 +39,7 @@ def check_sealed(path: Path) -> None:
     """Raise Damaged unless the file is intact; OSError if it cannot be read."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise Damaged("is not a file")
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 256))
         match = re.search(COMMENT.pattern + rb"\Z", file.read())
@@ -60,7 +60,7 @@ def check_sealed(path: Path) -> None:
 def sealed_step(path: Path) -> int | None:
     """Return the step recorded in a sealed file; None for others. The file is not verified."""
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 256))
             match = re.search(COMMENT.pattern + rb"\Z", file.read())
     except OSError:
@@ -77,7 +77,7 @@ def _seal(digest: hashlib.blake2b, step: int) -> bytes:
 
 def _check_archive(path: Path, size: int) -> None:
     """Verify the CRC of each part of an archive without a checksum. Raises Damaged."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(max(0, size - END_BYTES))
         end = file.read()
     if len(end) < END_BYTES or not end.startswith(END_OF_ZIP) or end[-2:] != b"\0\0":

@@ -151,7 +151,7 @@ def encoder_digest(encoder: str) -> str:
     file = spec.path / WEIGHTS if spec.path.is_dir() else spec.path
     if not spec.file or not file.is_file():
         return encoder
-    with open(file, "rb") as opened:
+    with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 

@@ -71,7 +71,7 @@ class UnreadableLog:
         """Return the reason of each image that the file lists so far, by the image's index."""
         if self._path.stat().st_size < self._read:  # the file was restarted
             self._read, self._in_file = 0, {}
-        with open(self._path, "rb") as file:
+        with self._path.open("rb") as file:
             file.seek(self._read)
             content = file.read()
         self._read += len(content)

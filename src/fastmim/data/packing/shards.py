@@ -206,5 +206,5 @@ def _open_writer(path: Path, schema: Any, form: str) -> Any:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
