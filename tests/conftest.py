@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from simulated_device import ON_DEVICE, install
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # Those that nothing is measured for.
-USUAL = {
+USUAL: dict[str, Any] = {
     "attention": "fused",
     "memory_format": "contiguous",
     "compile": "none",
@@ -28,7 +29,7 @@ USUAL = {
 }
 
 # A ViT small enough that a step takes milliseconds; every setting is timm's own.
-TINY = {
+TINY: dict[str, Any] = {
     "model": "vit_tiny_patch16_224",
     "model_kwargs": {"embed_dim": 32, "depth": 2, "num_heads": 2},
     "image_size": 32,
@@ -43,7 +44,7 @@ TINY = {
 }
 
 # Settings of a fine-tuning run that takes a second.
-QUICK = {
+QUICK: dict[str, Any] = {
     "image_size": 32,
     "batch_size": 8,
     "steps": 4,

@@ -2,8 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,9 @@ from torch import Tensor
 
 from fastmim.bench.measure import Figure, medians, side_by_side
 from fastmim.mim.hog_features import hog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 COMPILED_TARGET, EAGER_TARGET = 20.0, 4.0  # times the speed of `plain_hog`
 AGREEMENT = 1e-2  # relative: a gradient on the border between two bins may fall into either

@@ -1,0 +1,1 @@
+"""From folders, archives and tables to batches of crops."""

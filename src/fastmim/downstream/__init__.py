@@ -1,0 +1,1 @@
+"""Tasks that use a pre-trained backbone."""

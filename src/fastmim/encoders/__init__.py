@@ -1,0 +1,1 @@
+"""Any backbone as a map of features."""

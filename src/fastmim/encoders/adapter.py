@@ -8,7 +8,7 @@ pass.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,9 +28,11 @@ from fastmim.encoders.probe import Features, last_features, probe
 from fastmim.encoders.resize import Resampler, carry_all_but, carry_tensors, resize
 from fastmim.encoders.visible.blocks import Strip, check_strips, strip_features
 from fastmim.encoders.visible.tokens import Choose, Dropping, dropped, find_dropping
-from fastmim.encoders.visible.windows import Layout
 from fastmim.mim.grids import tokens_to_map
 from fastmim.system.size import Size
+
+if TYPE_CHECKING:
+    from fastmim.encoders.visible.windows import Layout
 
 DEPTH_ARGUMENTS = ("depths", "depth", "layers")  # names of constructor arguments for the number of blocks
 

@@ -1,8 +1,7 @@
 """Base class of the pre-training methods, which draw masks and turn images into a Reconstruction."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,9 @@ from fastmim.mim.masking import draw_blocks
 from fastmim.mim.settings import DecoderConfig, LossName, Masking, TargetConfig
 from fastmim.mim.targets import Target, build_target
 from fastmim.system.size import Size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ENCODER = "encoder.model."  # prefix of the names of the backbone's parameters
 

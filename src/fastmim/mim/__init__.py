@@ -1,0 +1,1 @@
+"""The mathematics of masked image modelling."""

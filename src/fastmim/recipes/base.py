@@ -60,7 +60,7 @@ def base_config(
         }
         named = _one_method(asked)
         if not recipe_name:
-            base = cast(C, defaults_of(named))
+            base = cast("C", defaults_of(named))
     # The settings of a run to resume replace the base.
     if resumed and holds_run(run := Path(resumed).expanduser()):
         stored = run / CONFIG

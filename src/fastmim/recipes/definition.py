@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from fastmim.config import FinetuneConfig, PretrainConfig, resolved, to_yaml
 from fastmim.methods.settings import DistillConfig
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.weights.spec import SCRATCH
+
+if TYPE_CHECKING:
+    from fastmim.encoders.adapter import Encoder
 
 NO_FIGURE = "no figure"
 MARKED = " (the paper's; not measured here)"
@@ -72,7 +75,6 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
     """``config`` with what a run would derive from the backbone written out; no weights are drawn."""
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    from fastmim.encoders.adapter import Encoder
     from fastmim.encoders.build import build_encoder
     from fastmim.encoders.registry import without_memory
     from fastmim.methods.registry import METHODS
@@ -80,7 +82,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
 
     size = METHODS[config.method].encoder_size(config.size)
     build = partial(build_encoder, config.model, size, config.in_chans, config.model_kwargs, config.encoder)
-    encoder = cast(Encoder, without_memory(build))
+    encoder = cast("Encoder", without_memory(build))
     cell = build_target(config.target, encoder.stride).cell
     mean, std = config.crop.mean or IMAGENET_DEFAULT_MEAN, config.crop.std or IMAGENET_DEFAULT_STD
     return resolved(config, encoder.stride, cell, encoder.full_kwargs, mean, std)

@@ -102,7 +102,7 @@ def read_yaml(path: str | Path, pipe: bool = False) -> dict[str, Any]:
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """Parse YAML text that is a mapping without anchors and aliases. Raises UsageError."""
     try:
-        values = yaml.load(text, _PlainLoader)
+        values = yaml.load(text, _PlainLoader)  # noqa: S506 - a SafeLoader
     except RecursionError as error:
         raise UsageError(f"{where}: {_too_deep()}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid number or date

@@ -157,7 +157,11 @@ def check_fits(checkpoint: Checkpoint, module: Mapping[str, Any], optimizer: tor
     Args:
         module: state dictionary of the module that will load the weights.
     """
-    saved = checkpoint.module
+    _check_weights(checkpoint.module, module)
+    _check_optimizer(checkpoint.optimizer, optimizer)
+
+
+def _check_weights(saved: Mapping[str, Any], module: Mapping[str, Any]) -> None:
     for name, tensor in module.items():
         if name not in saved:
             raise Damaged(f"has no weights {name}, which the model has")
@@ -167,7 +171,10 @@ def check_fits(checkpoint: Checkpoint, module: Mapping[str, Any], optimizer: tor
             raise Damaged(f"has weights {name} of {_form(saved[name])}, not {_form(tensor)}")
     if surplus := saved.keys() - module.keys():
         raise Damaged(f"has weights {min(surplus)}, which the model has not")
-    groups = checkpoint.optimizer.param_groups
+
+
+def _check_optimizer(saved: OptimizerState, optimizer: torch.optim.Optimizer) -> None:
+    groups = saved.param_groups
     if len(groups) != len(optimizer.param_groups):
         raise Damaged(f"has an optimiser with {len(groups)} groups, not {len(optimizer.param_groups)}")
     for theirs, ours in zip(groups, optimizer.param_groups, strict=True):
@@ -178,7 +185,7 @@ def check_fits(checkpoint: Checkpoint, module: Mapping[str, Any], optimizer: tor
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if indices != list(range(len(parameters))):
         raise Damaged("has an optimiser with other parameters than this run")
-    for index, means in checkpoint.optimizer.state.items():
+    for index, means in saved.state.items():
         if index >= len(parameters) or not {"step", "exp_avg", "exp_avg_sq"} <= means.keys():
             raise Damaged("has an optimiser that is not AdamW")
         for key in ("exp_avg", "exp_avg_sq"):

@@ -97,7 +97,7 @@ def teller(quiet: bool) -> Callable[[str], None]:
 
 def precision_of(fabric: Fabric) -> Literal["bf16-mixed", "32-true"]:
     """Return the precision as `build_fabric` takes it."""
-    return cast(Literal["bf16-mixed", "32-true"], fabric._precision.precision)
+    return cast("Literal['bf16-mixed', '32-true']", fabric._precision.precision)
 
 
 def hardware(fabric: Fabric) -> dict[str, Any]:

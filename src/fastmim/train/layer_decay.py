@@ -33,7 +33,7 @@ def layer_decay_groups(
     undecayed: Iterable[str] = getattr(model, "no_weight_decay", set)()
     levels = parameter_levels(model, blocks)
     groups: list[dict[str, Any]] = param_groups_layer_decay(
-        model if levels is None else cast(nn.Module, _Levelled(model, levels)),
+        model if levels is None else cast("nn.Module", _Levelled(model, levels)),
         optim.weight_decay,
         no_weight_decay_list=tuple(undecayed),
         layer_decay=layer_decay,

@@ -35,7 +35,7 @@ def older_checkpoints(run: Path) -> list[Path]:
 
 def near_runs(run: Path) -> str:
     """Return a hint that names runs with a path similar to ``run``; empty if there are none."""
-    run = Path(os.path.abspath(run))
+    run = Path(os.path.abspath(run))  # noqa: PTH100 - keeps links, drops '..'
     parents = [run.parent, *_alike(run.parent)]
     nearby = (near for parent in parents for near in (parent / run.name, *_alike(parent / run.name)))
     found = list(filter(holds_run, nearby))

@@ -27,7 +27,7 @@ class Damaged(Exception):
 def write_sealed(state: dict[str, Any], step: int, file: IO[bytes]) -> None:
     """Write ``state`` to a file opened for writing, with a checksum."""
     hashed = _Hashed(file)
-    torch.save(state, cast(IO[bytes], hashed))
+    torch.save(state, cast("IO[bytes]", hashed))
     if hashed.last != b"\0\0":
         raise RuntimeError("torch wrote no plain zip archive, so it cannot be sealed")
     comment = b"fastmim checkpoint step %d blake2b %s" % (step, _seal(hashed.digest, step))

@@ -1,0 +1,1 @@
+"""Weights: sources, files and their models."""

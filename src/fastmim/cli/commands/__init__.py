@@ -1,0 +1,1 @@
+"""Verbs of the command line; each module has ``run(arguments) -> exit code``."""

@@ -1,0 +1,1 @@
+"""Batches of crops, read by worker processes."""

@@ -74,6 +74,7 @@ Augment = Callable[[Pixels, tuple[int, ...]], Pixels]  # (crop, seeds) -> a crop
 
 
 def identity(crop: Pixels, _: tuple[int, ...]) -> Pixels:
+    """Return the crop unchanged."""
     return crop
 
 

@@ -17,6 +17,7 @@ Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 
 
 def identity_pair(images_BCHW: Tensor, extra_inputs: Tensor, _: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return both unchanged."""
     return images_BCHW, extra_inputs
 
 

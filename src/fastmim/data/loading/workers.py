@@ -22,7 +22,7 @@ from fastmim.errors import FastmimError, RunError
 
 PREFETCHED_BATCHES = 3  # per worker
 SECONDS_TO_END = 5.0  # for a busy worker to finish; then it is killed
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SHARED_MEMORY_WORDS = ("shared memory", "Bus error", "shm", "No space left on device", "/torch_")
 
 Answer = TypeVar("Answer")

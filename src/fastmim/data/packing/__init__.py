@@ -1,0 +1,1 @@
+"""Resized copies of a data set."""

@@ -39,7 +39,7 @@ SKIPPED = "skipped.jsonl"
 Progress = Callable[[int, int], None]  # (images done, images in total)
 
 
-def pack(
+def pack(  # noqa: PLR0913 - public
     data: str,
     out: str | Path,
     short_side: int = 192,

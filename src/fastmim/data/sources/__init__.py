@@ -1,0 +1,1 @@
+"""Places that images come from: folders, tars, tables, packs, demo data."""

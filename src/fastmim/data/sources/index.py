@@ -142,6 +142,7 @@ def holds_images(folder: Path, below: bool = True) -> bool:
 
 
 def is_image_name(name: str) -> bool:
+    """Return whether a file of this name is an image, and not hidden."""
     base = os.path.basename(name)
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
 

@@ -3,20 +3,22 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastmim.errors import RunError
 from fastmim.system.files import replacing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAGIC = b"fastmim names 1\n"
 HEAD = len(MAGIC) + 16  # magic, number of names and number of bytes; the ends and then the names follow
 
 
 def as_text(name: str) -> str:
-    """Convert a name to text that can be written anywhere: bytes that are not UTF-8 become ``\\xe9``."""
+    r"""Convert a name to text that can be written anywhere: bytes that are not UTF-8 become ``\xe9``."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 

@@ -8,15 +8,17 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastmim.data.sources.files import check_size, open_regular
 from fastmim.data.sources.index import counted, is_hidden, is_image_name, left_out
 from fastmim.data.sources.names import Named, NameList
 from fastmim.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 2048 * BLOCK
@@ -112,14 +114,10 @@ def _index(path: str) -> tuple[list[tuple[str, Place]], tuple[str, ...]]:
             if not is_image_name(base.lstrip(".")):
                 if not base.startswith(".") and not member.isdir() and not is_link:
                     others[posixpath.splitext(base)[1].lower()] += 1
-            elif any(map(is_hidden, (*folders, base))):
-                left["hidden, or in hidden folders"] += not member.isdir()
-            elif member.issparse():
-                left["stored with holes (sparse)"] += 1
-            elif is_link or member.isreg():
-                found.append((member.name, None if is_link else place))
+            elif reason := _unusable(member, any(map(is_hidden, (*folders, base)))):
+                left[reason] += 1
             elif not member.isdir():
-                left["devices or FIFOs"] += 1
+                found.append((member.name, None if is_link else place))
     images = []
     for name, known in found:
         place_of = known or links.follow(name)
@@ -134,6 +132,19 @@ def _index(path: str) -> tuple[list[tuple[str, Place]], tuple[str, ...]]:
         have = "has" if again == 1 else "have"
         notes.append(f"{counted(again, 'image')} {have} the name of an earlier one: all are read")
     return images, tuple(f"{path}: {note}" for note in notes)
+
+
+def _unusable(member: tarfile.TarInfo, hidden: bool) -> str | None:
+    """Return why a member with the name of an image is left out; None for usable ones and for folders."""
+    if member.isdir():
+        return None
+    if hidden:
+        return "hidden, or in hidden folders"
+    if member.issparse():
+        return "stored with holes (sparse)"
+    if not (member.isreg() or member.issym() or member.islnk()):
+        return "devices or FIFOs"
+    return None
 
 
 class _Headers:

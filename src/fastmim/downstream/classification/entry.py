@@ -28,7 +28,7 @@ from fastmim.weights.load import factory_of
 from fastmim.weights.spec import parse_weights
 
 
-def finetune(
+def finetune(  # noqa: PLR0913 - public
     *,
     encoder: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,

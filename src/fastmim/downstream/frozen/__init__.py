@@ -1,0 +1,1 @@
+"""Probes and embeddings of frozen backbones."""

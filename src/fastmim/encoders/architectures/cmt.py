@@ -1,6 +1,7 @@
-"""CMT: convolutions and reduced attention in one block, after Guo et al., "CMT: Convolutional Neural
-Networks Meet Vision Transformers" (CVPR 2022, arXiv 2107.06263). Importing this module registers cmt_ti,
-cmt_xs, cmt_s and cmt_b with timm.
+"""CMT, a pyramid of blocks with convolutions and reduced attention.
+
+After Guo et al., "CMT: Convolutional Neural Networks Meet Vision Transformers" (CVPR 2022, arXiv 2107.06263).
+Importing this module registers cmt_ti, cmt_xs, cmt_s and cmt_b with timm.
 
 The paper's text leaves some choices open. Here, activations precede their batch norms; the position bias is
 one learned value per head, query and key, shared by the blocks of a stage; the projection of the head
@@ -135,7 +136,7 @@ class CMT(TablePyramid):
         drop_rate: dropout before the classifier (the released training code uses 0.1, and 0.3 for B).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as timm names them
         self,
         img_size: int | Sequence[int] = 224,
         in_chans: int = 3,

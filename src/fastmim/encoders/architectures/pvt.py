@@ -1,6 +1,8 @@
-"""PVT: a pyramid of transformer stages, after Wang et al., "Pyramid Vision Transformer: A Versatile Backbone
-for Dense Prediction without Convolutions" (ICCV 2021, arXiv 2102.12122). Importing this module registers
-pvt_tiny, pvt_small, pvt_medium and pvt_large with timm. (PVT v2 is a different network, and part of timm.)
+"""PVT, a pyramid of transformer stages.
+
+After Wang et al., "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without
+Convolutions" (ICCV 2021, arXiv 2102.12122). Importing this module registers pvt_tiny, pvt_small, pvt_medium
+and pvt_large with timm. (PVT v2 is a different network, and part of timm.)
 
 Features are tokens (B, 1 + h*w, D) with the class token first, as in timm's ViT. The class token has no
 position embedding: it is itself learned, and the sum of two learned vectors expresses no more than one.
@@ -103,7 +105,7 @@ class PyramidVisionTransformer(TablePyramid):
 
     pools = ("token", "avg", "")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as timm names them
         self,
         img_size: int | Sequence[int] = 224,
         in_chans: int = 3,

@@ -1,0 +1,1 @@
+"""Backbones on part of an image."""

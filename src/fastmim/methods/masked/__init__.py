@@ -1,0 +1,1 @@
+"""Methods of masked image modelling, one file each."""
