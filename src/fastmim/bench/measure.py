@@ -93,6 +93,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return the median of each list of seconds."""
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 

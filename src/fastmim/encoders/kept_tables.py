@@ -50,7 +50,7 @@ def keep_tables(model: nn.Module, window: int, name: str) -> None:
 
 def kept_tables(model: nn.Module) -> Kept:
     """Return the tables that `keep_tables` created."""
-    return {name: m.get_parameter(KEPT) for name, m in model.named_modules() if KEPT in m._parameters}
+    return {name: m.get_parameter(KEPT) for name, m in model.named_modules() if hasattr(m, KEPT)}
 
 
 def put_tables(model: nn.Module, kept: Kept) -> None:
@@ -58,7 +58,7 @@ def put_tables(model: nn.Module, kept: Kept) -> None:
     for name, parameter in kept.items():
         module: Any = model.get_submodule(name)
         window = _square(module.window_size)
-        del module._parameters["relative_position_bias_table"]
+        del module.relative_position_bias_table
         module.register_parameter(KEPT, parameter)
         module.kept_from, module.kept_for = ((_side(parameter),) * 2, window)
         module.__class__ = _computing(type(module))
@@ -71,7 +71,8 @@ def take_tables(model: nn.Module) -> Kept:
         module: Any = model.get_submodule(name)
         table = module.relative_position_bias_table.detach().clone()
         module.__class__ = type(module).__mro__[1]
-        del module._parameters[KEPT], module.kept_from, module.kept_for
+        delattr(module, KEPT)
+        del module.kept_from, module.kept_for
         module.relative_position_bias_table = nn.Parameter(table)
     return kept
 

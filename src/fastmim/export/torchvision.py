@@ -91,7 +91,7 @@ class Layout(NamedTuple):
 
 
 def as_torchvision(model: nn.Module, name: str, size: Size) -> tuple[nn.Module, dict[str, Any]]:
-    """torchvision's model with the same weights, and what config.json says of it.
+    """Torchvision's model with the same weights, and what config.json says of it.
 
     Args:
         model: with or without a classifier; ``name`` stands in messages only.
@@ -135,7 +135,7 @@ def as_torchvision(model: nn.Module, name: str, size: Size) -> tuple[nn.Module, 
 
 
 def load_torchvision(folder: str | Path) -> nn.Module:
-    """torchvision's model out of a folder that `export_encoder` wrote, in training mode.
+    """Torchvision's model out of a folder that `export_encoder` wrote, in training mode.
 
     A model of features has an Identity in the place of its classifier and gives (B, D).
 

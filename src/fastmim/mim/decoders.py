@@ -6,7 +6,7 @@ were not encoded, and mix positions by attention or by convolutions.
 
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
-from timm.models._manipulate import checkpoint_seq
+from timm.models import checkpoint_seq
 from timm.models.convnext import ConvNeXtBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn

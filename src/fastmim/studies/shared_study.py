@@ -27,6 +27,7 @@ GRID = ("centre_lr", "centre_decay", "lr_factor", "decay_step")  # what tells it
 
 
 def open_study(config: FinetuneConfig, grid: SweepConfig, out: Path) -> "optuna.Study":
+    """Open the study of the grid in ``out``, or create it. Raises UsageError if it is of another search."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -41,10 +41,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with replacing(path) as beside, beside.open("wb") as file:
             write(file)
     except (OSError, RuntimeError) as error:
-        raise _unwritten(path, error) from error
+        raise unwritten(path, error) from error
 
 
-def _unwritten(path: Path, error: OSError | RuntimeError) -> RunError:
+def unwritten(path: Path, error: OSError | RuntimeError) -> RunError:
+    """Return the error to raise for a file that cannot be written, with the reason."""
     kept = "; the earlier one is intact" if path.exists() else ""
     return RunError(f"cannot write {path}: {_reason(error, path.parent)}{kept}")
 

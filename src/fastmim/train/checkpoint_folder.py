@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 import torch
 
 from fastmim.errors import RunError, UsageError
-from fastmim.system.files import _unwritten, link_atomically, write_atomically
+from fastmim.system.files import link_atomically, unwritten, write_atomically
 from fastmim.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fastmim.train.run_files import LAST, OLDER, STARTING, older_checkpoints
 from fastmim.train.seal import Damaged, sealed_step
@@ -60,7 +60,7 @@ def _keep_last(run: Path) -> None:
         kept.parent.mkdir(exist_ok=True)
         link_atomically(last, kept)
     except OSError as error:
-        raise _unwritten(kept, error) from error
+        raise unwritten(kept, error) from error
 
 
 def step_of(file: Path) -> int | None:

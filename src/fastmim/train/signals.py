@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
+from typing import Any
 
 from fastmim.errors import Interrupted
 
@@ -14,6 +15,7 @@ from fastmim.errors import Interrupted
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
+Handler = Callable[[int, FrameType | None], Any] | int | None
 HANG_UP = getattr(signal, "SIGHUP", None)
 NOTED = b"fastmim: stopping after this step, with a checkpoint; a second signal (Ctrl-C) ends it at once\n"
 
@@ -40,7 +42,7 @@ class StopRequest:
         self._says = says
         self._process = os.getpid()
         self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
-        self._previous: dict[int, signal._HANDLER] = {}
+        self._previous: dict[int, Handler] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
@@ -75,7 +77,7 @@ class StopRequest:
             os.close(nowhere)
 
 
-def install(handler: Callable[[int, FrameType | None], object]) -> dict[int, "signal._HANDLER"]:
+def install(handler: Callable[[int, FrameType | None], object]) -> dict[int, Handler]:
     """Install ``handler`` for the signals that stop a run; return the handlers before it."""
     kept = signal.getsignal(HANG_UP) == signal.SIG_IGN if HANG_UP else False  # set by nohup
     return {number: signal.signal(number, handler) for number in STOPPING if number != HANG_UP or not kept}
@@ -87,7 +89,7 @@ def write(line: bytes) -> None:
         os.write(2, b"\n" + line if os.isatty(2) else line)
 
 
-def restore(handlers: dict[int, "signal._HANDLER"]) -> None:
+def restore(handlers: dict[int, Handler]) -> None:
     """Restore signal handlers, except those that were not set by Python."""
     for number, handler in handlers.items():
         if handler is not None:
@@ -105,7 +107,7 @@ def interruptible(numbers: Iterable[int] = STOPPING) -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)  # in a forked process
         os.kill(os.getpid(), number)
 
-    previous: dict[int, signal._HANDLER] = {}
+    previous: dict[int, Handler] = {}
     if threading.current_thread() is threading.main_thread():
         for number in numbers:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
