@@ -372,7 +372,9 @@ def test_timms_own_weights_are_taken_or_the_reason_told(photos, tmp_path, monkey
         return real(name, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UsageError, match=r"timm:resnet10t: its weights cannot be had: no route to the hub$"):
+    with pytest.raises(
+        UsageError, match=r"timm:resnet10t: its weights cannot be downloaded: no route to the hub$"
+    ):
         fastmim.finetune(encoder="timm:resnet10t", data=photos, out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
 
@@ -391,5 +393,5 @@ def test_a_file_that_names_no_model_is_fine_tuned_with_its_name(photos, tmp_path
     assert start.model.pos_embed.shape == (1, 17, 32)
     assert start.metadata["method"] == "mae"
     assert any(note.startswith("newly initialised: fc_norm") for note in start.notes)
-    with pytest.raises(UsageError, match=f"^model is missing: mae:{file} does not say which"):
+    with pytest.raises(UsageError, match=f"^model is missing: mae:{file} does not name its model"):
         FinetuneConfig(encoder=f"mae:{file}")

@@ -159,6 +159,6 @@ def test_what_is_no_file_of_weights_is_one_line(kind, tmp_path):
 def test_weights_of_another_program_are_no_encoder(tmp_path):
     file = tmp_path / "encoder.safetensors"
     safetensors.torch.save_file(state(), file)
-    assert "does not say which model it is" in refusal(file)
+    assert "does not name its model" in refusal(file)
     (tmp_path / "encoder.json").write_text(json.dumps(ORIGIN))
     assert fastmim.load_encoder(file) is not None
