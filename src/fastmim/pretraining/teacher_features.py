@@ -99,7 +99,7 @@ class FeatureCache:
 
     def _stop(self, reason: str) -> None:
         self.writes = False
-        self.say(f"distill.cache: no more features are kept: {reason}")
+        self.say(f"distill.cache: no more features are stored: {reason}")
 
 
 class TeacherFeatures:
@@ -229,7 +229,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"distill.cache: {folder} cannot be made: {error.strerror}") from error
+        raise UsageError(f"distill.cache: {folder} cannot be created: {error.strerror}") from error
 
 
 def crops_digest(images_BCHW: Tensor) -> str:

@@ -23,7 +23,7 @@ def recipe(name: str) -> Recipe:
     """Return a recipe by its full name. Raises UsageError, with similar names, if there is none."""
     recipes = catalogue()
     if name not in recipes:
-        raise UsageError(f"recipe: {name} is not there; {_hint(name)}")
+        raise UsageError(f"recipe: {name} does not exist; {_hint(name)}")
     return recipes[name]
 
 
