@@ -140,7 +140,7 @@ def test_splits_within_each_class(tmp_path, form):
         ({"val": 2, "test": 2}, "sounds like a split"),
         ({"a/train/x": 2, "a/val/x": 2, "b/train/x": 2, "b/val/x": 2}, "give one of them"),
         ({"a/train/x": 2, "a/val/x": 2, "b/x": 2}, "give one of them"),
-        ({"train/cat": 2, "Train/cat": 2, "val/cat": 2}, "which of them to train on is open"),
+        ({"train/cat": 2, "Train/cat": 2, "val/cat": 2}, "it is unclear which of them to train on"),
         (
             {f"fold{n}/{name}": 2 for n in range(1, 6) for name in ("cat", "dog")},
             "fold1, fold2.* each of them cat, dog",
@@ -150,7 +150,7 @@ def test_splits_within_each_class(tmp_path, form):
             {f"{n}/{name}": 2 for n in ("data_batch_1", "test_batch") for name in "ab"},
             "test_batch sounds like",
         ),
-        ({"train_part1/a": 2, "train_part2/a": 2, "val/a": 2}, "which of them to train on is open"),
+        ({"train_part1/a": 2, "train_part2/a": 2, "val/a": 2}, "it is unclear which of them to train on"),
     ],
 )
 def test_what_is_open_in_a_folder_is_refused(tmp_path, tree, said, form):
@@ -169,7 +169,7 @@ def test_what_is_open_in_a_folder_is_refused(tmp_path, tree, said, form):
             "has day, night",
         ),
         ({f"{n}/{a}": 2 for n in (7, 10) for a in ("day", "night")}, ("7", "10"), "has day, night"),
-        ({f"{n}/{a}": 2 for n in ("cat", "dog") for a in "ab"}, ("cat", "dog"), "not told apart"),
+        ({f"{n}/{a}": 2 for n in ("cat", "dog") for a in "ab"}, ("cat", "dog"), "whose names are ignored"),
         ({f"{n}/images": 2 for n in ("cat", "dog")}, ("cat", "dog"), ""),
         ({"cat/a": 2, "cat/b": 2, "dog/a": 2}, ("cat", "dog"), ""),
         ({"fold1/cat": 2, "fold2/dog": 2}, ("fold1", "fold2"), ""),
@@ -209,7 +209,7 @@ def test_without_labels_all_splits_are_taken_and_said(tmp_path, form):
     source = open_images(spec)
     assert len(source) == 12
     note = splits_note(spec, source)
-    assert note.startswith("the images of Train/, Val/, extra/ are all taken")
+    assert note.startswith("all images of Train/, Val/, extra/ are used")
     assert (str(root / "NAME" / "Train") in note) == (form is None)
     plain = str(root / "NAME" / "Train")
     assert splits_note(plain, open_images(plain)) is None
@@ -222,7 +222,7 @@ def test_what_is_left_out_of_either_split_is_said(tmp_path):
     (root / "val" / "a" / "y.cr2").write_bytes(b"-")
     said = " ".join(open_labelled(str(root), 0.2, 0)[0].notes)
     assert ".heic (1)" in said
-    assert "to measure on: 1 file of another kind was left out: .cr2 (1)" in said
+    assert "validation: 1 file of another kind was left out: .cr2 (1)" in said
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -273,14 +273,14 @@ def test_parquet_files_that_are_named_after_splits(tmp_path, names):
     assert (len(training), len(validation)) == (6, 4)
     source = open_images(str(tmp_path))
     assert len(source) == 10
-    assert "are all taken" in splits_note(str(tmp_path), source)
+    assert "all images of" in splits_note(str(tmp_path), source)
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
         (("part-0.parquet", "part-1.parquet"), ""),
-        (("train.parquet", "extra.parquet"), "the tables extra, train are taken as one"),
+        (("train.parquet", "extra.parquet"), "the tables extra, train are read as one"),
     ],
 )
 def test_tables_that_are_no_splits_are_taken_as_one(tmp_path, names, said):

@@ -140,9 +140,9 @@ def test_columns_can_be_chosen(tmp_path):
     assert training.classes == ("0", "1")
     assert open_images(spec, chosen).read(0) == first["right"]
     for wrong, said in {
-        Columns(image="middle"): "columns.image = middle is not there .* left, right",
-        Columns(image="place"): "columns.image = place is none of images or bytes",
-        Columns(image="left", label="several"): "columns.label = several holds no single class a row",
+        Columns(image="middle"): "columns.image = middle does not exist .* left, right",
+        Columns(image="place"): "columns.image = place does not hold images or bytes",
+        Columns(image="left", label="several"): "columns.label = several does not hold one class per row",
     }.items():
         with pytest.raises(UsageError, match=said):
             open_labelled(spec, 0.25, 0, wrong)

@@ -125,7 +125,7 @@ def test_a_run_stops_after_its_step_and_goes_on(photos, tmp_path, monkeypatch, n
     assert (result.complete, result.steps, result.stopped_by) == (False, 5, number)
     assert load_checkpoint(run / LAST).progress.step == 5
     told = next(line for line in capsys.readouterr().out.splitlines() if "--resume" in line)
-    command = told.split("go on with ")[1]
+    command = told.split("resume with ")[1]
     assert main(["pretrain", *command.split()]) == 0
     assert load_checkpoint(run / LAST).progress.step == 8
 
@@ -280,7 +280,7 @@ def test_signals_reach_two_processes(program, what, number, times, code, words):
 @pytest.mark.parametrize(
     ("what", "code", "words"),
     [
-        ("lost", 1, "RunError: process 2 of 2 was killed by SIGKILL, perhaps for want of memory"),
+        ("lost", 1, "RunError: process 2 of 2 was killed by SIGKILL, perhaps for lack of memory"),
         ("fails", 1, "RunError: too many images cannot be read"),
         pytest.param("refuses", 2, "UsageError: out: no such folder", marks=pytest.mark.slow),
         pytest.param(

@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_named_in_one_line(tmp_path, change, message):
 
 def test_files_that_are_no_checkpoints(tmp_path):
     read = lambda file: read_released(file, "mae", "vit_base_patch16_224", VIT)  # noqa: E731
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="is not a file"):
         read(tmp_path / "nothing.pth")
     (tmp_path / "text.pth").write_text("not a checkpoint")
     with pytest.raises(UsageError, match=r"text\.pth was not written by torch\.save"):

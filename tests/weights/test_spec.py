@@ -77,9 +77,9 @@ def test_new_weights_are_torchs_next_random_ones():
         ),
         ("timm:a.b:c", {}, r"^encoder = timm:a.b:c: give a timm name"),
         ("mae:weights.pth", {}, r"^model is missing: mae:weights.pth does not name its model"),
-        ("mae:weights.pth", {"model": "vit_tiny_patch16_224"}, r"^weights.pth is no file$"),
+        ("mae:weights.pth", {"model": "vit_tiny_patch16_224"}, r"^weights.pth is not a file$"),
         ("nowhere", {}, r"^nowhere holds no encoder.safetensors"),
-        ("nowhere.safetensors", {"model": "resnet18"}, r"^nowhere.safetensors is no file$"),
+        ("nowhere.safetensors", {"model": "resnet18"}, r"^nowhere.safetensors is not a file$"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(source, settings, said):

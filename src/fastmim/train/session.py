@@ -65,7 +65,7 @@ def open_run_dir(
         if point is None and file is not None:
             point = ResumePoint(read_checkpoint(file), file, "")
         if point is not None and point.checkpoint.choices.precision != precision_of(fabric):
-            raise UsageError(f"out: another process has begun a run in {run}: start anew to go on with it")
+            raise UsageError(f"out: another process has started a run in {run}: start again to resume it")
         yield point
 
 

@@ -162,7 +162,7 @@ def read_torch_file(path: Path) -> State:
         UsageError: the file cannot be read, or contains anything but tensors.
     """
     if not path.is_file():
-        raise UsageError(f"{path} is no file")
+        raise UsageError(f"{path} is not a file")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)

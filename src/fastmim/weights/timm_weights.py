@@ -135,7 +135,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         return read_torch_file(path)
     if not path.is_file():
-        raise UsageError(f"{path} is no file")
+        raise UsageError(f"{path} is not a file")
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
