@@ -30,7 +30,7 @@ BAD_INPUT = [
     ("pretrain --data {tmp}/texts --out {out} --image-size 64 --model resnet10t", 1, "cannot be read"),
     ("pretrain --data {photos}", 2, "out is missing"),
     ("pretrain --out {out}", 2, "data is missing"),
-    ("pretrain --data {photos} --out {tmp}/file.txt/x", 2, "cannot be made"),
+    ("pretrain --data {photos} --out {tmp}/file.txt/x", 2, "cannot be created"),
     ("pretrain --data {photos} --out {out} --model resnet5000", 2, "resnet50"),
     ("pretrain --data {photos} --out {out} --image-size 100", 2, "96 or 112 is"),
     ("pretrain --data {photos} --out {out} --mask.ratio 1.5", 2, "mask.ratio = 1.5"),

@@ -62,7 +62,7 @@ def test_pickled_a_mapped_list_is_a_path_and_a_missing_file_is_said(tmp_path):
     with pytest.raises(RunError, match="has changed"):
         pickle.loads(pickled)
     (tmp_path / "names").write_bytes(b"damaged")
-    with pytest.raises(RunError, match="the index of the images is gone"):
+    with pytest.raises(RunError, match="the index of the images is missing"):
         pickle.loads(pickled)
     assert [pickle.loads(pickle.dumps(NameList(NAMES)))[number] for number in range(4)] == NAMES
 

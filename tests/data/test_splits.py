@@ -58,7 +58,7 @@ def test_what_is_taken_of_some_names(names, taken):
     [["train2014", "train2017", "val2017"], ["train", "val", "valid"], ["a_train", "a_val", "train", "val"]],
 )
 def test_what_is_open_is_refused_with_the_choices(names):
-    with pytest.raises(UsageError, match=f"{names[-2]}.* is open"):
+    with pytest.raises(UsageError, match=f"{names[-2]}.* is unclear"):
         choose_splits(names, "data")
 
 
@@ -198,7 +198,7 @@ def test_images_beside_splits_are_said_to_be_left(tmp_path, form):
     root = make(tmp_path / "data", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1, "": 2})
     training, validation = open_labelled(str(root if form is None else form(root, tmp_path)), 0.2, 0)
     assert (len(training), len(validation)) == (4, 2)
-    assert "left: " in training.notes[0]
+    assert "not used: " in training.notes[0]
 
 
 @pytest.mark.parametrize("form", [None, as_tar, as_pack], ids=["folder", "tar", "pack"])
@@ -240,7 +240,7 @@ def test_what_is_left_of_a_folder_is_named(tmp_path):
     (root / "labels" / "train" / "0.txt").write_text("0 0 0 1 1")
     training, validation = open_labelled(str(root), 0.2, 0)
     assert (len(training), len(validation)) == (4, 2)
-    assert "left: test/" in training.notes[0]
+    assert "not used: test/" in training.notes[0]
 
 
 def table(count):
@@ -296,8 +296,8 @@ def test_tables_that_are_no_splits_are_taken_as_one(tmp_path, names, said):
     [
         ({"Train": 6, "Val": 4}, (6, 4), ""),
         ({"training_set": 6, "test_set": 4}, (6, 4), ""),
-        ({"train": 6, "dev": 4, "test": 2}, (6, 4), "left: test"),
-        ({"train": 8, "unlabeled": 2}, (6, 2), "left: unlabeled"),
+        ({"train": 6, "dev": 4, "test": 2}, (6, 4), "not used: test"),
+        ({"train": 8, "unlabeled": 2}, (6, 2), "not used: unlabeled"),
     ],
 )
 def test_saved_splits(tmp_path, splits, counts, left):
@@ -308,7 +308,7 @@ def test_saved_splits(tmp_path, splits, counts, left):
     assert left in " ".join(training.notes)
     source = open_images(str(tmp_path / "saved"))
     assert len(source) == next(iter(splits.values()))
-    assert "left: " in notes_of(source)[0]
+    assert "not used: " in notes_of(source)[0]
 
 
 def test_saved_splits_of_which_none_is_known_are_refused(tmp_path):

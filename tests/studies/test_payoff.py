@@ -195,7 +195,7 @@ SAID = [
     ((100.0,) * 3, (100.0,) * 3, 50, "no difference beyond chance"),
     ((90.0,) * 3, (90.0,) * 3, 10**9, "no difference beyond chance"),
     ((90.0,) * 3, (80.0,) * 3, 10**9, "pre-training helped"),
-    ((50.0,) * 3, (41.0,) * 3, None, "how sure that is cannot be said"),
+    ((50.0,) * 3, (41.0,) * 3, None, "its uncertainty is unknown"),
 ]
 
 

@@ -240,9 +240,9 @@ def test_a_run_without_a_sound_checkpoint_is_never_begun_again(run):
 PLACES = {
     "step 10**9": (
         {"progress": {"step": 10**9}},
-        "stands at step 1000000000 in stage 1, which has",
+        "is at step 1000000000 in stage 1, which has",
     ),
-    "stage 99": ({"stage": 99}, "stands in stage 100, but the run has 1"),
+    "stage 99": ({"stage": 99}, "is in stage 100, but the run has 1"),
     "step -1": ({"progress": {"step": -1}}, "progress.step"),
     "stage -1": ({"stage": -1}, "stage"),
     "step of text": ({"progress": {"step": "6"}}, "progress.step"),

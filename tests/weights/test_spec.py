@@ -73,7 +73,7 @@ def test_new_weights_are_torchs_next_random_ones():
         (
             "timm:resnet18",
             {"model": "resnet18"},
-            r"^model = resnet18: encoder = timm:resnet18 names the model",
+            r"^model = resnet18: encoder = timm:resnet18 already names the model",
         ),
         ("timm:a.b:c", {}, r"^encoder = timm:a.b:c: give a timm name"),
         ("mae:weights.pth", {}, r"^model is missing: mae:weights.pth does not name its model"),

@@ -124,7 +124,7 @@ def _prepare(config: PretrainConfig) -> None:
 
 
 def _steps() -> float:
-    """Mean seconds per step."""
+    """Measure the mean seconds per step."""
     start, steps = time.perf_counter(), 0
     while (took := time.perf_counter() - start) < SECONDS:
         _bench[0].step()

@@ -48,7 +48,7 @@ class PretrainConfig(RunConfig):
     """Images: a folder (nested or not), .tar, .parquet file(s), saved Hugging Face dataset, hf:NAME[:SPLIT].
     To try it: demo:photos or demo:digits. Labels are ignored."""
     model: str = "vit_base_patch16_224"
-    """Backbone: timm name (`fastmim backbones` lists them), or package.module:factory of your own."""
+    """Backbone: timm name (`fastmim backbones` lists them), or package.module:factory."""
     method: MethodName = "fastmim"
     """Pre-training method. Defaults are those of the method's own paper; flags override them."""
     image_size: int | tuple[int, int] | None = None

@@ -135,7 +135,7 @@ def _of_tables(tables: Mapping[str, Any], spec: str, columns: Columns) -> Parts:
         return Parts(part(splits.training), part(splits.validation), (_said(splits),))
     name = choose_split(tables, spec)
     left = [other for other in tables if other != name]
-    return Parts(part(name), None, (f"{name} is used, not used: {', '.join(left)}",) if left else ())
+    return Parts(part(name), None, (f"{name} is used; not used: {', '.join(left)}",) if left else ())
 
 
 def _of_files(path: Path, spec: str, columns: Columns, without: str | os.PathLike[str] | None) -> Parts:

@@ -206,7 +206,7 @@ def measure_both(
 
 @torch.no_grad()
 def held_out_distillation(learner: Distilled, held_out: HeldOut, teacher_features: TeacherFeatures) -> float:
-    """Mean distillation loss on the held-out images with their fixed masks."""
+    """Return the mean distillation loss on the held-out images with their fixed masks."""
     was_training = learner.training
     learner.eval()
     total, start = 0.0, 0

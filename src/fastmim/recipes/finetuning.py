@@ -38,7 +38,7 @@ SUPERVISED_NOTES = "The paper gives only the epochs; the other settings are from
 
 
 def finetuned(model: str, encoder: str, epochs: float, size: int = 224) -> FinetuneConfig:
-    """Fine-tuning settings of a backbone from table 12."""
+    """Return the fine-tuning settings of a backbone from table 12."""
     base_lr, layer_decay, drop_path = TABLE12.get(model, CENTRE)
     return FinetuneConfig(
         encoder=encoder,
@@ -140,7 +140,7 @@ def _shortened(recipe: Recipe) -> bool:
 
 
 def _epochs(table: str, row: str, figures: dict[str, Any]) -> float:
-    """Epochs from the table or its caption; else those of the backbone in table 4, or table 12's 100."""
+    """Return the epochs of the table or its caption, else those of table 4, or table 12's 100."""
     if table == "table3":
         return float(figures["table3"][row][4])
     if table == "table9":

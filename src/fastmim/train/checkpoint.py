@@ -46,7 +46,7 @@ class Choices:
     precision: Literal["bf16-mixed", "32-true"]
     micro_batch: Annotated[int, Field(strict=True, ge=1)]
     kernels: KernelChoices | None = None
-    """None: the run was begun by a version without kernel choices."""
+    """None: the run was started by a version without kernel choices."""
 
 
 @dataclass

@@ -101,10 +101,10 @@ class ResumePoint(NamedTuple):
         number, step = self.checkpoint.stage, self.checkpoint.progress.step
         reason = ""
         if number >= len(plan.stages):
-            reason = f"stands in stage {number + 1}, but the run has {len(plan.stages)}"
+            reason = f"is in stage {number + 1}, but the run has {len(plan.stages)}"
         elif not plan.stages[number].first_step <= step <= plan.stages[number].last_step:
             first, last = plan.stages[number].first_step, plan.stages[number].last_step
-            reason = f"stands at step {step} in stage {number + 1}, which has steps {first} to {last}"
+            reason = f"is at step {step} in stage {number + 1}, which has steps {first} to {last}"
         if reason:
             raise RunError(
                 f"{self.file} {reason}: it is not of this run; put an intact one there, or delete it to "
@@ -118,7 +118,7 @@ def newest_checkpoint(run: Path) -> ResumePoint | None:
 
     Raises:
         RunError: no checkpoint is intact.
-        UsageError: there is no checkpoint, although the run had begun.
+        UsageError: there is no checkpoint, although the run had started.
     """
     reasons: list[str] = []
     for file in (run / LAST, *older_checkpoints(run)):

@@ -53,7 +53,7 @@ def open_run_dir(
     Every process of a run calls this; the first one holds the lock.
 
     Raises:
-        UsageError: as for `lock_run_dir` and `prepare_run_dir`, or another process has begun a run meanwhile.
+        UsageError: as for `lock_run_dir` and `prepare_run_dir`, or another process has started a run.
         RunError: no checkpoint of the run is intact.
     """
     with lock_run_dir(run) if fabric.is_global_zero else contextlib.nullcontext():
