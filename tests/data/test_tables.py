@@ -84,7 +84,7 @@ def test_the_column_of_images(tmp_path, kinds, column):
             {"image": "string", "mask": "Image"},
             "image .string. does not hold images.*mask",
         ),
-        ({"image": "list", "thumbnail": "Image"}, "whether thumbnail is meant"),
+        ({"image": "list", "thumbnail": "Image"}, "if thumbnail is meant"),
         ({"image": "list"}, "no image column"),
         ({"blob": "bytes"}, "--columns.image"),
     ],
@@ -122,7 +122,7 @@ def test_the_column_of_classes(tmp_path, kinds, column):
         ({"weather": "ClassLabel", "place": "ClassLabel"}, "several columns of classes, weather, place"),
         ({"caption": "string"}, "no column of classes"),
         ({"labels": "list", "weather": "ClassLabel"}, "labels .List. .*weather is meant.*--columns.label"),
-        ({"label": "Image", "weather": "ClassLabel"}, "whether weather is meant"),
+        ({"label": "Image", "weather": "ClassLabel"}, "if weather is meant"),
         ({"labels": "list"}, "no column of classes"),
     ],
 )

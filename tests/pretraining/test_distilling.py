@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(finished, photos, teacher, t
     settings = {"distill.cache": str(cache), "quiet": False}
     distil(photos, tmp_path / "run", teacher, **settings)
     out = capsys.readouterr().out
-    assert out.count("no more features are kept") == 1
+    assert out.count("no more features are stored") == 1
     assert "an image, up to" in out
     assert files_of(cache) == []
     assert same(weights(tmp_path / "run"), weights(finished))

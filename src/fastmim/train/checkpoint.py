@@ -121,7 +121,7 @@ def checked(state: Any) -> Checkpoint:
     if isinstance(state, Mapping):
         version = state.get("version", 1)
         if isinstance(version, int) and version > VERSION:
-            raise Damaged(f"was written by a newer version of fastmim (format {version}, not {VERSION})")
+            raise Damaged(f"was written by a newer version of fastmim (format {version} above {VERSION})")
         if version == 1:
             state = _from_first_version(state)
     try:

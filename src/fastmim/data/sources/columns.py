@@ -80,7 +80,7 @@ def choose_label(features: Mapping[str, Any], columns: Columns, where: str) -> t
         "label",
         LABEL_COLUMNS,
         _is_class,
-        "a class a row",
+        "one class per row",
         "columns of classes",
         "column of classes",
         "one of Hugging Face's ClassLabel type, or one named 'label'",
