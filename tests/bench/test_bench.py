@@ -275,7 +275,7 @@ def test_ways_of_waiting_take_turns_quiet_and_busy(monkeypatch):
     assert quiet.ratio == pytest.approx(quiet.ours / quiet.baseline)
     assert busy.met == (busy.ratio >= shared.GAIN)
     assert "quiet: waiting briefly" in said[0]
-    assert "beside a busy process: waiting briefly" in said[1]
+    assert "alongside a busy process: waiting briefly" in said[1]
 
 
 def test_the_ways_of_waiting_are_told_by_the_environment():

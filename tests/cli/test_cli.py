@@ -30,9 +30,9 @@ BAD_INPUT = [
     ("pretrain --data {tmp}/texts --out {out} --image-size 64 --model resnet10t", 1, "cannot be read"),
     ("pretrain --data {photos}", 2, "out is missing"),
     ("pretrain --out {out}", 2, "data is missing"),
-    ("pretrain --data {photos} --out {tmp}/file.txt/x", 2, "cannot be made"),
+    ("pretrain --data {photos} --out {tmp}/file.txt/x", 2, "cannot be created"),
     ("pretrain --data {photos} --out {out} --model resnet5000", 2, "resnet50"),
-    ("pretrain --data {photos} --out {out} --image-size 100", 2, "96 or 112 would be"),
+    ("pretrain --data {photos} --out {out} --image-size 100", 2, "96 or 112 is"),
     ("pretrain --data {photos} --out {out} --mask.ratio 1.5", 2, "mask.ratio = 1.5"),
     ("pretrain --data {photos} --out {out} --mask.ratoi 0.5", 2, "did you mean --mask.ratio?"),
     ("pretrain --data {photos} --out {out} --target.name hgo", 2, "hog+pixels-norm"),
@@ -47,7 +47,7 @@ BAD_INPUT = [
     (
         "pretrain --data {photos} --out {out} --encoder.depth 99",
         2,
-        "encoder.depth = 99: vit_base_patch16_224 needs its number of blocks",
+        "encoder.depth = 99: give the number of blocks of vit_base_patch16_224",
     ),
     ("pretrain --data {photos} --out {out} --mask.place patch --mask.size 24", 2, "16 pixels between"),
     ("pretrain --data {photos} --out {out} --method mea", 2, "'mae'"),
@@ -58,7 +58,7 @@ BAD_INPUT = [
     ("pretrain --data {photos} --out {out} --model halonet_h1", 2, "sizes that work: 256"),
     ("pretrain --data {photos} --out {out} --model no.such:thing", 2, "package.module:factory"),
     ("pretrain --data {photos} --out {out} --crop.mean 0.5", 2, "crop.std"),
-    ("backbones nothing_like_it", 2, "no name fits"),
+    ("backbones nothing_like_it", 2, "no name matches"),
     ("backbones resnet10t --write {out}", 2, "--check"),
     ("stats", 2, "data is missing"),
     ("stats --data {photos} --count -3", 2, "count = -3"),
@@ -71,7 +71,7 @@ BAD_INPUT = [
     ("finetune --encoder timm:resnet5000 --data {photos} --out {out}", 2, "resnet50"),
     ("finetune --encoder timm:resnet10t --model resnet10t --data {photos} --out {out}", 2, "encoder = none"),
     ("finetune --encoder none --model resnet10t --data demo:photos --out {out}", 2, "has no classes"),
-    ("finetune --encoder none --model resnet10t --data {photos}/class0 --out {out}", 2, "folder of a class"),
+    ("finetune --encoder none --model resnet10t --data {photos}/class0 --out {out}", 2, "in no class folder"),
     ("finetune --encoder none --model resnet10t --data {photos} --out {out} --labels 0", 2, "10/class"),
     (
         "finetune --encoder none --model resnet10t --data {photos} --out {out} --labels 99/class",
@@ -86,7 +86,7 @@ BAD_INPUT = [
     (
         "finetune --encoder none --model vit_tiny_patch16_224 --data {photos} --out {out} --image-size 100",
         2,
-        "96 or 112 would be",
+        "96 or 112 is",
     ),
     ("finetune --encoder none --model resnet10t --data {photos} --out {out} --ema 2", 2, "ema = 2"),
     (

@@ -115,5 +115,5 @@ def test_a_process_of_its_own_writes_the_same_line():
             pass
     os.close(reader)
     assert child.returncode == 2
-    said = "Unrecognized options: --lr, 1e-3; `fastmim stats --help` lists those there are"
+    said = "Unrecognized options: --lr, 1e-3; `fastmim stats --help` lists all options"
     assert seen.decode().replace("\r\n", "\n") == f"fastmim: {said}\n"

@@ -103,5 +103,5 @@ def test_what_cannot_be_opened_is_said(photos, tmp_path):
         with pytest.raises(UsageError) as raised:
             open_images(str(tmp_path / name))
         assert part in str(raised.value)
-    with pytest.raises(UsageError, match="demo:photos and demo:digits"):
+    with pytest.raises(UsageError, match="demo:photos or demo:digits"):
         open_images("demo:nothing")

@@ -113,7 +113,7 @@ def test_a_pack_that_was_stopped_ends_as_one_that_was_not(photos, tmp_path, four
     monkeypatch.setattr(packing, "write_shard", stops)
     with pytest.raises(KeyboardInterrupt):
         pack(str(photos), tmp_path / "p", 32)
-    with pytest.raises(UsageError, match="not packed to its end"):
+    with pytest.raises(UsageError, match="is incomplete"):
         open_images(str(tmp_path / "p"))
     monkeypatch.setattr(packing, "write_shard", real)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("data-*")}
@@ -217,7 +217,7 @@ def test_a_damaged_file_is_found(photos, tmp_path, four, damage):
     (found,) = verify(tmp_path / "p")
     assert found.file == file.name
     if damage != "end":  # what a look at the folder shows is said before a run begins
-        with pytest.raises(UsageError, match=f"{file.name} is missing or not as it was written"):
+        with pytest.raises(UsageError, match=f"{file.name} is missing or damaged"):
             open_images(str(tmp_path / "p"))
 
 
@@ -266,7 +266,7 @@ def test_progress_is_a_bar_on_a_terminal_lines_elsewhere_and_nothing_when_quiet(
     [
         (["--out", "p"], "data is missing"),
         (["--data", "demo:photos"], "out is missing"),
-        (["--out", "p", "--verify"], "no folder that `fastmim pack` wrote"),
+        (["--out", "p", "--verify"], "was not written by `fastmim pack`"),
         (["--data", "nowhere", "--out", "p"], "nowhere does not exist"),
         (["--data", "demo:digits", "--out", "p", "--short-side", "0"], "short_side = 0"),
         (["--data", "demo:digits", "--out", "p", "--quality", "101"], "quality = 101"),
@@ -294,7 +294,7 @@ def test_a_full_disk_is_one_line(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pa, "RecordBatchStreamWriter", full)
     assert main(["pack", "--data", str(photos), "--out", str(tmp_path / "p")]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.endswith("No space left on device; the same command goes on where it was")
+    assert line.endswith("No space left on device; the same command resumes it")
 
 
 def test_the_last_line_says_what_was_done(photos, tmp_path, capsys):

@@ -58,7 +58,7 @@ def test_what_is_taken_of_some_names(names, taken):
     [["train2014", "train2017", "val2017"], ["train", "val", "valid"], ["a_train", "a_val", "train", "val"]],
 )
 def test_what_is_open_is_refused_with_the_choices(names):
-    with pytest.raises(UsageError, match=f"{names[-2]}.* is open"):
+    with pytest.raises(UsageError, match=f"{names[-2]}.* is unclear"):
         choose_splits(names, "data")
 
 
@@ -140,7 +140,7 @@ def test_splits_within_each_class(tmp_path, form):
         ({"val": 2, "test": 2}, "sounds like a split"),
         ({"a/train/x": 2, "a/val/x": 2, "b/train/x": 2, "b/val/x": 2}, "give one of them"),
         ({"a/train/x": 2, "a/val/x": 2, "b/x": 2}, "give one of them"),
-        ({"train/cat": 2, "Train/cat": 2, "val/cat": 2}, "which of them to train on is open"),
+        ({"train/cat": 2, "Train/cat": 2, "val/cat": 2}, "it is unclear which of them to train on"),
         (
             {f"fold{n}/{name}": 2 for n in range(1, 6) for name in ("cat", "dog")},
             "fold1, fold2.* each of them cat, dog",
@@ -150,7 +150,7 @@ def test_splits_within_each_class(tmp_path, form):
             {f"{n}/{name}": 2 for n in ("data_batch_1", "test_batch") for name in "ab"},
             "test_batch sounds like",
         ),
-        ({"train_part1/a": 2, "train_part2/a": 2, "val/a": 2}, "which of them to train on is open"),
+        ({"train_part1/a": 2, "train_part2/a": 2, "val/a": 2}, "it is unclear which of them to train on"),
     ],
 )
 def test_what_is_open_in_a_folder_is_refused(tmp_path, tree, said, form):
@@ -169,7 +169,7 @@ def test_what_is_open_in_a_folder_is_refused(tmp_path, tree, said, form):
             "has day, night",
         ),
         ({f"{n}/{a}": 2 for n in (7, 10) for a in ("day", "night")}, ("7", "10"), "has day, night"),
-        ({f"{n}/{a}": 2 for n in ("cat", "dog") for a in "ab"}, ("cat", "dog"), "not told apart"),
+        ({f"{n}/{a}": 2 for n in ("cat", "dog") for a in "ab"}, ("cat", "dog"), "whose names are ignored"),
         ({f"{n}/images": 2 for n in ("cat", "dog")}, ("cat", "dog"), ""),
         ({"cat/a": 2, "cat/b": 2, "dog/a": 2}, ("cat", "dog"), ""),
         ({"fold1/cat": 2, "fold2/dog": 2}, ("fold1", "fold2"), ""),
@@ -198,7 +198,7 @@ def test_images_beside_splits_are_said_to_be_left(tmp_path, form):
     root = make(tmp_path / "data", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1, "": 2})
     training, validation = open_labelled(str(root if form is None else form(root, tmp_path)), 0.2, 0)
     assert (len(training), len(validation)) == (4, 2)
-    assert "left: " in training.notes[0]
+    assert "not used: " in training.notes[0]
 
 
 @pytest.mark.parametrize("form", [None, as_tar, as_pack], ids=["folder", "tar", "pack"])
@@ -209,7 +209,7 @@ def test_without_labels_all_splits_are_taken_and_said(tmp_path, form):
     source = open_images(spec)
     assert len(source) == 12
     note = splits_note(spec, source)
-    assert note.startswith("the images of Train/, Val/, extra/ are all taken")
+    assert note.startswith("all images of Train/, Val/, extra/ are used")
     assert (str(root / "NAME" / "Train") in note) == (form is None)
     plain = str(root / "NAME" / "Train")
     assert splits_note(plain, open_images(plain)) is None
@@ -222,7 +222,7 @@ def test_what_is_left_out_of_either_split_is_said(tmp_path):
     (root / "val" / "a" / "y.cr2").write_bytes(b"-")
     said = " ".join(open_labelled(str(root), 0.2, 0)[0].notes)
     assert ".heic (1)" in said
-    assert "to measure on: 1 file of another kind was left out: .cr2 (1)" in said
+    assert "validation: 1 file of another kind was left out: .cr2 (1)" in said
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -240,7 +240,7 @@ def test_what_is_left_of_a_folder_is_named(tmp_path):
     (root / "labels" / "train" / "0.txt").write_text("0 0 0 1 1")
     training, validation = open_labelled(str(root), 0.2, 0)
     assert (len(training), len(validation)) == (4, 2)
-    assert "left: test/" in training.notes[0]
+    assert "not used: test/" in training.notes[0]
 
 
 def table(count):
@@ -273,14 +273,14 @@ def test_parquet_files_that_are_named_after_splits(tmp_path, names):
     assert (len(training), len(validation)) == (6, 4)
     source = open_images(str(tmp_path))
     assert len(source) == 10
-    assert "are all taken" in splits_note(str(tmp_path), source)
+    assert "all images of" in splits_note(str(tmp_path), source)
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
         (("part-0.parquet", "part-1.parquet"), ""),
-        (("train.parquet", "extra.parquet"), "the tables extra, train are taken as one"),
+        (("train.parquet", "extra.parquet"), "the tables extra, train are read as one"),
     ],
 )
 def test_tables_that_are_no_splits_are_taken_as_one(tmp_path, names, said):
@@ -296,8 +296,8 @@ def test_tables_that_are_no_splits_are_taken_as_one(tmp_path, names, said):
     [
         ({"Train": 6, "Val": 4}, (6, 4), ""),
         ({"training_set": 6, "test_set": 4}, (6, 4), ""),
-        ({"train": 6, "dev": 4, "test": 2}, (6, 4), "left: test"),
-        ({"train": 8, "unlabeled": 2}, (6, 2), "left: unlabeled"),
+        ({"train": 6, "dev": 4, "test": 2}, (6, 4), "not used: test"),
+        ({"train": 8, "unlabeled": 2}, (6, 2), "not used: unlabeled"),
     ],
 )
 def test_saved_splits(tmp_path, splits, counts, left):
@@ -308,7 +308,7 @@ def test_saved_splits(tmp_path, splits, counts, left):
     assert left in " ".join(training.notes)
     source = open_images(str(tmp_path / "saved"))
     assert len(source) == next(iter(splits.values()))
-    assert "left: " in notes_of(source)[0]
+    assert "not used: " in notes_of(source)[0]
 
 
 def test_saved_splits_of_which_none_is_known_are_refused(tmp_path):

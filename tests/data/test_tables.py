@@ -84,7 +84,7 @@ def test_the_column_of_images(tmp_path, kinds, column):
             {"image": "string", "mask": "Image"},
             "image .string. does not hold images.*mask",
         ),
-        ({"image": "list", "thumbnail": "Image"}, "whether thumbnail is meant"),
+        ({"image": "list", "thumbnail": "Image"}, "if thumbnail is meant"),
         ({"image": "list"}, "no image column"),
         ({"blob": "bytes"}, "--columns.image"),
     ],
@@ -122,7 +122,7 @@ def test_the_column_of_classes(tmp_path, kinds, column):
         ({"weather": "ClassLabel", "place": "ClassLabel"}, "several columns of classes, weather, place"),
         ({"caption": "string"}, "no column of classes"),
         ({"labels": "list", "weather": "ClassLabel"}, "labels .List. .*weather is meant.*--columns.label"),
-        ({"label": "Image", "weather": "ClassLabel"}, "whether weather is meant"),
+        ({"label": "Image", "weather": "ClassLabel"}, "if weather is meant"),
         ({"labels": "list"}, "no column of classes"),
     ],
 )
@@ -140,9 +140,9 @@ def test_columns_can_be_chosen(tmp_path):
     assert training.classes == ("0", "1")
     assert open_images(spec, chosen).read(0) == first["right"]
     for wrong, said in {
-        Columns(image="middle"): "columns.image = middle is not there .* left, right",
-        Columns(image="place"): "columns.image = place is none of images or bytes",
-        Columns(image="left", label="several"): "columns.label = several holds no single class a row",
+        Columns(image="middle"): "columns.image = middle does not exist .* left, right",
+        Columns(image="place"): "columns.image = place does not hold images or bytes",
+        Columns(image="left", label="several"): "columns.label = several does not hold one class per row",
     }.items():
         with pytest.raises(UsageError, match=said):
             open_labelled(spec, 0.25, 0, wrong)

@@ -103,7 +103,7 @@ def test_links_that_lead_nowhere_are_counted(tmp_path):
 
     found, said = opened(write(tmp_path / "a.tar", more=links))
     assert len(found) == 6
-    assert "5 files left out: links that lead to no file of the tar" in said
+    assert "5 files left out: links to files that are not in the tar" in said
     assert "2 files left out: devices or FIFOs" in said
 
 
@@ -168,7 +168,7 @@ def test_what_follows_the_end_and_is_no_tar_is_said(tmp_path):
     path.write_bytes(path.read_bytes() + b"x" * 5000)
     found, said = opened(path)
     assert len(found) == 6
-    assert "5,000 bytes after its end mark are no tar" in said
+    assert "5,000 bytes after its end mark are not a tar" in said
 
 
 def test_a_hole_after_the_end_costs_no_time(tmp_path):

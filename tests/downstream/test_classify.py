@@ -243,7 +243,7 @@ def test_settings_that_could_not_be_heeded_are_refused(pretrained, photos, tmp_p
         ({"model_kwargs": {"depth": 3}}, "go with encoder = none only"),
         ({"in_chans": 1}, "the encoder was trained on 3"),
         ({"crop": {"mean": [0.5], "std": [0.5]}}, "crop.mean has 1 numbers"),
-        ({"out": pretrained, "overwrite": True}, "is where the encoder lies"),
+        ({"out": pretrained, "overwrite": True}, "is the encoder's folder"),
     ):
         with pytest.raises(UsageError, match=said):
             fastmim.finetune(**run | settings)
@@ -342,7 +342,7 @@ def test_the_command_line_says_what_it_does(pretrained, photos, tmp_path, capsys
     command = ["finetune", "--encoder", str(pretrained), "--data", str(photos), "--out", str(run)]
     assert main([*command, *flags.split()]) == 0
     text = capsys.readouterr().out
-    assert "8 labelled images of 2 classes, 6 to measure on" in text
+    assert "8 labelled images of 2 classes, 6 validation images" in text
     assert "newly initialised: fc_norm" in text
     assert "top-1" in text.splitlines()[-2]
     assert main([*command, *flags.split(), "--resume"]) == 0
@@ -372,7 +372,9 @@ def test_timms_own_weights_are_taken_or_the_reason_told(photos, tmp_path, monkey
         return real(name, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UsageError, match=r"timm:resnet10t: its weights cannot be had: no route to the hub$"):
+    with pytest.raises(
+        UsageError, match=r"timm:resnet10t: its weights cannot be downloaded: no route to the hub$"
+    ):
         fastmim.finetune(encoder="timm:resnet10t", data=photos, out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
 
@@ -391,5 +393,5 @@ def test_a_file_that_names_no_model_is_fine_tuned_with_its_name(photos, tmp_path
     assert start.model.pos_embed.shape == (1, 17, 32)
     assert start.metadata["method"] == "mae"
     assert any(note.startswith("newly initialised: fc_norm") for note in start.notes)
-    with pytest.raises(UsageError, match=f"^model is missing: mae:{file} does not say which"):
+    with pytest.raises(UsageError, match=f"^model is missing: mae:{file} does not name its model"):
         FinetuneConfig(encoder=f"mae:{file}")

@@ -106,7 +106,9 @@ def test_a_growing_run_keeps_its_table_and_resumes(photos, tmp_path):
 
 
 def test_what_has_no_tables_is_refused():
-    with pytest.raises(UsageError, match=r"table_window = 14: vit_tiny_patch16_224 has no tables"):
+    with pytest.raises(
+        UsageError, match=r"table_window = 14: vit_tiny_patch16_224 has no relative-position tables"
+    ):
         build_encoder("vit_tiny_patch16_224", (64, 64), config=EncoderConfig(table_window=14))
     with pytest.raises(UsageError, match=r"table_window = 0 must be at least 1"):
         EncoderConfig(table_window=0)

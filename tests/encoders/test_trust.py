@@ -221,7 +221,7 @@ def test_no_hub_and_no_folder_is_a_factory_even_where_code_is_trusted(name):
         check_described(name, {}, 0, "a.json", Trust(everything=True))
     with pytest.raises(UsageError) as error:
         Trust.of(name).check(f"{name}\n", "a.json")
-    assert "no package.module:factory" in str(error.value)
+    assert "nor a package.module:factory" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -292,7 +292,7 @@ def test_arguments_that_no_backbone_has_are_one_line(kwargs):
     ],
 )
 def test_no_memory_is_taken_for_a_model_that_its_file_cannot_hold(model, kwargs):
-    with pytest.raises(UsageError, match="that its 1 numbers cannot be of"):
+    with pytest.raises(UsageError, match="that does not match its 1 numbers"):
         check_described(model, kwargs, 1, "a.json")
 
 

@@ -167,15 +167,15 @@ def test_torchvision(tmp_path, photos, name, kwargs, classes):
 @pytest.mark.parametrize(
     ("model", "more", "message"),
     [
-        (VIT, {"global_pool": "avg", "img_size": 64, **CLASSES}, "pools by 'avg' .* takes the class token"),
-        (VIT, {"init_values": 0.1}, "has none of the layouts that torchvision has: ViT .*ResNet"),
+        (VIT, {"global_pool": "avg", "img_size": 64, **CLASSES}, "pools by 'avg', .* by the class token"),
+        (VIT, {"init_values": 0.1}, "is none of the architectures that torchvision has: ViT .*ResNet"),
         (VIT, {"qkv_bias": False}, r"has no encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_bias"),
-        ((SWIN[0], THREE_STAGES), {"window_size": 7}, r"window size is not one but \(4, 4\), \(7, 7\)"),
-        (BEIT, {}, "has none of the layouts"),
-        (CMT, {}, "has none of the layouts"),
+        ((SWIN[0], THREE_STAGES), {"window_size": 7}, r"window size is not the same everywhere: \(4, 4\), "),
+        (BEIT, {}, "is none of the architectures"),
+        (CMT, {}, "is none of the architectures"),
         (("swinv2_tiny_window8_256", SWIN[1]), {"window_size": 4}, "has no .*relative_position_bias_table"),
-        (("resnet50d", RESNET[1]), {}, "has none of the layouts"),
-        (("convnextv2_tiny", CONVNEXT[1]), {}, "has none of the layouts"),
+        (("resnet50d", RESNET[1]), {}, "is none of the architectures"),
+        (("convnextv2_tiny", CONVNEXT[1]), {}, "is none of the architectures"),
     ],
 )  # fmt: skip
 def test_what_torchvision_has_not_is_said_in_one_line(tmp_path, model, more, message):
@@ -253,12 +253,12 @@ def test_a_folder_is_not_overwritten_unasked(tmp_path, photos):
     out = tmp_path / "out"
     out.mkdir()  # an empty one is free
     export_encoder(run, out, "timm", images=photos)
-    with pytest.raises(UsageError, match="holds an export already"):
+    with pytest.raises(UsageError, match="already holds an export"):
         export_encoder(run, out, "timm", images=photos)
     export_encoder(run, out, "torchvision", images=photos, overwrite=True)
     assert load_torchvision(out)
     (out / "thesis.tex").write_text("")
-    with pytest.raises(UsageError, match=r"thesis\.tex, which no export wrote"):
+    with pytest.raises(UsageError, match=r"thesis\.tex, which is not from an export"):
         export_encoder(run, out, "timm", images=photos, overwrite=True)
     with pytest.raises(UsageError, match="is a file"):
         export_encoder(run, out / "config.json", "timm")
@@ -276,9 +276,9 @@ def test_what_cannot_be_exported(tmp_path, photos, monkeypatch):
         export_encoder(run, out, "onnx")
     own = {**json.loads((run / "encoder.json").read_text()), "model": "somewhere:factory"}
     save_encoder(run, load_encoder(run), own)
-    with pytest.raises(UsageError, match="somewhere:factory is none; format onnx takes any"):
+    with pytest.raises(UsageError, match="not somewhere:factory; format onnx takes any model"):
         export_encoder(run, out, "timm")
-    with pytest.raises(UsageError, match="is no export"):
+    with pytest.raises(UsageError, match="is not an export"):
         load_torchvision(run)
 
 

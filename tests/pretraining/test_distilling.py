@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(finished, photos, teacher, t
     settings = {"distill.cache": str(cache), "quiet": False}
     distil(photos, tmp_path / "run", teacher, **settings)
     out = capsys.readouterr().out
-    assert out.count("no more features are kept") == 1
+    assert out.count("no more features are stored") == 1
     assert "an image, up to" in out
     assert files_of(cache) == []
     assert same(weights(tmp_path / "run"), weights(finished))
@@ -235,7 +235,7 @@ def test_a_file_of_timms_keys_with_its_model(photos, tmp_path, form):
     [
         ({"teacher": "nowhere"}, "distill.teacher = nowhere: nowhere holds no encoder.safetensors"),
         ({"teacher": "timm:no_such_model"}, "no_such_model"),
-        ({"teacher": "timm:resnet10t", "model": "resnet10t"}, "names the model already"),
+        ({"teacher": "timm:resnet10t", "model": "resnet10t"}, "already names the model"),
         ({"teacher": "none"}, "distill.model is missing"),
         ({"teacher": "none", "model": "resnet10t", "layers": ["0:7"]}, "teacher has layers 0 to 4"),
         ({"teacher": "none", "model": "vit_tiny_patch16_224", "size": 33}, "33x33 (distill.size)"),
@@ -260,7 +260,7 @@ def test_timms_weights_that_cannot_be_had(photos, tmp_path, monkeypatch):
     )
     with pytest.raises(
         UsageError,
-        match=r"^distill.teacher = timm:resnet10t: its weights cannot be had: no route to the hub$",
+        match=r"^distill.teacher = timm:resnet10t: its weights cannot be downloaded: no route to the hub$",
     ):
         distil(photos, tmp_path / "run", "timm:resnet10t")
 

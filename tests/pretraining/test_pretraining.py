@@ -206,7 +206,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_cleanly(photos, tmp_path, number,
 
 def test_a_directory_with_a_run_is_not_overwritten_by_accident(finished, photos, tmp_path):
     before = (finished / "last.ckpt").read_bytes()
-    with pytest.raises(UsageError, match="--resume goes on with it, --overwrite deletes it"):
+    with pytest.raises(UsageError, match="--resume resumes it, --overwrite deletes it"):
         fastmim.pretrain(data=photos, out=finished, steps=2, **TINY)
     assert (finished / "last.ckpt").read_bytes() == before
     run = tmp_path / "run"

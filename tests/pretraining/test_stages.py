@@ -169,7 +169,7 @@ def number() -> int:
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
-        ({"model": Frozen()}, "no parameter"),
+        ({"model": Frozen()}, "no trainable parameter"),
         ({"model": Pyramid(), "model_kwargs": {"width": 3}}, "model_kwargs"),
         ({"model": Pyramid(), "encoder": {"depth": 2}}, r"encoder\.depth"),
         ({"model": f"{__name__}:number"}, "a int"),

@@ -41,7 +41,7 @@ def test_the_card_is_written_and_goes_on_where_it_stopped(encoder, tmp_path, cap
     text = capsys.readouterr().out
     assert "| pre-trained |" in text
     assert "equal total time:" in text
-    assert "were among those that the encoder was trained on" in text
+    assert "were among those that the encoder was pre-trained on" in text
     found = json.loads((out / "payoff.json").read_text())
     places = {(cell["arm"], cell["share"]): cell for cell in found["cells"]}
     assert len(places) == 5
@@ -142,7 +142,7 @@ def windows(model):
 
 
 def test_an_arm_has_a_name_of_its_own():
-    with pytest.raises(UsageError, match=r"give a path, as \./scratch"):
+    with pytest.raises(UsageError, match=r"give a path, such as \./scratch"):
         PayoffConfig(against=("scratch",))
 
 
@@ -195,7 +195,7 @@ SAID = [
     ((100.0,) * 3, (100.0,) * 3, 50, "no difference beyond chance"),
     ((90.0,) * 3, (90.0,) * 3, 10**9, "no difference beyond chance"),
     ((90.0,) * 3, (80.0,) * 3, 10**9, "pre-training helped"),
-    ((50.0,) * 3, (41.0,) * 3, None, "how sure that is cannot be said"),
+    ((50.0,) * 3, (41.0,) * 3, None, "its uncertainty is unknown"),
 ]
 
 

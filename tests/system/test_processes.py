@@ -74,7 +74,7 @@ def test_what_a_job_raises_is_raised_and_a_death_is_one_line():
     with pytest.raises(ValueError, match=r"^job \d$"):
         list(in_processes(wrong, (), [1, 2, 3], 2))
     with pytest.raises(
-        RunError, match=r"^a worker process was killed, perhaps for want of memory; try fewer$"
+        RunError, match=r"^a worker process was killed, perhaps for lack of memory; try fewer$"
     ):
         list(in_processes(die, (), [1, 2, 3], 2))
     with pytest.raises(RunError, match=r"memory$"), process_pool(1, "spawn") as pool:

@@ -183,9 +183,9 @@ DAMAGE = {
     "dangling": (dangle, "missing"),
     "a pipe": (pipe, "not a file"),
     "a pickle": (lambda last: last.write_bytes(pickle.dumps({"module": {}})), "damaged"),
-    "nothing": (other({}), "not of a run"),
-    "a tensor": (other(torch.zeros(3)), "not of a run"),
-    "a list": (other([1]), "not of a run"),
+    "nothing": (other({}), "not a checkpoint of a run"),
+    "a tensor": (other(torch.zeros(3)), "not a checkpoint of a run"),
+    "a list": (other([1]), "not a checkpoint of a run"),
 }
 
 
@@ -197,7 +197,7 @@ def test_a_run_goes_on_from_its_newest_sound_checkpoint(whole, run, kind, capsys
     assert before == [4, 2]  # damage to the last one is none to these
     assert fastmim.pretrain(out=run, resume=True, quiet=False).complete
     told = capsys.readouterr().out
-    assert f"going on from checkpoints/step-000000004.ckpt, since {LAST} is" in told
+    assert f"resuming from checkpoints/step-000000004.ckpt, since {LAST} is" in told
     assert reason in told
     assert "resumed at step 4 of 6" in told
     assert same(weights(run), weights(whole))
@@ -207,7 +207,7 @@ def test_a_run_goes_on_from_its_newest_sound_checkpoint(whole, run, kind, capsys
 def test_a_folder_in_its_place_is_named(run):
     (run / LAST).unlink()
     (run / LAST).mkdir()
-    with pytest.raises(RunError, match=r"last\.ckpt is a folder: remove it to go on from .*step-0+4\.ckpt"):
+    with pytest.raises(RunError, match=r"last\.ckpt is a folder: remove it to resume from .*step-0+4\.ckpt"):
         fastmim.pretrain(out=run, resume=True, quiet=True)
 
 
@@ -228,7 +228,7 @@ def test_a_run_without_a_sound_checkpoint_is_never_begun_again(run):
         flip(file)
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     for way in (True, "or-begin"):
-        with pytest.raises(RunError, match=r"no sound checkpoint.*last\.ckpt is damaged.*step-0+2\.ckpt is"):
+        with pytest.raises(RunError, match=r"no intact checkpoint.*last\.ckpt is damaged.*step-0+2\.ckpt is"):
             fastmim.pretrain(out=run, resume=way, quiet=True)
     shutil.rmtree(run / "checkpoints")
     (run / LAST).unlink()
@@ -240,9 +240,9 @@ def test_a_run_without_a_sound_checkpoint_is_never_begun_again(run):
 PLACES = {
     "step 10**9": (
         {"progress": {"step": 10**9}},
-        "stands at step 1000000000 in stage 1, which has",
+        "is at step 1000000000 in stage 1, which has",
     ),
-    "stage 99": ({"stage": 99}, "stands in stage 100, but the run has 1"),
+    "stage 99": ({"stage": 99}, "is in stage 100, but the run has 1"),
     "step -1": ({"progress": {"step": -1}}, "progress.step"),
     "stage -1": ({"stage": -1}, "stage"),
     "step of text": ({"progress": {"step": "6"}}, "progress.step"),
@@ -308,7 +308,7 @@ def test_weights_that_are_not_the_runs_are_one_line(run, change):
     with pytest.raises(RunError) as error:
         fastmim.pretrain(out=run, resume=True, quiet=True)
     assert "\n" not in str(error.value)
-    assert "holds no sound" in str(error.value) or "not of this run" in str(error.value)
+    assert "holds no intact" in str(error.value) or "not of this run" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(whole, run, capsys):
     (run / LAST).unlink()
     plain(state, run / LAST)
     assert fastmim.pretrain(out=run, resume=True).complete
-    assert "begun by an earlier version" in capsys.readouterr().out
+    assert "started by an earlier version" in capsys.readouterr().out
     assert [line["step"] for line in lines(run)][-1] == 6
     assert sealed_step(run / LAST) == 6
 
@@ -349,7 +349,7 @@ def test_a_mistyped_folder_is_no_new_run(whole, tmp_path, begun):
     for name in (wrong, tmp_path / "run" / "swin_128"):
         with pytest.raises(UsageError) as error:
             fastmim.pretrain(data="demo:digits", out=name, resume=True, quiet=True, steps=1)
-        assert str(error.value).startswith(f"out: there is no run in {name} to go on with, but in {run}; ")
+        assert str(error.value).startswith(f"out: there is no run in {name} to resume, but in {run}; ")
         assert "--resume-or-begin" in str(error.value)
         assert not name.exists() or not any(name.iterdir())
 
@@ -358,5 +358,5 @@ def test_a_checkpoint_of_a_newer_version_is_refused_in_a_line(run):
     state = torch.load(run / LAST, weights_only=True)
     shutil.rmtree(run / "checkpoints")
     replace_last(run, lambda file: write_sealed(state | {"version": 99}, 6, file), keep=1)
-    with pytest.raises(RunError, match=r"last\.ckpt is of a newer version of fastmim \(form 99"):
+    with pytest.raises(RunError, match=r"last\.ckpt was written by a newer version of fastmim \(format 99"):
         fastmim.pretrain(out=run, resume=True, quiet=True)

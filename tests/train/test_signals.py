@@ -125,7 +125,7 @@ def test_a_run_stops_after_its_step_and_goes_on(photos, tmp_path, monkeypatch, n
     assert (result.complete, result.steps, result.stopped_by) == (False, 5, number)
     assert load_checkpoint(run / LAST).progress.step == 5
     told = next(line for line in capsys.readouterr().out.splitlines() if "--resume" in line)
-    command = told.split("go on with ")[1]
+    command = told.split("resume with ")[1]
     assert main(["pretrain", *command.split()]) == 0
     assert load_checkpoint(run / LAST).progress.step == 8
 
@@ -280,7 +280,7 @@ def test_signals_reach_two_processes(program, what, number, times, code, words):
 @pytest.mark.parametrize(
     ("what", "code", "words"),
     [
-        ("lost", 1, "RunError: process 2 of 2 was killed by SIGKILL, perhaps for want of memory"),
+        ("lost", 1, "RunError: process 2 of 2 was killed by SIGKILL, perhaps for lack of memory"),
         ("fails", 1, "RunError: too many images cannot be read"),
         pytest.param("refuses", 2, "UsageError: out: no such folder", marks=pytest.mark.slow),
         pytest.param(
@@ -340,5 +340,5 @@ def test_weights_that_a_name_asks_for_are_said_to_be_left(photos, tmp_path, caps
     settings = TINY | {"quiet": False, "model": model}
     fastmim.pretrain(data=photos, out=tmp_path / "run", steps=1, **settings)
     told = capsys.readouterr().out
-    assert ("random weights, not with timm's augreg_in21k" in told) == ("." in model)
+    assert ("random weights, not timm's augreg_in21k" in told) == ("." in model)
     assert ("--encoder timm:vit_tiny_patch16_224.augreg_in21k" in told) == ("." in model)

@@ -64,7 +64,7 @@ def test_a_stopped_run_goes_on_by_the_command_that_it_prints(here, monkeypatch, 
     result = fastmim.pretrain(data=data, out=out, steps=6, **TINY | {"quiet": False, "log_every_steps": 1})
     assert (result.steps, result.stopped_by) == (3, signal.SIGINT)
     told = next(line for line in capsys.readouterr().out.splitlines() if "--resume" in line)
-    assert main(["pretrain", *told.split("go on with ")[1].split()]) == 0
+    assert main(["pretrain", *told.split("resume with ")[1].split()]) == 0
     assert load_checkpoint(Path(out, LAST)).progress.step == 6
     assert Path(out, "samples.png").is_file()
     assert fingerprint(open_images(data)) == before

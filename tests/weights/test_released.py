@@ -190,7 +190,7 @@ def without(state, key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {**s, "teacher.weight": torch.zeros(2)}, r"unknown are teacher\.weight$"),
+        (lambda s: {**s, "teacher.weight": torch.zeros(2)}, r"unknown keys for ViT: teacher\.weight$"),
         (
             lambda s: {**s, "blocks.2.norm1.bias": torch.zeros(32)},
             r"the model has no blocks\.2\.norm1\.bias$",
@@ -211,10 +211,10 @@ def test_what_does_not_fit_is_named_in_one_line(tmp_path, change, message):
 
 def test_files_that_are_no_checkpoints(tmp_path):
     read = lambda file: read_released(file, "mae", "vit_base_patch16_224", VIT)  # noqa: E731
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="is not a file"):
         read(tmp_path / "nothing.pth")
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    with pytest.raises(UsageError, match=r"text\.pth is not a file that torch\.save wrote"):
+    with pytest.raises(UsageError, match=r"text\.pth was not written by torch\.save"):
         read(tmp_path / "text.pth")
     with pytest.raises(UsageError, match="no weights"):
         read(saved(tmp_path, {"epoch": 3}))

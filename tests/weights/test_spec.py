@@ -73,13 +73,13 @@ def test_new_weights_are_torchs_next_random_ones():
         (
             "timm:resnet18",
             {"model": "resnet18"},
-            r"^model = resnet18: encoder = timm:resnet18 names the model",
+            r"^model = resnet18: encoder = timm:resnet18 already names the model",
         ),
-        ("timm:a.b:c", {}, r"^encoder = timm:a.b:c: a name of timm's is needed"),
-        ("mae:weights.pth", {}, r"^model is missing: mae:weights.pth does not say which model"),
-        ("mae:weights.pth", {"model": "vit_tiny_patch16_224"}, r"^weights.pth is no file$"),
+        ("timm:a.b:c", {}, r"^encoder = timm:a.b:c: give a timm name"),
+        ("mae:weights.pth", {}, r"^model is missing: mae:weights.pth does not name its model"),
+        ("mae:weights.pth", {"model": "vit_tiny_patch16_224"}, r"^weights.pth is not a file$"),
         ("nowhere", {}, r"^nowhere holds no encoder.safetensors"),
-        ("nowhere.safetensors", {"model": "resnet18"}, r"^nowhere.safetensors is no file$"),
+        ("nowhere.safetensors", {"model": "resnet18"}, r"^nowhere.safetensors is not a file$"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(source, settings, said):
@@ -89,7 +89,5 @@ def test_what_cannot_be_loaded_is_said_in_one_line(source, settings, said):
 
 def test_a_model_is_given_only_where_the_file_does_not_name_it(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"")
-    with pytest.raises(
-        UsageError, match=r"^distill.model is missing: .*weights.pth does not say which model"
-    ):
+    with pytest.raises(UsageError, match=r"^distill.model is missing: .*weights.pth does not name its model"):
         load(tmp_path / "weights.pth", setting="distill.teacher")

@@ -143,7 +143,7 @@ def broken_promises(name: str, side: int, model_kwargs: dict[str, Any]) -> Itera
         yield "the gradient is not finite"
     still = [n for n, p, old in pushed if torch.equal(p, old)]
     if taken and still:
-        yield f"a step leaves {len(still)} parameters that have a gradient as they were, first {still[0]}"
+        yield f"a step does not change {len(still)} parameters that have a gradient, first {still[0]}"
     del optimizer, pushed
     yield from _lost_in_export(encoder, images)
 

@@ -130,7 +130,7 @@ def _line(name: str, near: Nearness, size: float, wanted: bool) -> Figure:
 
 
 def batches(count: int) -> list[NDArray[np.int64]]:
-    """Indices of every image once, in batches and in a fixed random order."""
+    """Return the indices of all images, in batches and in a fixed random order."""
     order = np.random.default_rng(0).permutation(count)
     return [order[start : start + BATCH] for start in range(0, count, BATCH)]
 
@@ -153,6 +153,6 @@ def _reference(whole: Image.Image, box: Box, height: int, width: int) -> NDArray
 
 
 def _gradients(pixels: NDArray[np.uint8]) -> float:
-    """Energy of the differences between neighbouring pixels of (B, H, W, C) images."""
+    """Return the energy of the differences between neighbouring pixels of (B, H, W, C) images."""
     values = pixels.astype(np.float64)
     return float((np.diff(values, axis=1) ** 2).sum() + (np.diff(values, axis=2) ** 2).sum())

@@ -71,7 +71,7 @@ METHOD_COLUMNS = ("recipe", "pixels", "images/s", "time", "multiply-adds", "pape
 
 
 def methods_rows(methods: Sequence[MethodCost]) -> list[tuple[str, ...]]:
-    """One row per method; time, multiply-adds and hours are relative to FastMIM on the same backbone."""
+    """Return one row per method; time, multiply-adds and hours are relative to FastMIM's."""
     fastmim: dict[str, MethodCost] = {}
     rows: list[tuple[str, ...]] = []
     for cost in methods:
@@ -102,7 +102,7 @@ def methods_table(methods: Sequence[MethodCost]) -> Table:
 
 
 def _numbers(line: Figure) -> tuple[str, str, str]:
-    """Our value, the baseline's, and the ratio or the share of the limit."""
+    """Format our value, the baseline's, and the ratio or the share of the limit."""
     ratio = f"{line.ratio:.2f}x" if line.ratio is not None else ""
     share = f"{line.share:.1%}" if line.share is not None else ""
     baseline = _number(line.baseline) if line.baseline is not None else ""

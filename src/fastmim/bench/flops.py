@@ -15,7 +15,7 @@ PASSES = 3  # one forward product has two backward products: for the gradients o
 
 @torch.no_grad()
 def flops_per_image(module: nn.Module, forward: Callable[[int], Any]) -> float:
-    """Floating-point operations per image in matrix products and convolutions, forward and backward.
+    """Count floating-point operations per image in matrix products and convolutions, forward and backward.
 
     ``module`` is switched to plain attention and stays so: PyTorch does not count the products in fused
     attention on every device. Only the forward pass is counted, since PyTorch counts the backward pass of

@@ -134,6 +134,6 @@ def _costs(configs: Iterable[PretrainConfig], say: Callable[[str], None]) -> Ite
 
 
 def blocks_of(model: Any) -> int | None:
-    """Number of blocks of a plain ViT; None for models that are not a single sequence of blocks."""
+    """Return the number of blocks of a plain ViT; None for models without a single sequence of blocks."""
     blocks = getattr(model, "blocks", None)
     return len(blocks) if blocks is not None and hasattr(blocks, "__len__") else None

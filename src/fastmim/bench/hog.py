@@ -19,7 +19,7 @@ AGREEMENT = 1e-2  # relative: a gradient on the border between two bins may fall
 
 
 def plain_hog(images: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
-    """HOG with atan2 and scatter: (B, C, H, W) -> (B, C*bins, H/cell, W/cell).
+    """Compute HOG with atan2 and scatter: (B, C, H, W) -> (B, C*bins, H/cell, W/cell).
 
     Each pixel's gradient magnitude is added to one of ``bins`` planes of the image's size.
     """
@@ -38,7 +38,7 @@ def plain_hog(images: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile works here: a CPU needs a C++ compiler."""
+    """Return whether torch.compile works here: a CPU needs a C++ compiler."""
     return device.type != "cpu" or any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 

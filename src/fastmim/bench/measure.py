@@ -57,7 +57,7 @@ def side_by_side(
     rounds: int = 5,
     warm_up: int = WARM_UP,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, with the contestants in turns (A B C A B C ...), under the same machine load.
+    """Measure the seconds of each call, with the contestants in turns (A B C A B C ...), under the same load.
 
     Args:
         contestants: by name; one call does all of the work once.
@@ -76,7 +76,7 @@ def side_by_side(
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, until the device has finished."""
+    """Measure the seconds of one call, until the device has finished."""
     synchronize(device)
     start = time.perf_counter()
     call()
@@ -98,7 +98,7 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 8) -> float:
-    """Peak rate of the device: multiplications and additions per second on large matrices."""
+    """Measure the peak rate of the device: multiplications and additions per second on large matrices."""
     best = 0.0
     for rows, columns, depth in PEAK_SHAPES:
         a = torch.randn(rows, depth, device=device, dtype=dtype)

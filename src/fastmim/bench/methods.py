@@ -75,7 +75,7 @@ class MethodCost:
     """GPU hours per epoch in the paper, relative to FastMIM."""
 
     def diligent(self, fastmim: "MethodCost") -> bool:
-        """Whether the method uses the device nearly as well as FastMIM does."""
+        """Return whether the method uses the device nearly as well as FastMIM does."""
         return self.share >= LEAST_SHARE * fastmim.share
 
 

@@ -134,7 +134,9 @@ def _run_part(part: str, command: BenchConfig, results: Results, say: Callable[[
     elif part == "growth":
         blocks = blocks_of(build_method(command.config(command.model, 2)).encoder.model)
         if blocks is None:
-            raise UsageError(f"model = {command.model} is no single row of blocks; growth needs a plain ViT")
+            raise UsageError(
+                f"model = {command.model} is not a single sequence of blocks; growth needs a plain ViT"
+            )
         results.growth = bench_growth(
             command.config(command.model, command.growth_batch),
             blocks,

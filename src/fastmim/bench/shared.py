@@ -66,7 +66,7 @@ def _lines(config: PretrainConfig, rounds: int, say: Callable[[str], None]) -> I
                     for name, pool in pools.items():
                         seconds.setdefault((busy, name), []).append(pool.submit(_steps).result())
     rate = {key: config.batch_size / statistics.median(times) for key, times in seconds.items()}
-    for busy, where in ((False, "quiet"), (True, "beside a busy process")):
+    for busy, where in ((False, "quiet"), (True, "alongside a busy process")):
         say(f"{what}, {where}: " + ", ".join(f"{w.name} {rate[busy, w.name]:.1f}" for w in contestants))
     ours, theirs, *_ = (way.name for way in contestants)
     quiet, crowded = (rate[busy, ours] / rate[busy, theirs] for busy in (False, True))
@@ -74,17 +74,17 @@ def _lines(config: PretrainConfig, rounds: int, say: Callable[[str], None]) -> I
         f"step of {what}, on a quiet machine",
         rate[False, ours],
         "images/s",
-        "waiting as PyTorch has them",
+        "PyTorch's way of waiting",
         rate[False, theirs],
         quiet,
         target=f"at least {1 / SLOWEST:.2f}x",
         met=quiet >= 1 / SLOWEST,
     )
     yield Figure(
-        "the same beside one busy process",
+        "the same alongside one busy process",
         rate[True, ours],
         "images/s",
-        "waiting as PyTorch has them",
+        "PyTorch's way of waiting",
         rate[True, theirs],
         crowded,
         target=f"at least {GAIN:g}x",
@@ -124,7 +124,7 @@ def _prepare(config: PretrainConfig) -> None:
 
 
 def _steps() -> float:
-    """Mean seconds per step."""
+    """Measure the mean seconds per step."""
     start, steps = time.perf_counter(), 0
     while (took := time.perf_counter() - start) < SECONDS:
         _bench[0].step()

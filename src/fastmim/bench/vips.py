@@ -21,13 +21,13 @@ SHRINKS = (8, 4, 2)  # factors by which libjpeg-turbo can shrink an image while 
 
 
 def has_vips() -> bool:
-    """Whether pyvips is installed."""
+    """Return whether pyvips is installed."""
     return importlib.util.find_spec("pyvips") is not None
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within the block, libvips uses one thread and no cache, as in a worker of the loader."""
+    """Limit libvips to one thread and no cache within the block, as in a worker of the loader."""
     import pyvips
 
     before = pyvips.concurrency_get(), pyvips.cache_get_max()

@@ -14,14 +14,14 @@ from fastmim.train.signals import interruptible
 VERBS = {
     "pretrain": "pre-train a backbone on unlabelled images",
     "finetune": "fine-tune for classification",
-    "payoff": "compare pre-trained with from scratch: did it pay?",
+    "payoff": "compare pre-training with training from scratch",
     "sweep": "search base learning rate and layer decay",
     "probe": "classify frozen features: linear, nearest neighbours, attentive",
     "embed": "write features of images to a parquet file",
     "export": "export to timm, torchvision, Hugging Face or ONNX; import released weights",
-    "backbones": "list the backbones there are, and the image sizes that they work at",
-    "pack": "make images small once, so that training reads them several times as fast",
-    "bench": "measure how fast it is here: step, HOG, loader, memory",
+    "backbones": "list backbones, and the image sizes that they support",
+    "pack": "write a resized copy of a data set, which training reads several times as fast",
+    "bench": "measure speed and memory on this machine",
     "stats": "measure the mean and standard deviation of each channel of a data set",
     "recipes": "list the recipes, or print one as YAML",
 }
@@ -46,7 +46,7 @@ examples:
   fastmim finetune --encoder runs/demo --data labelled/ --out runs/classes
 
 exit codes: 0 done, 1 a run failed, 2 wrong usage, 130 and 143 stopped by Ctrl-C
-or SIGTERM (a checkpoint is written: go on with --resume), 128 + N by signal N
+or SIGTERM (a checkpoint is written: resume with --resume), 128 + N by signal N
 """
 
 

@@ -90,7 +90,7 @@ def _one_line(boxed: str, arguments: list[str], form: type, program: str) -> str
     meant = hint(arguments, message.removeprefix(UNKNOWN).split(", "), dict(flags_of(form)))
     if meant is None and any(row.startswith("Perhaps you meant") for row in rows):
         meant = f"did you mean {next(rows, '').split(' ')[0].rstrip(',')}?"
-    return f"{message}; {meant or f'`{program} --help` lists those there are'}"
+    return f"{message}; {meant or f'`{program} --help` lists all options'}"
 
 
 def _registry() -> Any:
@@ -106,7 +106,7 @@ def _registry() -> Any:
     def from_json(words: list[str]) -> dict[str, Any]:
         value = parse_json(words[0], shown(words[0]))
         if not isinstance(value, dict):
-            raise ValueError("a JSON object is needed, as '{\"window_size\": 8}'")
+            raise ValueError("a JSON object is needed, such as '{\"window_size\": 8}'")
         return value
 
     # The rules for mappings and stages.
@@ -148,8 +148,6 @@ def check_place(flag: str, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(
-            f"{flag}: {file.parent} is no folder that files can lie in: {error.strerror}"
-        ) from error
+        raise UsageError(f"{flag}: cannot write to the folder {file.parent}: {error.strerror}") from error
     if file.is_dir():
         raise UsageError(f"{flag}: {file} is a folder; give a file in it")

@@ -24,15 +24,14 @@ class FinetuneConfig(RunConfig):
 
     encoder: str = ""
     """Where the weights come from: a run's folder, its encoder.safetensors, timm:NAME for timm's own, none to
-    begin from scratch with --model; or with --model a file of timm's keys, or a released checkpoint as
+    train from scratch, with --model; or, with --model, a file with timm's keys or a released checkpoint:
     mae:FILE, simmim:FILE or fastmim:FILE."""
     data: str = ""
     """Labelled images: a folder with train/ and val/, each with one folder per class.
     Or, with --val-share held out: one such folder, .parquet, saved dataset, hf:NAME[:SPLIT], demo:digits."""
     model: str | None = None
-    """With --encoder none, or with a file that does not name it: timm name of the backbone, or
-    package.module:factory of your own. With a file that names such a factory: the same name, without which it
-    is not imported."""
+    """With --encoder none, or a file that does not name its model: timm name of the backbone, or
+    package.module:factory. With a file that names a factory: the same name, which allows its import."""
     image_size: int | tuple[int, int] = 224
     """Size of the model's input images in pixels: side, or height and width."""
     epochs: PositiveFloat = 100.0
@@ -75,22 +74,22 @@ class FinetuneConfig(RunConfig):
         self._check_model()
 
     def _check_model(self) -> None:
-        """Raise UsageError where the source of weights and the model do not go together."""
+        """Raise UsageError if the source of weights and the model contradict each other."""
         spec = parse_weights(self.encoder)
         if spec.kind == "scratch" and not self.model:
             raise UsageError("model is missing: with encoder = none, give the name of a backbone")
         if spec.kind == "released" and not self.model:
-            raise UsageError(f"model is missing: {self.encoder} does not say which model of timm's it is of")
+            raise UsageError(f"model is missing: {self.encoder} does not name its model; give its timm name")
         if not spec.names_its_model:
             return
         if self.model_kwargs:
             raise UsageError(
-                f"model_kwargs = {self.model_kwargs} go with encoder = none only: {self.encoder} says which "
-                "model it is"
+                f"model_kwargs = {self.model_kwargs} go with encoder = none only: {self.encoder} names "
+                "its model"
             )
         if self.model and (spec.kind == "timm" or not is_custom(self.model)):
             raise UsageError(
-                f"model = {self.model!r} goes with encoder = none only: {self.encoder} says which model it is"
+                f"model = {self.model!r} goes with encoder = none only: {self.encoder} names its model"
             )
 
     @property

@@ -48,7 +48,7 @@ class PretrainConfig(RunConfig):
     """Images: a folder (nested or not), .tar, .parquet file(s), saved Hugging Face dataset, hf:NAME[:SPLIT].
     To try it: demo:photos or demo:digits. Labels are ignored."""
     model: str = "vit_base_patch16_224"
-    """Backbone: timm name (`fastmim backbones` lists them), or package.module:factory of your own."""
+    """Backbone: timm name (`fastmim backbones` lists them), or package.module:factory."""
     method: MethodName = "fastmim"
     """Pre-training method. Defaults are those of the method's own paper; flags override them."""
     image_size: int | tuple[int, int] | None = None
@@ -86,12 +86,12 @@ class PretrainConfig(RunConfig):
             able = ", ".join(name for name, traits in TRAITS.items() if traits.encodes_all_tokens)
             raise UsageError(
                 f"distill.teacher = {self.distill.teacher}: method = {self.method} does not encode every "
-                f"place of an image, so a teacher's features have nothing to stand beside; these do: {able}"
+                f"place of an image, as distillation requires; these do: {able}"
             )
         for name in ("image_size", "epochs", "steps"):
             if self.stages and getattr(self, name) is not None:
                 raise UsageError(
-                    f"{name} = {getattr(self, name)}: stages have their own; give {name} None, or stages ''"
+                    f"{name} = {getattr(self, name)}: stages set it; give {name} None, or stages ''"
                 )
         for stage in self.planned_stages:
             check_size(stage.size)
@@ -99,8 +99,8 @@ class PretrainConfig(RunConfig):
             self._check_batch(stage.batch_size or self.batch_size)
         if self.crop.mean is not None and len(self.crop.mean) != self.in_chans:
             raise UsageError(
-                f"crop.mean has {len(self.crop.mean)} numbers, but in_chans = {self.in_chans}: give one a "
-                "channel, or crop.mean None and crop.std None to have them measured"
+                f"crop.mean has {len(self.crop.mean)} numbers, but in_chans = {self.in_chans}: give one per "
+                "channel, or None for both crop.mean and crop.std to measure them"
             )
 
     def _check_heeded(self) -> None:

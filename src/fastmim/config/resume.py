@@ -40,11 +40,11 @@ FAULTS = {
 def check_resumed(
     config: RunConfig, free: frozenset[str], before: Mapping[str, str], now: Mapping[str, str]
 ) -> None:
-    """Raise UsageError unless the run in ``config.out`` would continue as it began.
+    """Raise UsageError unless the run in ``config.out`` would continue as it started.
 
     Args:
         free: settings that may change.
-        before, now: identity of the run when it began, and as it would be resumed.
+        before, now: identity of the run when it started, and as it would be resumed.
     """
     run = Path(config.out)
     stored = build(type(config), read_yaml(run / CONFIG), f"{run / CONFIG}: ")
@@ -54,14 +54,14 @@ def check_resumed(
         old, new = (",".join(map(str, v)) if name == "stages" else repr(v) for v in changed[name])
         if name not in free:
             raise UsageError(
-                f"{name} = {new} differs from the {old} that the run in {run} began with; "
+                f"{name} = {new} differs from the {old} that the run in {run} started with; "
                 "leave it out to resume, or start a new run"
             )
     for name in before.keys() | now.keys():
         if before.get(name) != now.get(name):
             setting, fault = FAULTS[name]
             fault = fault.format(flat(asdict(config))[setting])
-            raise UsageError(f"{setting}: {fault} that the run in {run} began with")
+            raise UsageError(f"{setting}: {fault} that the run in {run} started with")
 
 
 def resume_flags(config: RunConfig) -> str:

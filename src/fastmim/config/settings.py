@@ -86,7 +86,7 @@ def check_numbers(value: Any, name: str = "") -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{name} = {value}: a finite number is needed")
     elif isinstance(value, int) and abs(value) > MOST_NUMBER:
-        raise UsageError(f"{name} = {shown(value)}: no setting is as large as that")
+        raise UsageError(f"{name} = {shown(value)}: too large for a setting")
 
 
 def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str, prefix: str = "
                 raise UsageError(f"{where}{prefix}{name} = {value!r} must hold settings by name: {inner}")
             _check_keys(hints[name], value, where, f"{prefix}{name}.")
         elif isinstance(value, bool) and bool not in (hints[name], *get_args(hints[name])):
-            raise UsageError(f"{where}{prefix}{name} = {str(value).lower()}: yes and no mean nothing here")
+            raise UsageError(f"{where}{prefix}{name} = {str(value).lower()}: true and false are not allowed")
         elif name == "stages" and isinstance(value, list | tuple):
             for number, stage in enumerate(value):
                 if isinstance(stage, Mapping):

@@ -13,12 +13,12 @@ from fastmim.train.settings import NEW_RUN, StartMode
 
 FOR_PRETRAINING = {
     "data": "give a folder of images, or demo:photos to try it",
-    "out": "give a folder that the run is written to",
+    "out": "give an output folder for the run",
 }
 FOR_FINETUNING = {
     "encoder": "give a run's folder, an encoder.safetensors, timm:NAME or none",
     "data": "give a folder with train/ and val/, or demo:digits to try it",
-    "out": "give a folder that the run is written to",
+    "out": "give an output folder for the run",
 }
 
 
@@ -39,7 +39,7 @@ def check_finetuning(config: FinetuneConfig, start: StartMode = NEW_RUN) -> bool
     resumes = _check(config, FOR_FINETUNING, start)
     run = Path(config.out).expanduser()
     if run.resolve() == Path(config.data).expanduser().resolve():
-        raise UsageError(f"out: {run} is where the data lies; give another folder")
+        raise UsageError(f"out: {run} is the folder of the data; give another folder")
     return resumes
 
 

@@ -83,7 +83,7 @@ def open_labelled(
     if parts.validation is None:
         return split_classes(training, val_share, seed, spec)
     validation = _labelled(*parts.validation(), classes, spec)
-    others = [f"to measure on: {note}" for note in notes_of(validation.source) if note not in training.notes]
+    others = [f"validation: {note}" for note in notes_of(validation.source) if note not in training.notes]
     return replace(training, notes=(*training.notes, *others)), validation
 
 
@@ -136,7 +136,7 @@ def split_classes(data: Labelled, val_share: float, seed: int, spec: str) -> tup
         if images < 2:
             raise UsageError(
                 f"data: {spec}: class {data.classes[label]!r} has {images} image; two are needed, one to "
-                "train on and one to measure on"
+                "train on and one for validation"
             )
         number = min(max(1, round(val_share * images)), images - 1)
         kept[generator.permutation(np.flatnonzero(data.labels == label))[:number]] = True

@@ -135,7 +135,7 @@ def _of_tables(tables: Mapping[str, Any], spec: str, columns: Columns) -> Parts:
         return Parts(part(splits.training), part(splits.validation), (_said(splits),))
     name = choose_split(tables, spec)
     left = [other for other in tables if other != name]
-    return Parts(part(name), None, (f"{name} is taken; left: {', '.join(left)}",) if left else ())
+    return Parts(part(name), None, (f"{name} is used; not used: {', '.join(left)}",) if left else ())
 
 
 def _of_files(path: Path, spec: str, columns: Columns, without: str | os.PathLike[str] | None) -> Parts:
@@ -143,7 +143,7 @@ def _of_files(path: Path, spec: str, columns: Columns, without: str | os.PathLik
     files = {} if holds_images(path) else _files_by_split(path)
     splits = choose_splits(files, spec) if len(files) > 1 else None
     if splits is None:
-        notes = (f"the tables {', '.join(files)} are taken as one",) if len(files) > 1 else ()
+        notes = (f"the tables {', '.join(files)} are read as one",) if len(files) > 1 else ()
         return Parts(partial(_of_folder, spec, columns, without), None, notes)
 
     def part(name: str) -> Part:
@@ -186,15 +186,17 @@ def _of_paths(source: ImageSource, spec: str) -> Parts:
 
 
 def _said(splits: Splits, mark: str = "") -> str:
-    said = f"{splits.training}{mark} is to train on, {splits.validation}{mark} to measure on"
-    return said + (f"; left: {', '.join(name + mark for name in splits.left)}" if splits.left else "")
+    said = f"{splits.training}{mark} is used for training, {splits.validation}{mark} for validation"
+    return said + (f"; not used: {', '.join(name + mark for name in splits.left)}" if splits.left else "")
 
 
 def _all_taken(splits: Splits, mark: str, where: str) -> str:
     names = [name + mark for name in (splits.training, splits.validation, *splits.left)]
-    said = f"the images of {', '.join(names)} are all taken"
+    said = f"all images of {', '.join(names)} are used"
     return (
-        f"{said}; to leave out those to measure on, give {where}{splits.training}" if mark and where else said
+        f"{said}; to leave out the validation images, give {where}{splits.training}"
+        if mark and where
+        else said
     )
 
 
@@ -234,8 +236,8 @@ def _known(names: Sequence[str | None], source: ImageSource, spec: str) -> list[
     for row, name in enumerate(names):
         if name is None:
             raise UsageError(
-                f"data: {spec}: {as_text(source.name(row))} lies in no folder of a class; one folder a class "
-                "is needed, or train/ and val/ of such folders"
+                f"data: {spec}: {as_text(source.name(row))} is in no class folder; one folder per class "
+                "is needed, or train/ and val/ with such folders"
             )
     return [name for name in names if name is not None]
 

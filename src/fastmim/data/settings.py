@@ -93,5 +93,5 @@ def parse_labels(wanted: str) -> tuple[float, int | None]:
     except ValueError:
         share = 0.0
     if match or not 0 < share <= 1:
-        raise UsageError(f"labels = {wanted} must be a share, 0 < share <= 1, or a number as 10/class")
+        raise UsageError(f"labels = {wanted} must be a share, 0 < share <= 1, or a number such as 10/class")
     return share, None

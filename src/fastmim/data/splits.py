@@ -95,11 +95,11 @@ def choose_splits(names: Iterable[str], where: str) -> Splits | None:
     if not pairs:
         return None
     trainings, validations = ([name for pair in pairs for name in pair[side]] for side in (0, 1))
-    for found, what in ((trainings, "train on"), (validations, "measure on")):
+    for found, what in ((trainings, "train on"), (validations, "validate on")):
         if len(found) > 1:
             raise UsageError(
-                f"data: {where} has {_list(found)}, and which of them to {what} is open: leave one, or "
-                "rename the others"
+                f"data: {where} has {_list(found)}, and it is unclear which of them to {what}: keep one, "
+                "or rename the others"
             )
     left = tuple(name for name in names if name not in (trainings[0], validations[0]))
     return Splits(trainings[0], validations[0], left)
@@ -139,8 +139,8 @@ def find_splits(tree: Tree, where: str) -> Found | None:
     if nested or (len(roles) == len(names) > 1):
         alone = nested or roles
         raise UsageError(
-            f"data: {at} holds {_list(names)}: {_list(alone)} sounds like a split, not like a class, and "
-            f"there is none to go with it: give {tree.advice(at, alone[0])}, or have train and val"
+            f"data: {at} holds {_list(names)}: {_list(alone)} sounds like a split, not a class, and its "
+            f"counterpart is missing: give {tree.advice(at, alone[0])}, or have train and val"
         )
     _refuse_numbered(tree, place, names, at)
     # Splits within each class folder.
@@ -169,7 +169,7 @@ def classes_note(tree: Tree) -> str | None:
     if not within:
         return None
     return (
-        f"classes are the folders {_list(names)}; each of them has {_list(within)}, which are not told apart"
+        f"classes are the folders {_list(names)}; each of them has {_list(within)}, whose names are ignored"
     )
 
 
@@ -181,8 +181,8 @@ def _refuse_numbered(tree: Tree, place: Folder, names: list[str], at: str) -> No
     within = _same_within(tree, place, names)
     if within:
         raise UsageError(
-            f"data: {at} holds {_list(names)}, and each of them {_list(within)}: which of these are the "
-            f"classes is open: give {tree.advice(at, names[0])}, or have train and val"
+            f"data: {at} holds {_list(names)}, and each of them {_list(within)}: it is unclear which of "
+            f"these are the classes: give {tree.advice(at, names[0])}, or have train and val"
         )
 
 

@@ -45,7 +45,7 @@ def build_encoder(
     if isinstance(model, nn.Module):
         for setting, value in (("encoder.depth", config.depth), ("model_kwargs", model_kwargs)):
             if value:
-                raise UsageError(f"{setting} = {value} needs a model by name: a module is taken as it is")
+                raise UsageError(f"{setting} = {value} needs a model by name: a module is used as it is")
         encoder = Encoder(model, name_of(model), {}, image_size, in_chans)
     else:
         check_model_name(model)
@@ -97,7 +97,7 @@ def _shortened(name: str, kwargs: dict[str, Any], depth: int | tuple[int, ...]) 
         )
     value = depth if isinstance(depth, int) else list(depth)
     shorter = {**kwargs, argument: value}
-    hint = f"{name} needs its number of blocks, or one for each of its stages, and no more than it has"
+    hint = f"give the number of blocks of {name}, in total or per stage, and no more than it has"
     try:
         state = without_memory(partial(create, name, shorter)).state_dict()
     except UsageError as error:

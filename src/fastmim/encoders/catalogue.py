@@ -41,7 +41,7 @@ def names_like(pattern: str | None) -> list[str]:
     wild = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     found = fnmatch.filter(names, wild)
     if not found:
-        raise UsageError(f"backbones: no name fits {pattern!r}; try a part of one, as 'swin' or 'resnet*d'")
+        raise UsageError(f"backbones: no name matches {pattern!r}; try a part, such as 'swin' or 'resnet*d'")
     return found
 
 

@@ -55,7 +55,7 @@ def check_described(
     # Check the name and the values of the arguments, without building anything.
     trust.check(name, where, setting)
     if not (is_custom(name) or is_known(name)):
-        raise UsageError(f"{where} holds the weights of your own module {shown(name)}: give it as model=")
+        raise UsageError(f"{where} holds the weights of a module, {shown(name)}: pass it as model=")
     check_plain(kwargs, f"{where}: kwargs", is_custom(name))
     # Build within limits; a large argument also limits the function calls.
     with torch.device("meta"):
@@ -74,7 +74,7 @@ def check_described(
                 return create(name, kwargs)
         except TooLarge as error:
             raise UsageError(
-                f"{where} describes a model that its {numbers} numbers cannot be of: {error}"
+                f"{where} describes a model that does not match its {numbers} numbers: {error}"
             ) from error
         except (UsageError, NotImplementedError):
             if not is_custom(name):

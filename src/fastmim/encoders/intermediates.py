@@ -44,7 +44,7 @@ def find_layers(model: nn.Module, name: str, image_size: Size, in_chans: int) ->
     """Width and grid of each layer of a model with `forward_intermediates`.
 
     Raises:
-        UsageError: the model does not give the maps of its layers.
+        UsageError: the model does not return the maps of its layers.
     """
     try:
         maps = _look(weightless(model), image_size, in_chans, "meta")
@@ -53,7 +53,7 @@ def find_layers(model: nn.Module, name: str, image_size: Size, in_chans: int) ->
         try:
             maps = _look(model, image_size, in_chans, device)
         except MODEL_ERRORS as error:
-            raise UsageError(f"{name} does not give the maps of its layers: {first_line(error)}") from error
+            raise UsageError(f"{name} does not return the maps of its layers: {first_line(error)}") from error
     return tuple(Layer(map_.shape[1], (map_.shape[2], map_.shape[3])) for map_ in maps)
 
 
@@ -69,7 +69,7 @@ def _look(model: nn.Module, image_size: Size, in_chans: int, device: torch.devic
     finally:
         model.train(was_training)
     if any(map_.ndim != 4 for map_ in maps):
-        raise ValueError("they are no maps")
+        raise ValueError("they are not maps")
     return maps
 
 
@@ -109,8 +109,8 @@ def check_same_features(model: nn.Module, name: str, image_size: Size, in_chans:
             alone = last_features(model, images, way)
             beside, _ = features_and_layers(model, images, way, [0])
     except MODEL_ERRORS as error:
-        raise UsageError(f"{name} does not give the maps of its layers: {first_line(error)}") from error
+        raise UsageError(f"{name} does not return the maps of its layers: {first_line(error)}") from error
     finally:
         model.train(was_training)
     if alone.shape != beside.shape or not torch.allclose(alone, beside, rtol=1e-3, atol=1e-3):
-        raise UsageError(f"{name} has other features where the maps of its layers are asked for, too")
+        raise UsageError(f"{name} returns other features if the maps of its layers are requested too")

@@ -36,8 +36,8 @@ def keep_tables(model: nn.Module, window: int, name: str) -> None:
     found = _modules_with_tables(model)
     if not found:
         raise UsageError(
-            f"encoder.table_window = {window}: {name} has no tables of relative positions within windows, "
-            "as Swin has; leave it out"
+            f"encoder.table_window = {window}: {name} has no relative-position tables of windows, "
+            "unlike Swin; leave it out"
         )
     side = 2 * window - 1
     kept: Kept = {}

@@ -34,8 +34,10 @@ def check_loaders(names: Iterable[str], where: str, custom: bool) -> None:
     for name in names:
         if name in READING:
             raise UsageError(
-                f"{where}{name} is not taken: a backbone is built without weights; --encoder timm:NAME, or a "
-                "file of weights, brings them"
+                f"{where}{name} is not accepted: a backbone is built without weights; give them as "
+                "--encoder timm:NAME or a file"
             )
         if name in CHANGING and not custom:
-            raise UsageError(f"{where}{name} is not taken: it is for timm.create_model, not for the backbone")
+            raise UsageError(
+                f"{where}{name} is not accepted: it is for timm.create_model, not for the backbone"
+            )

@@ -77,7 +77,7 @@ def _seen_and_unused(
         features, output = look_at(model, name, image_size, in_chans)
         named = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
         if not output.requires_grad:
-            raise UsageError(f"model = {name}: its features depend on no parameter that trains")
+            raise UsageError(f"model = {name}: its features depend on no trainable parameter")
         gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
     finally:
         model.train(was_training)
@@ -105,7 +105,7 @@ def look_at(model: nn.Module, name: str, image_size: Size, in_chans: int) -> tup
         )
         seen = seen or what
     raise UsageError(
-        f"{name} gives no feature map on images of {image_size[0]}x{image_size[1]}: its features are {seen}"
+        f"{name} has no feature map on images of {image_size[0]}x{image_size[1]}: its features are {seen}"
     )
 
 
@@ -210,8 +210,8 @@ def _check_multiple(name: str, image_size: Size, stride: int) -> None:
         side = next(side for side in image_size if side % stride)
         below = max(side // stride, 1) * stride
         raise UsageError(
-            f"image_size = {image_size[0]}x{image_size[1]} is no multiple of the stride of {name}, "
-            f"{stride} pixels; {below} or {below + stride} would be"
+            f"image_size = {image_size[0]}x{image_size[1]} is not a multiple of the stride of {name}, "
+            f"{stride} pixels; {below} or {below + stride} is"
         )
 
 

@@ -56,11 +56,11 @@ def check_model_name(model_name: str) -> None:
         return
     if "." in model_name:
         raise UsageError(
-            f"model = {model_name!r} is no name of timm's; give a module of your own as model= in Python, "
-            "or as package.module:factory"
+            f"model = {model_name!r} is not a timm name; pass another module as model= in Python, or "
+            "name its package.module:factory"
         )
     close = difflib.get_close_matches(model_name, timm.list_models(), n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}?" if close else "`fastmim backbones` lists those there are"
+    hint = f"did you mean {', '.join(close)}?" if close else "`fastmim backbones` lists all"
     raise UsageError(f"timm has no model named {model_name!r}; {hint}")
 
 
@@ -68,8 +68,8 @@ def _factory(model_name: str) -> Callable[..., nn.Module]:
     module, _, name = model_name.partition(":")
     if not FACTORY.fullmatch(model_name):
         raise UsageError(
-            f"model = {model_name!r} is no package.module:factory, and models of a hub or a folder are not "
-            "built from their names: give timm's name of the backbone, and weights as timm:NAME or as a file"
+            f"model = {model_name!r} is not a package.module:factory, and models of a hub or a folder are "
+            "not built by name: give the timm name of the backbone, and weights as timm:NAME or a file"
         )
     try:
         factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
@@ -108,7 +108,7 @@ def _made(model_name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
     except Exception as error:  # custom code can raise anything
         raise ValueError(first_line(error)) from error
     if not isinstance(model, nn.Module):
-        raise TypeError(f"it gives a {type(model).__name__}, not a torch.nn.Module")
+        raise TypeError(f"it returns a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 

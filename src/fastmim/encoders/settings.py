@@ -20,7 +20,7 @@ class EncoderConfig:
     """Absolute position embedding of a plain ViT: fixed 2-D sine-cosine or learned. Others have none."""
     init: Initial = "xavier"
     """Initial weights: xavier draws linear layers and the patch embedding as in the released code of FastMIM
-    and MAE; timm keeps timm's. A module of your own and loaded weights keep their values."""
+    and MAE; timm keeps timm's. Modules and loaded weights keep their values."""
     table_window: Annotated[int, Field(ge=1, le=MOST_WINDOW)] | None = None
     """Learn relative position tables (Swin) for a window of this many tokens a side at every image size; each
     forward pass interpolates them (paper: appendix A.3.2, 14 for Swin-L). Default: tables of the image's

@@ -50,15 +50,15 @@ class Trust:
             return
         if not FACTORY.fullmatch(name):
             raise UsageError(
-                f"{where} names the {setting} {shown(name)}, which is no backbone of timm's and no "
+                f"{where} names the {setting} {shown(name)}, which is neither a timm backbone nor a "
                 "package.module:factory"
             )
         if self.allows(name):
             return
         other = f", not {' or '.join(sorted(self.names))}" if self.names else ""
         raise UsageError(
-            f"{where} names the factory {name} as {setting}{other}: building it runs its code, and none is "
-            f"imported because a file says so; if you trust it, give --{setting} {name}, or --trust-code (in "
+            f"{where} names the factory {name} as {setting}{other}: building it runs its code, so it is "
+            f"not imported unless allowed; if you trust it, give --{setting} {name}, or --trust-code (in "
             "Python the same name, or trust_code=True)"
         )
 
@@ -72,7 +72,7 @@ def check_plain(kwargs: Mapping[str, Any], where: str, custom: bool) -> None:
     for name, value in kwargs.items():
         most = MOST_CLASSES if name == "num_classes" else MOST_NUMBER
         if not re.fullmatch(r"[A-Za-z_]\w{0,63}", str(name)):
-            raise UsageError(f"{where}: {shown(name)} is no name of an argument")
+            raise UsageError(f"{where}: {shown(name)} is not a name of an argument")
         if not is_plain(value, MOST_ENTRIES, MOST_NESTED):
             raise UsageError(
                 f"{where}: {name} = {shown(value)} must be a finite number, a short text, or a short list"

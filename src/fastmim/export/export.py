@@ -1,4 +1,4 @@
-"""An encoder in the form that other libraries load: written, read back as a user would, and compared."""
+"""Export an encoder to other libraries; each export is read back as a user would and compared."""
 
 import contextlib
 import io
@@ -30,10 +30,10 @@ from fastmim.weights.load import load
 
 Outputs = Callable[[Tensor], Sequence[Tensor]]
 
-TOLERANCE = 1e-5  # how far outputs may be apart, in units of the largest |output|
-MOST_IN_ONE_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB
+TOLERANCE = 1e-5  # largest difference of the outputs, relative to the largest |output|
+MOST_IN_ONE_FILE = 1_500_000_000  # bytes of weights; protobuf is limited to 2 GiB
 
-# What timm may say of weights that were made here; its own weights' name, licence and papers are not theirs.
+# Kept from timm's pretrained_cfg. Name, licence and papers in it are those of timm's weights.
 CFG_KEYS = {
     *("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"),
     *("num_classes", "first_conv", "classifier"),
@@ -41,16 +41,16 @@ CFG_KEYS = {
 
 
 class Exported(NamedTuple):
-    """What was written, and how well it agrees."""
+    """Files of an export, and their agreement with the encoder."""
 
     folder: Path
     files: list[str]
     difference: float
-    """Largest |difference| from the encoder's outputs, of the output that differs most for its size."""
+    """Largest |difference| from the encoder's output; of several outputs, of the one that differs most."""
 
 
 class _Outputs(nn.Module):
-    """images -> [logits], or [pooled features, features before pooling] where a model can tell them apart."""
+    """Map images to [logits], or to [pooled features, features before pooling] if the model can."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -76,27 +76,27 @@ def export_encoder(
     model: str | None = None,
     trust_code: bool = False,
 ) -> Exported:
-    """Write an encoder, and a model card, into a folder of its own.
+    """Export an encoder, with a model card, to a new folder.
 
     Args:
         encoder: a run's folder or an encoder.safetensors, with or without a classifier.
-        out: the folder; nothing appears there unless all went well.
+        out: the folder; it is created only if the export succeeds.
         image_size: pixels, a side or (height, width). Default: that of the encoder.
-        images: normalised images (B, C, H, W) to compare outputs on. Default: two of noise.
+        images: normalised images (B, C, H, W) to compare outputs on. Default: two images of noise.
         overwrite: replace an earlier export in ``out``.
-        model: the factory of your own that the encoder's file names, without which that is not imported.
-        trust_code: import and call whatever factory the file names.
+        model: the factory that the encoder's file names, which is not imported otherwise.
+        trust_code: import and call any factory that the file names.
 
     Raises:
-        UsageError: the format cannot hold this model, a package is not there, ``out`` is taken.
+        UsageError: the format does not support this model, a package is missing, or ``out`` is not free.
         RunError: the outputs differ by more than 1e-5 of the largest, or the files cannot be written.
     """
     folder = check_export(out, format, overwrite)
     _, metadata = read_description(encoder)
     name = metadata["model"]
     if format in ("timm", "huggingface") and not is_known(name):
-        raise UsageError(f"format {format} is for timm's models, and {name} is none; format onnx takes any")
-    kwargs = metadata["kwargs"]  # as deep as it was pre-trained
+        raise UsageError(f"format {format} takes timm's models only, not {name}; format onnx takes any model")
+    kwargs = metadata["kwargs"]  # without blocks that pre-training left out
     loaded = load(encoder, image_size, model, changes=kwargs, trust_code=trust_code)
     module = loaded.model.eval()
     channels, height, width = module.pretrained_cfg["input_size"]  # type: ignore[index]
@@ -113,8 +113,8 @@ def export_encoder(
         read_back = _write(format, module, metadata, part, (height, width), sample)
         with torch.inference_mode():
             difference, largest = _compare(expected, read_back(sample), folder, format)
-        found = f"{len(sample)} {'images of noise' if images is None else 'real images'}, the outputs are at "
-        found += f"most {difference:.1e} apart (largest |output|: {largest:.3g})"
+        found = f"{len(sample)} {'images of noise' if images is None else 'real images'}, the outputs differ "
+        found += f"by at most {difference:.1e} (largest |output|: {largest:.3g})"
         card = model_card(format, metadata, (height, width), encoder, folder.name, expected[0], found)
         (part / "README.md").write_text(card, encoding="utf-8")
         files = sorted(file.name for file in part.iterdir())
@@ -134,7 +134,7 @@ def export_encoder(
 def _write(
     format: Format, model: nn.Module, metadata: dict[str, Any], folder: Path, size: Size, images: Tensor
 ) -> Outputs:
-    """Write the model into the folder, and load it from there as a user would."""
+    """Write the model to the folder, and load it from there as a user would."""
     if format == "onnx":
         return _write_onnx(model, metadata["model"], folder, images)
     if format == "torchvision":
@@ -161,14 +161,14 @@ def _write_timm(model: nn.Module, folder: Path, size: Size, classes: list[str] |
     file = folder / "config.json"
     config = read_json(file)
     config["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if k in CFG_KEYS}
-    config["model_args"].pop("num_classes", None)  # stands above; transformers takes it from there alone
+    config["model_args"].pop("num_classes", None)  # also at the top level, where transformers reads it
     file.write_text(json.dumps(config, indent=2))
 
 
 def _read_huggingface(folder: Path, classifier: bool) -> Outputs:
     from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+    with contextlib.redirect_stderr(io.StringIO()):  # hides progress bars
         loaded = (AutoModelForImageClassification if classifier else AutoModel).from_pretrained(folder).eval()
         AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
 
@@ -184,10 +184,10 @@ def _write_onnx(model: nn.Module, name: str, folder: Path, images: Tensor) -> Ou
 
     file = folder / "model.onnx"
     traced = _Outputs(model).eval()
-    example = torch.cat([images, images])[:2]  # a batch of one would be taken for the only size
+    example = torch.cat([images, images])[:2]  # from a batch of one, the exporter would fix the batch size
     weights = sum(value.nbytes for value in model.state_dict().values())
     try:
-        # The exporter cannot follow the memory layout that CPU kernels of attention with a bias give.
+        # The exporter cannot trace the memory layout returned by CPU kernels of attention with a bias.
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
@@ -199,12 +199,12 @@ def _write_onnx(model: nn.Module, name: str, folder: Path, images: Tensor) -> Ou
                 output_names=traced.names,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
             )
-    except Exception as error:  # of torch's exporter, which raises classes of its own
+    except Exception as error:  # torch's exporter raises its own classes
         reason = first_line(error.__cause__ or error)
         raise RunError(f"torch cannot export {name} to ONNX: {reason}") from error
     assert program is not None
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces, with the paths of this machine
+        node.metadata_props.clear()  # stack traces, which contain paths of this machine
     program.save(file, external_data=weights > MOST_IN_ONE_FILE)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
@@ -221,16 +221,16 @@ def _write_onnx(model: nn.Module, name: str, folder: Path, images: Tensor) -> Ou
 def _compare(
     expected: Sequence[Tensor], found: Sequence[Tensor], folder: Path, format: str
 ) -> tuple[float, float]:
-    """The largest |difference| and the largest |output|, of the output that differs most for its size."""
+    """Return the largest |difference| and |output| of the output that differs most relative to its size."""
     pairs = []
-    for ours, theirs in zip(expected, found, strict=False):  # torchvision's models give one output
+    for ours, theirs in zip(expected, found, strict=False):  # torchvision's models have one output
         if ours.shape != theirs.shape:
-            raise RunError(f"{folder}: {format} gives {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+            raise RunError(f"{folder}: {format} returns shape {tuple(theirs.shape)}, not {tuple(ours.shape)}")
         pairs.append((float((ours - theirs).abs().max()), float(ours.abs().max())))
     difference, largest = max(pairs, key=lambda pair: pair[0] / (pair[1] or 1.0))
-    if not difference <= TOLERANCE * largest:  # nor where it is nan
+    if not difference <= TOLERANCE * largest:  # true also for NaN
         raise RunError(
-            f"read back from format {format}, the outputs differ by {difference:.2g}, the largest being "
-            f"{largest:.2g}; nothing was written to {folder}"
+            f"read back from format {format}, the outputs differ by {difference:.2g} (largest |output|: "
+            f"{largest:.2g}); nothing was written to {folder}"
         )
     return difference, largest

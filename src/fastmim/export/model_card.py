@@ -1,4 +1,4 @@
-"""The model card of an export: what the weights are, and how to load them."""
+"""Write the model card of an export: origin of the weights, and how to load them."""
 
 import re
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ LOADING = {
 
 @dataclass(frozen=True)
 class _Run:
-    """What a card tells of config.yaml."""
+    """Settings in config.yaml that a card shows."""
 
     data: str | None = None
     epochs: float | None = None
@@ -48,7 +48,7 @@ def model_card(
     output: Tensor,
     found: str,
 ) -> str:
-    """README.md: what the weights are and how to load them. No paths but the name that the data had."""
+    """Return the text of README.md. Of the data's path, it shows the last part only."""
     path = Path(encoder).expanduser()
     config_file = (path if path.is_dir() else path.parent) / CONFIG
     config = _Run()

@@ -1,7 +1,7 @@
-"""The same weights under torchvision's keys: which of its models a backbone is, and that model built anew.
+"""Rebuild a backbone as a torchvision model with the same weights.
 
-A layout is recognised by the keys and shapes of the weights alone. What keys cannot show (an activation,
-a stride) is left to the check that `export_encoder` makes: the rebuilt model must give the same outputs.
+The architecture is recognised by the keys and shapes of the weights. They do not show everything (such as an
+activation or a stride), so `export_encoder` checks that the rebuilt model has the same outputs.
 """
 
 import re
@@ -32,7 +32,7 @@ from fastmim.weights.encoder_file import check_finite
 State = dict[str, Tensor]
 
 # timm's keys -> torchvision's. {i}, {j}, {k} are numbers, {x} is the rest of a key; torchvision counts the
-# parts of stage i as {before} = 2i (what makes it smaller) and {stage} = 2i + 1 (its blocks).
+# parts of stage i as {before} = 2i (downsampling) and {stage} = 2i + 1 (its blocks).
 VIT_KEYS = {
     "cls_token": "class_token",
     "pos_embed": "encoder.pos_embedding",
@@ -44,7 +44,7 @@ VIT_KEYS = {
     "blocks.{i}.mlp.fc1.{x}": "encoder.layers.encoder_layer_{i}.mlp.0.{x}",
     "blocks.{i}.mlp.fc2.{x}": "encoder.layers.encoder_layer_{i}.mlp.3.{x}",
     "norm.{x}": "encoder.ln.{x}",
-    "fc_norm.{x}": "encoder.ln.{x}",  # of the tokens' mean, which `_vit` refuses
+    "fc_norm.{x}": "encoder.ln.{x}",  # for average pooling, which `_vit` rejects
     "head.{x}": "heads.head.{x}",
 }
 SWIN_KEYS = {
@@ -80,21 +80,22 @@ RESNET_KEYS = {
 
 
 class Layout(NamedTuple):
-    """One of torchvision's architectures."""
+    """An architecture of torchvision."""
 
     constructor: Callable[..., nn.Module]
     keys: Mapping[str, str]
     arguments: Callable[[State, nn.Module, Size], dict[str, Any]]
-    """The constructor's arguments, as JSON takes them, for the weights of a module at an image size."""
+    """Returns the constructor's arguments, as JSON values, for weights, module and image size."""
     last_layer: str
-    """The linear classifier, which a model of features has not."""
+    """Name of the linear classifier, an Identity in models that return features."""
 
 
 def as_torchvision(model: nn.Module, name: str, size: Size) -> tuple[nn.Module, dict[str, Any]]:
-    """Torchvision's model with the same weights, and what config.json says of it.
+    """Return the torchvision model with the same weights, and the contents of its config.json.
 
     Args:
-        model: with or without a classifier; ``name`` stands in messages only.
+        model: with or without a classifier.
+        name: name of the model, for messages.
         size: image height and width in pixels.
 
     Raises:
@@ -104,10 +105,10 @@ def as_torchvision(model: nn.Module, name: str, size: Size) -> tuple[nn.Module, 
     renamed_by_name = {name: _renamed(state, layout.keys) for name, layout in LAYOUTS.items()}
     architecture, renamed = next(((n, r) for n, r in renamed_by_name.items() if r), ("", {}))
     if not renamed:
-        raise UsageError(f"{name} has none of the layouts that torchvision has: {LAYOUT_NAMES}")
+        raise UsageError(f"{name} is none of the architectures that torchvision has: {LAYOUT_NAMES}")
     layout = LAYOUTS[architecture]
     features = not any(key.startswith(f"{layout.last_layer}.") for key in renamed)
-    complaint = f"{name} is not quite torchvision's {architecture}: "
+    complaint = f"{name} differs from torchvision's {architecture}: "
     try:
         arguments = layout.arguments(state, model, size)
         rebuilt = _build(architecture, arguments, features)
@@ -116,7 +117,7 @@ def as_torchvision(model: nn.Module, name: str, size: Size) -> tuple[nn.Module, 
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         raise UsageError(f"{complaint}{first_line(error)}") from error
     wanted = rebuilt.state_dict()
-    # relative_position_index: the one buffer that timm computes and torchvision stores.
+    # relative_position_index is the only buffer that timm computes and torchvision stores.
     missing = [k for k in wanted if k not in renamed and not k.endswith(".relative_position_index")]
     extra = [k for k in renamed if k not in wanted]
     wrong = [k for k in renamed if k in wanted and not _alike(renamed[k].shape, wanted[k].shape)]
@@ -135,19 +136,19 @@ def as_torchvision(model: nn.Module, name: str, size: Size) -> tuple[nn.Module, 
 
 
 def load_torchvision(folder: str | Path) -> nn.Module:
-    """Torchvision's model out of a folder that `export_encoder` wrote, in training mode.
+    """Load the torchvision model from a folder that `export_encoder` wrote; it is in training mode.
 
-    A model of features has an Identity in the place of its classifier and gives (B, D).
+    A model without classifier has an Identity in its place and returns features (B, D).
 
     Raises:
-        UsageError: the folder holds no such export.
+        UsageError: the folder does not contain an export for torchvision.
     """
     config_file, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
     if not (config_file.is_file() and weights.is_file()):
-        raise UsageError(f"{folder} holds no config.json and model.safetensors: it is no export")
+        raise UsageError(f"{folder} is not an export: it holds no config.json and model.safetensors")
     config = checked(_Config, read_json(config_file), str(config_file))
     if config.library != "torchvision" or config.architecture not in LAYOUTS:
-        raise UsageError(f"{config_file} is not that of an export for torchvision")
+        raise UsageError(f"{config_file} does not describe an export for torchvision")
     check_plain(config.arguments, f"{config_file}: arguments", custom=False)
     try:
         state = safetensors.torch.load_file(weights)
@@ -158,7 +159,7 @@ def load_torchvision(folder: str | Path) -> nn.Module:
     build = partial(_build, config.architecture, config.arguments, config.features)
     try:
         with torch.device("meta"), limited(most_parameters(numbers)):
-            build()  # before memory is taken
+            build()  # a check before memory is allocated
         model = build()
         model.load_state_dict(state)
     except MODEL_ERRORS as error:
@@ -168,7 +169,7 @@ def load_torchvision(folder: str | Path) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Config:
-    """What is read of an export's config.json."""
+    """Fields of an export's config.json that are read."""
 
     library: str
     architecture: str
@@ -187,14 +188,14 @@ def _build(architecture: str, arguments: dict[str, Any], features: bool) -> nn.M
 
 
 def _in_python(argument: str, value: Any) -> Any:
-    """What JSON cannot hold as it is: classes."""
+    """Convert an argument from config.json to Python; JSON cannot represent classes."""
     if argument == "block_setting":
         return [CNBlockConfig(*stage) for stage in value]
     return {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}[value] if argument == "block" else value
 
 
 def _renamed(state: State, keys: Mapping[str, str]) -> State | None:
-    """The weights under torchvision's keys; None if one of them stands in no line of the table."""
+    """Return the weights under torchvision's keys; None if a key is not in the table."""
     patterns = {_pattern(old): new for old, new in keys.items()}
     renamed = {}
     for key, value in state.items():
@@ -214,14 +215,14 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _alike(shape: torch.Size, other: torch.Size) -> bool:
-    """Whether shapes differ by axes of length 1 at most: (D) and (D, 1, 1), a linear layer and a 1x1 one."""
+    """Return whether shapes are equal but for axes of length 1: (D) and (D, 1, 1), for example."""
     return [n for n in shape if n != 1] == [n for n in other if n != 1]
 
 
 def _vit(state: State, model: nn.Module, size: Size) -> dict[str, Any]:
     pool = "avg" if "fc_norm.weight" in state else getattr(model, "global_pool", "token")
     if pool != "token":
-        raise UsageError(f"it pools by {pool!r} where torchvision takes the class token")
+        raise UsageError(f"it pools by {pool!r}, and torchvision's by the class token")
     patches = state["patch_embed.proj.weight"]
     return {
         "image_size": _side("image", size),
@@ -278,7 +279,7 @@ def _resnet(state: State, model: nn.Module, size: Size) -> dict[str, Any]:
 
 
 def _channels(embedding: Tensor) -> int:
-    """How many channels the first convolution makes of three."""
+    """Return the output channels of the first convolution. Raises UsageError unless its input has three."""
     if embedding.shape[1] != 3:
         raise UsageError(f"it takes {embedding.shape[1]} channels, torchvision's models 3")
     return len(embedding)
@@ -300,10 +301,12 @@ def _side(what: str, shape: tuple[int, ...]) -> int:
 
 
 def _only(what: str, values: Iterable[Any]) -> Any:
-    """The value that all have that have one."""
+    """Return the single value among ``values`` apart from None. Raises UsageError if they differ."""
     found = sorted({value for value in values if value is not None})
     if len(found) != 1:
-        raise UsageError(f"its {what} is not one but {', '.join(map(str, found))}; try another image size")
+        raise UsageError(
+            f"its {what} is not the same everywhere: {', '.join(map(str, found))}; try another image size"
+        )
     return found[0]
 
 

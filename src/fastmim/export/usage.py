@@ -1,4 +1,4 @@
-"""What can be wrong with an export before anything heavy is loaded: its format, packages, and folder."""
+"""Check the format, the packages and the folder of an export, before PyTorch is loaded."""
 
 import importlib.util
 from pathlib import Path
@@ -15,10 +15,10 @@ WRITTEN = {"README.md", "config.json", "model.safetensors", "model.onnx", "model
 
 
 def check_export(out: str | Path, format: Format, overwrite: bool) -> Path:
-    """The folder of an export.
+    """Check the settings of an export and return the path of its folder.
 
     Raises:
-        UsageError: there is no such format, it needs a package, or the folder is taken.
+        UsageError: the format does not exist, a package is missing, or the folder is not free.
     """
     if format not in get_args(Format):
         raise UsageError(f"format = {format!r} must be one of {', '.join(get_args(Format))}")
@@ -36,6 +36,8 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     there = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
     foreign = [name for name in there if name not in WRITTEN]
     if foreign:
-        raise UsageError(f"out = {folder} holds {foreign[0]}, which no export wrote; give another folder")
+        raise UsageError(
+            f"out = {folder} holds {foreign[0]}, which is not from an export; give another folder"
+        )
     if there and not overwrite:
-        raise UsageError(f"out = {folder} holds an export already; overwrite it, or give another folder")
+        raise UsageError(f"out = {folder} already holds an export; overwrite it, or give another folder")

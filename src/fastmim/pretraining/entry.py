@@ -115,7 +115,7 @@ def run_pretraining(
 
     # Build the model, and check it at every stage's image size.
     if not resumes:
-        say(f"{config.model}: trying it at every size that the run has")
+        say(f"{config.model}: checking every image size of the run")
     method = build_method(config, module)
     if not resumes:
         check_stages(config, method)

@@ -39,8 +39,8 @@ def summary(config: PretrainConfig, network: Network, plan: TrainingPlan, held_o
     )
     if tag := weights_tag(config.model):
         yield (
-            f"it begins with random weights, not with timm's {tag}; "
-            f"`fastmim finetune --encoder timm:{config.model}` takes those"
+            f"training starts from random weights, not timm's {tag}; "
+            f"`fastmim finetune --encoder timm:{config.model}` uses those"
         )
     if teacher_setup is not None:
         teacher = teacher_setup.teacher.encoder

@@ -32,7 +32,7 @@ class Outcome:
     def verdict(self) -> str:
         """A sentence that states whether the model beats the constant baseline."""
         gain = 1 - self.held_out_loss / self.trivial_loss if self.trivial_loss else 0.0
-        where = "on the training image, for want of another," if self.on_training_images else "held-out"
+        where = "on the training image (there is no other)," if self.on_training_images else "held-out"
         losses = (
             f"{where} loss {self.held_out_loss:.4f} against {self.trivial_loss:.4f} of the constant baseline"
         )

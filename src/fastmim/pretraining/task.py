@@ -125,7 +125,7 @@ class PretrainTask:
         )
 
     def _held_out_images(self, stage: Stage) -> tuple[Tensor, Tensor]:
-        """Normalised images (B, C, H, W) and masks (B, h, w), on the device; determined by the seed."""
+        """Return normalised images (B, C, H, W) and masks (B, h, w), on the device, drawn by the seed."""
         config = self.config
         crops = held_out_crops(
             self._crops(self.split.held_out, stage), config.held_out, config.seed, self.unreadable_log

@@ -1,4 +1,4 @@
-"""The teacher that a run is told to have, and the method that learns from it."""
+"""Load the teacher of a run with distillation, and combine it with the method that learns from it."""
 
 import hashlib
 from dataclasses import replace
@@ -21,13 +21,13 @@ from fastmim.weights.spec import parse_weights
 
 
 class TeacherSetup(NamedTuple):
-    """A teacher at the size of one stage of a run."""
+    """Teacher at the image size of one stage, and the pairs of layers that are compared."""
 
     teacher: Teacher
     pairs: tuple[Pair, ...]
 
     def learner(self, method: Method, config: DistillConfig) -> Distilled:
-        """The method that learns from it; its projections are drawn from torch's generator."""
+        """Combine the method with the distillation loss; projections are drawn from torch's generator."""
         return Distilled(
             method,
             [pair.student for pair in self.pairs],
@@ -38,19 +38,20 @@ class TeacherSetup(NamedTuple):
 
 
 def load_teacher(config: PretrainConfig, method: Method, image_size: Size) -> TeacherSetup | None:
-    """The teacher at ``image_size``, the run's, read from its source anew; None where there is none.
+    """Load the teacher for images of ``image_size``; None if ``config`` names no teacher.
 
     Args:
-        method: at that size.
+        method: the student, at ``image_size``.
+        image_size: (H, W) in pixels of the run's images.
 
     Raises:
-        UsageError: its weights cannot be had, or it does not go with the run.
+        UsageError: the weights cannot be loaded, or the teacher does not match the run.
     """
     told = config.distill
     if not told.teacher:
         return None
     size = told.teacher_size(image_size)
-    with torch.random.fork_rng(devices=[]):  # what the run draws does not depend on where this comes from
+    with torch.random.fork_rng(devices=[]):  # the run's draws must not depend on the teacher
         loaded = _load(told, config.in_chans, config.seed)
         chans = loaded.metadata["in_chans"]
         if chans != config.in_chans:
@@ -101,23 +102,23 @@ def _load(told: DistillConfig, in_chans: int, seed: int) -> Loaded:
 
 
 def with_factory(told: DistillConfig) -> DistillConfig:
-    """``told`` whose ``model`` is the factory that the teacher's file names, which the user trusts unseen."""
+    """Set ``model`` to the factory that the teacher's file names, if any, so that it is imported."""
     if told.model or not told.teacher:
         return told
     try:
         return replace(told, model=factory_of(told.teacher))
-    except UsageError:  # where it is read, it is said what is wrong
+    except UsageError:  # reported when the teacher is loaded
         return told
 
 
 def _statistics(loaded: Loaded) -> Statistics:
-    """Mean and standard deviation of the teacher's images; of new weights, those that scale 0..1 to -1..1."""
+    """Return mean and std of the teacher's images; for random weights, those that map 0..1 to -1..1."""
     half = (0.5,) * loaded.metadata["in_chans"]
     return Statistics(tuple(loaded.metadata["mean"] or half), tuple(loaded.metadata["std"] or half))
 
 
 def _digest(loaded: Loaded) -> str:
-    """Of the weights as they were read, whatever file they came from."""
+    """Return a digest of architecture and weights, independent of their source."""
     digest = hashlib.sha256(loaded.name.split(".")[0].encode())
     for name, value in sorted(loaded.model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -99,7 +99,7 @@ class FeatureCache:
 
     def _stop(self, reason: str) -> None:
         self.writes = False
-        self.say(f"distill.cache: no more features are kept: {reason}")
+        self.say(f"distill.cache: no more features are stored: {reason}")
 
 
 class TeacherFeatures:
@@ -206,7 +206,7 @@ def measure_both(
 
 @torch.no_grad()
 def held_out_distillation(learner: Distilled, held_out: HeldOut, teacher_features: TeacherFeatures) -> float:
-    """Mean distillation loss on the held-out images with their fixed masks."""
+    """Return the mean distillation loss on the held-out images with their fixed masks."""
     was_training = learner.training
     learner.eval()
     total, start = 0.0, 0
@@ -229,7 +229,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"distill.cache: {folder} cannot be made: {error.strerror}") from error
+        raise UsageError(f"distill.cache: {folder} cannot be created: {error.strerror}") from error
 
 
 def crops_digest(images_BCHW: Tensor) -> str:

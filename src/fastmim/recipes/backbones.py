@@ -37,7 +37,7 @@ NARROW: dict[str, dict[str, Any]] = {
 
 
 def narrow_kwargs(model: str) -> dict[str, Any]:
-    """Arguments that make a recipe's backbone narrow and keep its depth and stride.
+    """Return arguments that make a recipe's backbone narrow and keep its depth and stride.
 
     Raises:
         UsageError: no recipe has this backbone.

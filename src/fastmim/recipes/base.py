@@ -100,11 +100,11 @@ def _one_method(asked: dict[str, str | None]) -> str | None:
 def _stored(cls: type[RunConfig], file: Path) -> dict[str, Any]:
     """Read a run's config.yaml. Raises UsageError if it is missing or belongs to another verb."""
     if not file.is_file():
-        raise UsageError(f"out: {file.parent} holds a run, but its {CONFIG} is missing; put it back")
+        raise UsageError(f"out: {file.parent} holds a run, but its {CONFIG} is missing; restore it")
     _check_kind(cls, file)
     settings = read_yaml(file)
     if not settings:
-        raise UsageError(f"out: {file} is empty, but a run's settings stand there; put it back")
+        raise UsageError(f"out: {file} is empty, but must hold the run's settings; restore it")
     return settings
 
 
@@ -114,5 +114,5 @@ def _check_kind(cls: type[RunConfig], stored: Path) -> None:
     for other, verb in VERBS.items():
         if other is not cls and f"`fastmim {verb} " in first:
             raise UsageError(
-                f"out: {stored.parent} holds a run of `fastmim {verb}`, which goes on with --resume"
+                f"out: {stored.parent} holds a run of `fastmim {verb}`; that command resumes it with --resume"
             )

@@ -12,7 +12,7 @@ from fastmim.recipes.tables import TABLES, paper_figures, recipes_of
 
 @cache
 def catalogue() -> dict[str, Recipe]:
-    """Every recipe by name: the paper's tables, then the methods; fine-tuning follows its pre-training."""
+    """Return all recipes by name: tables, then methods; each fine-tuning follows its pre-training."""
     recipes = [recipe for table in TABLES for recipe in recipes_of(table)]
     pretraining = {recipe.name: recipe for recipe in (*recipes, *method_recipes(paper_figures()))}
     found = {recipe.name: recipe for recipe in finetuning_recipes(pretraining, paper_figures())}
@@ -23,7 +23,7 @@ def recipe(name: str) -> Recipe:
     """Return a recipe by its full name. Raises UsageError, with similar names, if there is none."""
     recipes = catalogue()
     if name not in recipes:
-        raise UsageError(f"recipe: {name} is not there; {_hint(name)}")
+        raise UsageError(f"recipe: {name} does not exist; {_hint(name)}")
     return recipes[name]
 
 

@@ -1,4 +1,4 @@
-"""What a recipe is, what a run makes of it, and the small run that tries it."""
+"""Recipes, their settings as YAML, and small runs that test them."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,37 +15,37 @@ if TYPE_CHECKING:
 NO_FIGURE = "no figure"
 MARKED = " (the paper's; not measured here)"
 SMOKE_SIDE = 64  # pixels
-SMOKE_SHARE = 0.02  # of the digits, to measure on
+SMOKE_SHARE = 0.02  # of the digits, for validation
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run of the paper."""
+    """A run of the paper."""
 
     name: str
-    """TABLE/ROW, or TABLE/ROW-COLUMN where the row holds several runs."""
+    """TABLE/ROW, or TABLE/ROW-COLUMN if the row has several runs."""
     table: str
-    """Which it is, what it compares, and what its figures are."""
+    """Number of the table, subject of the comparison, and meaning of the figures."""
     title: str
     notes: str
-    """What the paper leaves open or contradicts."""
+    """Settings that the paper omits or contradicts."""
     config: PretrainConfig | FinetuneConfig
-    """Only ``data`` and ``out`` are missing."""
+    """Complete settings but for ``data`` and ``out``."""
     paper: str
-    """The paper's figure. It was not measured with this code."""
+    """The paper's figure, which was not measured with this code."""
     backbone: str
-    """Name of the model."""
+    """timm name of the backbone."""
     hardware: str = "8 V100 GPUs (the paper's)"
-    """What the figure was made with; empty where there is no figure of the paper."""
+    """Hardware behind the figure; empty if the paper has no figure."""
 
     @property
     def verb(self) -> str:
-        """The verb of the command line that it is for."""
+        """Command of fastmim that runs the recipe."""
         return "finetune" if isinstance(self.config, FinetuneConfig) else "pretrain"
 
     @property
     def command(self) -> str:
-        """The run as it is meant."""
+        """Command line of the run, on the paper's hardware and data."""
         data = "imagenet"
         if self.verb == "pretrain":
             data = "imagenet22k" if "in22k" in self.name else "imagenet/train"
@@ -53,12 +53,12 @@ class Recipe:
 
     @property
     def settings(self) -> str:
-        """Them as YAML; of pre-training, with what follows from the backbone."""
+        """The configuration as YAML; for pre-training, with the values that follow from the backbone."""
         return to_yaml(resolve(self.config) if isinstance(self.config, PretrainConfig) else self.config)
 
     @property
     def header(self) -> str:
-        """What stands above the settings, as comments of a YAML file."""
+        """Title, notes, figure and command, as YAML comments to precede the settings."""
         lines = [
             self.title,
             *self.notes.splitlines(),
@@ -72,7 +72,7 @@ class Recipe:
 
 
 def resolve(config: PretrainConfig) -> PretrainConfig:
-    """``config`` with what a run would derive from the backbone written out; no weights are drawn."""
+    """Return ``config`` with the values that follow from the backbone filled in; no weights are drawn."""
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     from fastmim.encoders.build import build_encoder
@@ -89,7 +89,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
 
 
 def smoke(config: PretrainConfig) -> PretrainConfig:
-    """The same run with a narrow backbone and decoder, on a CPU, for two steps or one a stage."""
+    """Return the same run with a narrow backbone and decoder, on a CPU, for two steps or one per stage."""
     return replace(
         config,
         data=config.data or "demo:photos",
@@ -109,7 +109,7 @@ def smoke(config: PretrainConfig) -> PretrainConfig:
 
 
 def _smoke_teacher(config: PretrainConfig) -> DistillConfig:
-    """In place of a teacher, one of the student's kind that knows nothing."""
+    """Replace the teacher, if any, by a narrow model like the student, with random weights."""
     if not config.distill.teacher:
         return config.distill
     kwargs = narrow_kwargs(config.model)
@@ -117,7 +117,7 @@ def _smoke_teacher(config: PretrainConfig) -> DistillConfig:
 
 
 def smoke_finetuning(config: FinetuneConfig, model: str) -> FinetuneConfig:
-    """The same fine-tuning of a narrow ``model``, on a CPU, for two steps: from scratch, on demo:digits."""
+    """Return the same fine-tuning of a narrow ``model``, from scratch, on a CPU, for two steps."""
     return replace(
         config,
         encoder=SCRATCH,

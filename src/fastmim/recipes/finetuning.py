@@ -24,7 +24,7 @@ TABLE12 = {
     "swin_large_patch4_window7_224": (1e-3, 0.75, 0.3),
 }
 CENTRE = (1e-3, 0.75, 0.1)
-NOT_IN_TABLE12 = "Table 12 has no settings for it: these are the centre of the paper's grid."
+NOT_IN_TABLE12 = "Table 12 has no settings for this backbone: these are the centre of the paper's grid."
 RELEASED_LR = {"vit_base_patch16_224": 6e-4}
 RELEASED = "finetune-released"
 FINETUNED_TABLES = ("table3", "table4", "table7", "table9", "table15")
@@ -34,11 +34,11 @@ FCMAE_NOTES = (
     "As ConvNeXt V2's authors fine-tune it (ConvNeXt-V2/TRAINING.md, ConvNeXt V2-Base): layer decay 0.6 over "
     "groups of three blocks, a running mean of the weights, 20 epochs of warm-up."
 )
-SUPERVISED_NOTES = "The paper says how long, not how; here as in: {source}."
+SUPERVISED_NOTES = "The paper gives only the epochs; the other settings are from: {source}."
 
 
 def finetuned(model: str, encoder: str, epochs: float, size: int = 224) -> FinetuneConfig:
-    """Fine-tuning settings of a backbone from table 12."""
+    """Return the fine-tuning settings of a backbone from table 12."""
     base_lr, layer_decay, drop_path = TABLE12.get(model, CENTRE)
     return FinetuneConfig(
         encoder=encoder,
@@ -89,7 +89,7 @@ def _finetune(recipe: Recipe, name: str, epochs: float, size: int, paper: str) -
             f"Table 12's base learning rate; the released command has {RELEASED_LR[recipe.backbone]:g}."
         )
     if _shortened(recipe):
-        notes.append("Blocks that were not pre-trained start anew.")
+        notes.append("Blocks that were not pre-trained are newly initialised.")
     title = f"{recipe.title.rstrip('.').split(':')[0]}: fine-tuning at {size} pixels."
     tuned = Recipe(name, recipe.table, title, "\n".join(notes), settings, paper, recipe.backbone)
     return replace(tuned, hardware="") if paper == NO_FIGURE else tuned
@@ -124,7 +124,7 @@ def _scratch(recipe: Recipe, name: str, entry: list[float], top1: float) -> Reci
     authors = AUTHORS[recipe.backbone]
     notes = SUPERVISED_NOTES.format(source=authors.source)
     if "swin_large" in recipe.backbone:
-        notes += "\nThe paper goes on for 100 epochs at 224: fine-tune the result of this run."
+        notes += "\nThe paper then continues for 100 epochs at 224: fine-tune the result of this run."
     settings = authors.config(recipe.backbone, epochs)
     title = f"{recipe.title.rstrip('.')}, supervised from scratch."
     paper = f"{top1} % top-1, {hours} GPU hours"
@@ -140,7 +140,7 @@ def _shortened(recipe: Recipe) -> bool:
 
 
 def _epochs(table: str, row: str, figures: dict[str, Any]) -> float:
-    """Epochs from the table or its caption; else those of the backbone in table 4, or table 12's 100."""
+    """Return the epochs of the table or its caption, else those of table 4, or table 12's 100."""
     if table == "table3":
         return float(figures["table3"][row][4])
     if table == "table9":

@@ -67,7 +67,7 @@ AUTHORS: dict[str, Supervised] = {
     "swin_base_patch4_window7_224": SWIN_B,
     "swin_large_patch4_window7_224": replace(
         SWIN_B,
-        source="Swin-Transformer has none for Swin-L on ImageNet-1K alone: Swin-B's stand here",
+        source="Swin-Transformer has none for Swin-L on ImageNet-1K alone: Swin-B's are used",
         image_size=192,
     ),
     "twins_svt_large": Supervised(
@@ -82,7 +82,7 @@ AUTHORS: dict[str, Supervised] = {
     "convnext_tiny": replace(CONVNEXT_B, drop_path=0.1),
     "convnext_base": CONVNEXT_B,
     "convnextv2_base": replace(
-        CONVNEXT_B, source="ConvNeXt-V2 has none from scratch: those of ConvNeXt-B's TRAINING.md stand here"
+        CONVNEXT_B, source="ConvNeXt-V2 has none from scratch: those of ConvNeXt-B's TRAINING.md are used"
     ),
     "cmt_s": CMT,
     "cmt_b": replace(CMT, drop_path=0.25, min_lr=2e-5, image_size=256),

@@ -30,7 +30,7 @@ pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 {% for name, value in facts %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
 {% endfor %}</table>
 <h2>Loss</h2>
-<img alt="Training and held-out loss over the epochs, beside the constant baseline" src="{{ losses }}">
+<img alt="Training and held-out loss over the epochs, and the constant baseline" src="{{ losses }}">
 <h2>Held-out samples</h2>
 <img alt="Original, masked input, target and prediction of held-out images" src="{{ samples }}">
 <h2>Settings</h2>

@@ -79,7 +79,7 @@ class Payoff:
 
 
 def half_interval(values: tuple[float, ...]) -> float:
-    """Half-width of Student's 95 % interval of the mean; NaN for a single value."""
+    """Return the half-width of Student's 95 % interval of the mean; NaN for a single value."""
     if len(values) < 2:
         return math.nan
     if min(values) == max(values):
@@ -89,7 +89,7 @@ def half_interval(values: tuple[float, ...]) -> float:
 
 
 def joint_interval(values: tuple[float, ...], sampling_variance: float) -> float:
-    """Half-width of the 95 % interval of a mean over seeds, measured on a sample of images."""
+    """Return the half-width of the 95 % interval of a mean over seeds, measured on a sample of images."""
     return math.hypot(half_interval(values), NORMAL * math.sqrt(sampling_variance))
 
 
@@ -150,7 +150,7 @@ def _verdict(ours: Cell, other: Cell) -> str:
     if count < LEAST_SEEDS:
         return f"pre-training changed top-1 by {figure}; {count} seeds are too few for a verdict"
     if not half:  # all seeds agree, and the number of images is unknown
-        return f"pre-training changed top-1 by {figure} with each seed; how sure that is cannot be said"
+        return f"pre-training changed top-1 by {figure} with each seed; its uncertainty is unknown"
     if gain - half > 0:
         return f"pre-training helped, {figure}"
     return f"pre-training hurt, {figure}" if gain + half < 0 else f"no difference beyond chance, {figure}"

@@ -4,7 +4,7 @@ from fastmim.studies.settings import Point, SweepConfig
 
 
 def wanted_points(top1: dict[Point, float], config: SweepConfig) -> list[Point]:
-    """Points still to be tried, given the known accuracies; the 3 x 3 around the centre comes first.
+    """Return the points still to be tried, given the known accuracies; the central 3 x 3 comes first.
 
     The grid is the smallest rectangle that contains the best point's 3 x 3 neighbourhood and the grid before.
     """
@@ -25,7 +25,7 @@ def wanted_points(top1: dict[Point, float], config: SweepConfig) -> list[Point]:
 
 
 def _points(rates: tuple[int, int], decays: tuple[int, int], config: SweepConfig) -> list[Point]:
-    """Points of a rectangle with a layer decay above 0; those clipped to a layer decay of 1 appear once."""
+    """Return a rectangle's points with a layer decay above 0; those clipped to a decay of 1 appear once."""
     points: dict[tuple[float, float], Point] = {}
     for rate in range(rates[0], rates[1] + 1):
         for decay in range(decays[0], decays[1] + 1):

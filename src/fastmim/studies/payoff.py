@@ -1,7 +1,7 @@
-"""Did pre-training pay? A backbone from scratch and pre-trained, fine-tuned alike (paper: tables 3, 4).
+"""Compare fine-tuning a pre-trained backbone with training it from scratch (paper: tables 3, 4).
 
-Arms differ in what they start from, and in nothing else but two things: from scratch all layers learn equally
-fast (layer_decay = 1), and the last arm trains for as long as pre-training and fine-tuning take together.
+Arms differ in their initial weights and in two settings only: from scratch, all layers have the same learning
+rate (layer_decay = 1), and the last arm trains for as long as pre-training and fine-tuning together.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ from fastmim.weights.spec import SCRATCH, parse_weights
 
 PAYOFF = "payoff.json"
 HARDWARE = ("device", "processes", "threads")
-# What a classifier adds to a backbone's arguments: the arms choose these alike.
+# Arguments that a classifier adds to those of a backbone; they are equal for all arms.
 NOT_THE_BACKBONE = ("img_size", "num_classes", "global_pool", "drop_path_rate", "in_chans")
 
 
 @dataclass(frozen=True)
 class _Results:
-    """What is taken of a run's results.json."""
+    """Values of a run's results.json that are used."""
 
     top1: Annotated[Finite, Field(ge=0, le=100)]
     seconds: Annotated[Finite, Field(ge=0)]
@@ -65,30 +65,31 @@ class _Job:
 def payoff(
     config: FinetuneConfig, what: PayoffConfig, quiet: bool = False, trust_code: bool = False
 ) -> Payoff:
-    """Fine-tune every arm with every share and seed, and compare; finished runs in config.out are kept.
+    """Fine-tune every arm with every share and seed, and compare them; finished runs in config.out are kept.
 
     Args:
-        config: how to fine-tune; ``encoder`` is what is judged, ``out`` the folder of all runs.
-        trust_code: import and call whatever factories the encoders' files name.
+        config: fine-tuning settings; ``encoder`` is the encoder to judge, ``out`` the folder of all runs.
+        what: arms, labels and seeds.
+        trust_code: import and call any factory that the encoders' files name.
 
     Raises:
-        UsageError: a setting, path or model that does not work.
+        UsageError: a setting, path or model is invalid.
         RunError: a run failed.
     """
     check_payoff(config)
     out = Path(config.out).expanduser()
     trust = Trust.of(config.model, everything=trust_code)
-    # A factory is found in each encoder's file; a name of timm's is that of a file that names no model.
+    # Factories are named by each encoder's file; a timm name is for a file that does not name its model.
     judged = replace(config, model=None) if config.model and is_custom(config.model) else config
     starts = [judged, *(replace(config, encoder=name, model=None) for name in what.against)]
     starts = [with_factory(start, trust) for start in starts]
     unused = trust.names.difference(start.model or "" for start in starts)
     if unused:
-        raise UsageError(f"model = {min(unused)}: none of the encoders is of it; leave it out")
+        raise UsageError(f"model = {min(unused)}: no encoder has this model; leave it out")
     accelerator = build_fabric(config.accelerator, 1, 1, config.precision)
     if what.processes > 1 and accelerator.device.type != "cpu":
-        raise UsageError(f"processes = {what.processes} at a time are for a CPU; use --accelerator cpu, or 1")
-    # Chosen once: it is found by timing, and all arms must have the same.
+        raise UsageError(f"processes = {what.processes}: parallel runs need --accelerator cpu; else give 1")
+    # Chosen once, since it is found by timing and must be equal for all arms.
     precision = precision_of(accelerator)
     config, *others = (replace(start, precision=precision) for start in starts)
     scratch = scratch_of(config, what.scratch_lr)
@@ -113,9 +114,11 @@ def payoff(
     lines = [*verdicts(cells), *([f"equal total time was not compared: {obstacle}"] if obstacle else [])]
     described = _description(config.encoder)
     if described is not None and described["method"] == "fine-tuned":
-        lines.append("the encoder was fine-tuned before: it may have seen these very labels")
+        lines.append("the encoder was already fine-tuned, maybe on the same labels")
     if _measured_images_were_seen(config):
-        lines.append("the images to measure on were among those that the encoder was trained on (unlabelled)")
+        lines.append(
+            "the validation images were among those that the encoder was pre-trained on (unlabelled)"
+        )
     lines += dict.fromkeys(
         f"data: {note}" for values in results.values() for note in values.get("data_notes", ())
     )
@@ -135,7 +138,7 @@ def payoff(
 
 
 def scratch_of(config: FinetuneConfig, scratch_lr: float | None = None) -> FinetuneConfig:
-    """The same backbone, with the same windows, without weights; it sees images scaled alike."""
+    """Return the settings for training the same backbone from scratch, with its windows, mean and std."""
     loaded = load(config.encoder, config.size, config.model, config.model_kwargs)
     crop, optim = config.crop, config.optim
     if crop.mean is None:
@@ -165,7 +168,7 @@ def _folder(arm: str, share: str, seed: int) -> str:
 
 
 def _longer(job: _Job, pretraining: float, own: float, scratch: FinetuneConfig, out: Path) -> _Job:
-    """From scratch for as long as pre-training and this job took together."""
+    """Return a job from scratch that trains for as long as pre-training and this job took together."""
     factor = (pretraining + own) / own
     seed = job.config.seed
     run = out / "runs" / _folder("scratch-longer", job.share, seed)
@@ -178,7 +181,7 @@ def _longer(job: _Job, pretraining: float, own: float, scratch: FinetuneConfig, 
 
 
 def _as_stored(config: FinetuneConfig) -> FinetuneConfig:
-    """Of a run that was begun, the length it has: measured seconds are never the same twice."""
+    """Keep the length of a run that was already started, since measured times vary between measurements."""
     file = Path(config.out) / CONFIG
     if not file.is_file():
         return config
@@ -191,10 +194,10 @@ def _key(job: _Job) -> str:
 
 
 def _run_all(jobs: list[_Job], processes: int, quiet: bool) -> dict[str, dict[str, Any]]:
-    """results.json of each job, by its folder."""
-    shown = not quiet and processes > 1  # else the runs show themselves
+    """Run the jobs and return their results.json, by folder."""
+    shown = not quiet and processes > 1  # otherwise, the runs print their own results
     done: dict[str, dict[str, Any]] = {}
-    # At a stop the processes write a checkpoint and end.
+    # When this process is stopped, the others write a checkpoint and end.
     for number, values in in_processes(
         _run,
         (quiet or processes > 1,),
@@ -213,7 +216,7 @@ def _run_all(jobs: list[_Job], processes: int, quiet: bool) -> dict[str, dict[st
 def _run(quiet: bool, job: _Job) -> dict[str, Any]:
     result = run_finetuning(job.config, StartMode("or-begin", quiet=quiet))
     if result.stopped_by is not None:
-        raise StoppedError(result.stopped_by, f"in {job.config.out}; the same command goes on")
+        raise StoppedError(result.stopped_by, f"in {job.config.out}; the same command resumes it")
     file = Path(job.config.out) / RESULTS
     if not file.is_file():
         raise RunError(f"{file} was not written")
@@ -244,20 +247,20 @@ def _cells(jobs: list[_Job], results: dict[str, dict[str, Any]]) -> Iterator[Cel
 def _pretraining_seconds(
     encoder: str, results: Iterable[dict[str, Any]], what: PayoffConfig
 ) -> tuple[float | None, str]:
-    """How long pre-training took, or why that cannot be compared with fine-tuning here."""
+    """Return the time of pre-training, or the reason why it cannot be compared with fine-tuning."""
     if not what.equal_time:
         return None, ""
     described = _description(encoder)
     if described is None:
         source = "timm's weights" if parse_weights(encoder).kind == "timm" else encoder
-        return None, f"how long {source} took is not known"
+        return None, f"the training time of {source} is unknown"
     run = parse_weights(encoder).path
     run = run if run.is_dir() else run.parent
     lines = read_metrics(run) if (run / METRICS).is_file() else []
     if described["method"] == "fine-tuned":
-        return None, "the encoder was fine-tuned before"
+        return None, "the encoder was already fine-tuned"
     if not lines:
-        return None, "the encoder lies apart from its run, which knows its time"
+        return None, "the encoder is not in the folder of its run, which has the training time"
     ran_on, runs_on = described.get("trained_on"), [{key: r[key] for key in HARDWARE} for r in results]
     if any(here != ran_on for here in runs_on):
         return None, f"pre-training ran on {_hardware(ran_on)}, fine-tuning on {_hardware(runs_on[0])}"
@@ -265,11 +268,11 @@ def _pretraining_seconds(
 
 
 def _hardware(known: dict[str, Any] | None) -> str:
-    return ", ".join(f"{value} {key}" for key, value in known.items()) if known else "what it does not say"
+    return ", ".join(f"{value} {key}" for key, value in known.items()) if known else "unknown hardware"
 
 
 def _description(encoder: str) -> dict[str, Any] | None:
-    """The description in an encoder's file; None of weights that were not trained here."""
+    """Return the description in an encoder file; None for other weights."""
     spec = parse_weights(encoder)
     with contextlib.suppress(UsageError):
         return read_description(spec.file)[1] if spec.kind == "file" else None
@@ -277,7 +280,7 @@ def _description(encoder: str) -> dict[str, Any] | None:
 
 
 def _measured_images_were_seen(config: FinetuneConfig) -> bool:
-    """Whether pre-training had the very data of which a part is kept to measure on."""
+    """Return whether pre-training used the same data, which includes the validation images."""
     run = parse_weights(config.encoder).path
     file = (run if run.is_dir() else run.parent) / CONFIG
     if not file.is_file():

@@ -40,11 +40,13 @@ class PayoffConfig:
         check_bounds(self)
         for name in self.against:
             if name in (OURS, FROM_SCRATCH, LONGER, SCRATCH):
-                raise UsageError(f"against = {name}: an arm has this name already; give a path, as ./{name}")
+                raise UsageError(
+                    f"against = {name}: an arm already has this name; give a path, such as ./{name}"
+                )
         if len(set(self.shares)) < len(self.shares):
-            raise UsageError(f"shares = {' '.join(self.shares)}: each only once")
+            raise UsageError(f"shares = {' '.join(self.shares)}: give each only once")
         if not self.shares:
-            raise UsageError("shares is empty: give shares of the labels, as 0.01 0.1 1")
+            raise UsageError("shares is empty: give shares of the labels, such as 0.01 0.1 1")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def check_payoff(config: FinetuneConfig) -> None:
     if config.labels is not None:
         raise UsageError(f"labels = {config.labels}: payoff takes --shares")
     if not parse_weights(config.encoder).has_weights:
-        raise UsageError("encoder is missing: give the run, or the encoder.safetensors, that is to be judged")
+        raise UsageError("encoder is missing: give a run's folder or an encoder.safetensors to compare")
     if not config.out:
         raise UsageError("out is missing: give a folder for the runs and the comparison")
     check_finetuning(config)

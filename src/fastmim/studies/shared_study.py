@@ -1,4 +1,4 @@
-"""The optuna study of a sweep, which several processes and machines share."""
+"""Optuna study of a sweep, shared by processes and machines."""
 
 import contextlib
 import json
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import optuna
 
 HEARTBEAT_SECONDS = 60
-CLAIM_SECONDS = 0.5  # after which a claim can be seen by all
-OPENINGS = 5  # tries to open the study
-GRID = ("centre_lr", "centre_decay", "lr_factor", "decay_step")  # what tells its points
+CLAIM_SECONDS = 0.5  # time until a claim is visible to all processes
+OPENINGS = 5  # attempts to open the study
+GRID = ("centre_lr", "centre_decay", "lr_factor", "decay_step")  # settings that determine the points
 
 
 def open_study(config: FinetuneConfig, grid: SweepConfig, out: Path) -> "optuna.Study":
@@ -34,7 +34,7 @@ def open_study(config: FinetuneConfig, grid: SweepConfig, out: Path) -> "optuna.
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"out: {out} cannot be made: {error.strerror}") from error
+        raise UsageError(f"out: {out} cannot be created: {error.strerror}") from error
     url = grid.storage or f"sqlite:///{(out / 'sweep.db').resolve()}"
     for attempt in range(OPENINGS):
         try:
@@ -44,7 +44,9 @@ def open_study(config: FinetuneConfig, grid: SweepConfig, out: Path) -> "optuna.
                     storage=storage, study_name=grid.study, direction="maximize", load_if_exists=True
                 )
             break
-        except Exception as error:  # of the database and its driver, or as another process makes it just now
+        except (
+            Exception
+        ) as error:  # from the database or its driver, or another process is creating the study
             if attempt == OPENINGS - 1:
                 raise UsageError(
                     f"storage = {url}: the study cannot be opened: {first_line(error)}"
@@ -55,7 +57,7 @@ def open_study(config: FinetuneConfig, grid: SweepConfig, out: Path) -> "optuna.
 
 
 def _check_same(study: "optuna.Study", config: FinetuneConfig, grid: SweepConfig, url: str) -> None:
-    """A study holds points of one kind of fine-tuning only. Raises UsageError."""
+    """Raise UsageError unless the study has the same fine-tuning settings and grid."""
     settings = asdict(config) | {"optim": asdict(replace(config.optim, base_lr=1.0)), "layer_decay": None}
     for name in (*ALWAYS_FREE - {"data"}, "accelerator"):
         settings.pop(name)
@@ -63,7 +65,7 @@ def _check_same(study: "optuna.Study", config: FinetuneConfig, grid: SweepConfig
         name: getattr(grid, name) for name in ("centre_lr", "centre_decay", "lr_factor", "decay_step")
     }
     if parse_weights(config.encoder).kind in ("timm", "file"):
-        settings.pop("model")  # the weights show it
+        settings.pop("model")  # determined by the weights
     settings["encoder"] = encoder_digest(config.encoder)
     now = json.loads(json.dumps(settings))
     before = study.user_attrs.get("settings")
@@ -75,20 +77,20 @@ def _check_same(study: "optuna.Study", config: FinetuneConfig, grid: SweepConfig
         name = differing[0]
         raise UsageError(
             f"{name} = {now[name]} differs from the {before.get(name)} that the study {grid.study!r} in "
-            f"{url} began with; give another --study"
+            f"{url} started with; give another --study"
         )
 
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Without the warnings that heartbeats are experimental."""
+    """Suppress optuna's warnings that heartbeats are experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def known_points(study: "optuna.Study") -> tuple[dict[Point, float], dict[Point, int]]:
-    """Accuracy of the finished points (of failed ones: minus infinity); of those in work, the first trial."""
+    """Return the accuracy of finished points (-inf if failed), and the first trial of running points."""
     from optuna.trial import TrialState
 
     top1: dict[Point, float] = {}
@@ -108,7 +110,7 @@ def known_points(study: "optuna.Study") -> tuple[dict[Point, float], dict[Point,
 
 
 def claim_point(trial: "optuna.Trial", grid: SweepConfig) -> Point:
-    """A point that nobody works at. Of two processes that claim one at once, the later trial withdraws."""
+    """Claim a free point. If two processes claim the same point, the later trial takes another one."""
     import optuna
 
     while True:

@@ -92,7 +92,7 @@ def sweep(
     # Find the best point, and write the result.
     accuracy = {grid.at(point): value for point, value in top1.items() if math.isfinite(value)}
     if not accuracy:
-        raise RunError(f"no run of the sweep in {out} ended well")
+        raise RunError(f"all runs of the sweep in {out} failed")
     best = max(accuracy, key=lambda place: accuracy[place])
     found = Found(accuracy, best, _on_border(top1, grid))
     values = {
@@ -140,6 +140,6 @@ def _try(
         say(f"failed: {error}")
         raise _PointFailed from error
     if result.stopped_by is not None:
-        raise StoppedError(result.stopped_by, f"in {run}; the same command goes on")
+        raise StoppedError(result.stopped_by, f"in {run}; the same command resumes it")
     say(f"base_lr {rate:g}, layer_decay {decay:g}: top-1 {result.top1:.2f} %")
     return result.top1

@@ -56,11 +56,11 @@ def read_text(path: Path, most: int, pipe: bool = False) -> str:
         UsageError: the file is not regular, has more than ``most`` bytes, or is not UTF-8.
     """
     if not pipe and path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no regular file")
+        raise UsageError(f"{path} is not a regular file")
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise UsageError(f"{path} has more than {most >> 20} MiB, which no such file of fastmim has")
+        raise UsageError(f"{path} has more than {most >> 20} MiB, the limit for such files")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -192,7 +192,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{shown(twice)} stands there twice")
+        raise ValueError(f"{shown(twice)} appears twice")
     return found
 
 
@@ -213,7 +213,7 @@ def _deeper_than(value: Any, depth: int) -> bool:
 
 
 def _too_deep() -> str:
-    return f"more than {MOST_DEPTH} lists and mappings lie inside one another"
+    return f"more than {MOST_DEPTH} nested lists and mappings"
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -224,7 +224,7 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise _fault(event, "anchors and aliases (&name, *name) are not read: write the value out")
+            raise _fault(event, "anchors and aliases (&name, *name) are not supported: write the value out")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MOST_SCALAR:
             raise _fault(event, f"a value has more than {MOST_SCALAR} characters")
         self.depth += 1
@@ -239,7 +239,7 @@ class _PlainLoader(yaml.SafeLoader):
         for name, _ in node.value:
             if isinstance(name, yaml.ScalarNode):
                 if (name.tag, name.value) in seen:
-                    raise _fault(name, f"{shown(name.value)} stands there twice")
+                    raise _fault(name, f"{shown(name.value)} appears twice")
                 seen.add((name.tag, name.value))
         return super().construct_mapping(node, deep)
 

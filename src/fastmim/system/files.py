@@ -55,7 +55,7 @@ def _reason(error: OSError | RuntimeError, folder: Path) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if shutil.disk_usage(folder).free < 1 << 20:
-        return "No space left on device; free some, then go on with --resume"
+        return "No space left on device; free some, then resume with --resume"
     return str(error).splitlines()[0]
 
 

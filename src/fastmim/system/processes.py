@@ -48,7 +48,7 @@ def process_pool(
                 child.terminate()
         if isinstance(error, BrokenProcessPool):
             fewer = "; try fewer" if workers > 1 else ""
-            raise RunError(f"a worker process was killed, perhaps for want of memory{fewer}") from error
+            raise RunError(f"a worker process was killed, perhaps for lack of memory{fewer}") from error
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -105,7 +105,7 @@ def _settled(
     def quiet() -> bool:
         busy = device.type == "cpu" and others_compute(torch.get_num_threads())
         if busy:
-            say("other processes keep this machine busy, so that is measured again in the next run")
+            say("other processes keep this machine busy, so the next run measures again")
         return not busy
 
     def ask(
@@ -116,7 +116,7 @@ def _settled(
         def measured() -> dict[str, Any]:
             if questions:
                 names = " and ".join(name for name, _ in questions)
-                say(f"measuring which {names} is fastest, once for this device")
+                say(f"measuring the fastest {names}, once for this device")
             best, trial = _fastest(start, questions, trials.of, say)
             seconds = trial.seconds if trial.ran else 0.0
             return {name: getattr(best, name) for name in _WAYS} | {"seconds": seconds}
@@ -136,7 +136,7 @@ def _settled(
                 ways = ["none", "model", *(["cudagraphs"] if device.type == "cuda" else [])]
                 chosen, _ = ask(trials, "compile", chosen, [("compile", ways)])
         except NotTried as error:
-            say(f"no faster kernels were looked for, as this step cannot be tried by itself: {error}")
+            say(f"kernels were not measured, since this step cannot be run in a separate process: {error}")
     return chosen
 
 
@@ -168,7 +168,7 @@ def _fastest(
     best, usual = start, trial_of(start)
     fastest = usual
     if not usual.ran:
-        say(f"a trial step {usual.failure}; nothing but the usual kernels was tried")
+        say(f"a trial step {usual.failure}; only the usual kernels were tried")
         return best, usual
     for name, (_, *others) in questions:
         for other in others:

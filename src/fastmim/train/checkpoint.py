@@ -46,7 +46,7 @@ class Choices:
     precision: Literal["bf16-mixed", "32-true"]
     micro_batch: Annotated[int, Field(strict=True, ge=1)]
     kernels: KernelChoices | None = None
-    """None: the run was begun by a version without kernel choices."""
+    """None: the run was started by a version without kernel choices."""
 
 
 @dataclass
@@ -121,7 +121,7 @@ def checked(state: Any) -> Checkpoint:
     if isinstance(state, Mapping):
         version = state.get("version", 1)
         if isinstance(version, int) and version > VERSION:
-            raise Damaged(f"is of a newer version of fastmim (form {version}, read up to {VERSION})")
+            raise Damaged(f"was written by a newer version of fastmim (format {version} above {VERSION})")
         if version == 1:
             state = _from_first_version(state)
     try:
@@ -129,10 +129,10 @@ def checked(state: Any) -> Checkpoint:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         name = ".".join(map(str, first["loc"])) or "state"
-        raise Damaged(f"is not of a run ({name}: {first['msg'].lower()})") from error
+        raise Damaged(f"is not a checkpoint of a run ({name}: {first['msg'].lower()})") from error
     for name, tensor in _tensors(checkpoint):
         if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
-            raise Damaged(f"holds values that are not numbers ({name})")
+            raise Damaged(f"contains NaN ({name})")
     return checkpoint
 
 
@@ -170,7 +170,7 @@ def _check_weights(saved: Mapping[str, Any], module: Mapping[str, Any]) -> None:
         if not isinstance(saved[name], Tensor) or _form(saved[name]) != _form(tensor):
             raise Damaged(f"has weights {name} of {_form(saved[name])}, not {_form(tensor)}")
     if surplus := saved.keys() - module.keys():
-        raise Damaged(f"has weights {min(surplus)}, which the model has not")
+        raise Damaged(f"has weights {min(surplus)}, which the model does not have")
 
 
 def _check_optimizer(saved: OptimizerState, optimizer: torch.optim.Optimizer) -> None:

@@ -18,7 +18,7 @@ from fastmim.train.seal import Damaged, sealed_step
 from fastmim.train.stages import Stage, TrainingPlan
 
 EARLIER = (
-    "this run was begun by an earlier version: from here on its crops and masks are drawn in another way"
+    "this run was started by an earlier version: from here on, its crops and masks are drawn differently"
 )
 
 
@@ -101,14 +101,14 @@ class ResumePoint(NamedTuple):
         number, step = self.checkpoint.stage, self.checkpoint.progress.step
         reason = ""
         if number >= len(plan.stages):
-            reason = f"stands in stage {number + 1}, but the run has {len(plan.stages)}"
+            reason = f"is in stage {number + 1}, but the run has {len(plan.stages)}"
         elif not plan.stages[number].first_step <= step <= plan.stages[number].last_step:
             first, last = plan.stages[number].first_step, plan.stages[number].last_step
-            reason = f"stands at step {step} in stage {number + 1}, which has steps {first} to {last}"
+            reason = f"is at step {step} in stage {number + 1}, which has steps {first} to {last}"
         if reason:
             raise RunError(
-                f"{self.file} {reason}: it is not of this run; put a sound one there, or delete it to go on "
-                "from an older one"
+                f"{self.file} {reason}: it is not of this run; put an intact one there, or delete it to "
+                "resume from an older one"
             )
         return plan.stages[number]
 
@@ -118,7 +118,7 @@ def newest_checkpoint(run: Path) -> ResumePoint | None:
 
     Raises:
         RunError: no checkpoint is intact.
-        UsageError: there is no checkpoint, although the run had begun.
+        UsageError: there is no checkpoint, although the run had started.
     """
     reasons: list[str] = []
     for file in (run / LAST, *older_checkpoints(run)):
@@ -127,21 +127,21 @@ def newest_checkpoint(run: Path) -> ResumePoint | None:
         except Damaged as error:
             reasons.append(f"{file.relative_to(run)} {error}")
             continue
-        notes = [f"going on from {file.relative_to(run)}, since {'; '.join(reasons)}"] if reasons else []
+        notes = [f"resuming from {file.relative_to(run)}, since {'; '.join(reasons)}"] if reasons else []
         if sealed_step(file) is None:
             notes.append(EARLIER)
         return ResumePoint(checkpoint, file, "; ".join(notes))
     last = run / LAST
     if last.is_symlink() or last.exists() or len(reasons) > 1:
         raise RunError(
-            f"{run} holds no sound checkpoint to go on from: {'; '.join(reasons)}; "
-            "put a sound copy in place, or start over with --overwrite"
+            f"{run} holds no intact checkpoint to resume from: {'; '.join(reasons)}; "
+            "put an intact copy in place, or start over with --overwrite"
         )
     if (run / STARTING).exists():
         return None
     raise UsageError(
-        f"out: the run in {run} cannot go on: {LAST} is missing, and there is no older checkpoint; "
-        "put it back, or start over with --overwrite"
+        f"out: the run in {run} cannot be resumed: {LAST} is missing, and there is no older checkpoint; "
+        "restore it, or start over with --overwrite"
     )
 
 
@@ -151,7 +151,7 @@ def adopt(run: Path, point: ResumePoint) -> None:
     if point.file == last:
         return
     if last.is_dir() and not last.is_symlink():
-        raise RunError(f"{last} is a folder: remove it to go on from {point.file}")
+        raise RunError(f"{last} is a folder: remove it to resume from {point.file}")
     for newer in older_checkpoints(run):
         if newer == point.file:
             break

@@ -92,6 +92,6 @@ def checkpoint_activations(model: nn.Module, name: str) -> None:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
-            f"activation_checkpointing: {name} has no set_grad_checkpointing that works, as most of timm's "
-            "models have; a smaller micro_batch needs less memory, too"
+            f"activation_checkpointing: {name} has no working set_grad_checkpointing, unlike most of timm's "
+            "models; a smaller micro_batch also needs less memory"
         ) from error

@@ -45,10 +45,8 @@ def levels_line(groups: list[dict[str, Any]], layer_decay: float) -> str:
     """Describe the learning rates of the layers in words."""
     scales = sorted({group["lr_scale"] for group in groups})
     if len(scales) == 1:
-        return "all layers learn equally fast"
-    return (
-        f"layer decay {layer_decay:g}: {len(scales)} levels, rates from {scales[0]:.2g} to 1 of the full one"
-    )
+        return "all layers have the same learning rate"
+    return f"layer decay {layer_decay:g}: {len(scales)} levels, learning rates scaled by {scales[0]:.2g} to 1"
 
 
 def build_layered_adamw(

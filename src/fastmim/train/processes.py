@@ -30,7 +30,7 @@ SECONDS_TO_END = 5.0  # for a process to react to a second signal; then it is ki
 SECONDS_TO_STOP = 30.0  # for its step and a checkpoint, after its parent has ended
 SECONDS_TO_TELL = 3.0  # delay of the other processes' errors, so that a lost process's own comes first
 LOST_PEER = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused", "ncclRemoteError")
-AT_ONCE = "at once; what it had written is intact, and --resume-or-begin goes on"
+AT_ONCE = "at once; the files written so far are intact, and --resume-or-begin resumes the run"
 
 T = TypeVar("T")
 
@@ -55,8 +55,8 @@ def launch_processes(fabric: Fabric, run: Callable[[Fabric], Any]) -> Any:
                 raise StoppedError(number, AT_ONCE) from error
             how = f"was killed by {error.signal_name}" if by_signal else f"ended with code {error.exit_code}"
             raise RunError(
-                f"process {error.error_index + 1} of {fabric.world_size} {how}, perhaps for want of memory; "
-                "go on with --resume-or-begin"
+                f"process {error.error_index + 1} of {fabric.world_size} {how}, perhaps for lack of memory; "
+                "resume with --resume-or-begin"
             ) from error
         except ProcessRaisedException as error:
             if signals:
@@ -93,7 +93,9 @@ def as_one_of_many(run: Callable[[Fabric], T], fabric: Fabric) -> T:
             raise
         time.sleep(SECONDS_TO_TELL)  # the other process's own error comes first
         name = f"process {fabric.global_rank + 1} of {fabric.world_size}"
-        raise RunError(f"{name} has lost the others, of which one has ended; go on with --resume") from error
+        raise RunError(
+            f"{name} has lost the other processes, one of which has ended; resume with --resume"
+        ) from error
 
 
 def _end(code: int) -> NoReturn:

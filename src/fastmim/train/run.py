@@ -78,7 +78,7 @@ def train(task: Task, fabric: Fabric, settings: RunSettings) -> Ended:
             if not complete:
                 session.say(
                     f"stopped at step {progress.step} of {plan.total_steps}; "
-                    f"a checkpoint is written: go on with {settings.resume_flags}"
+                    f"a checkpoint is written: resume with {settings.resume_flags}"
                 )
             return ended
 

@@ -36,8 +36,8 @@ def goes_on(run: Path, resume: Resume, is_held: bool = False) -> bool:
         with lock_run_dir(run):  # fails if another process is about to begin one
             pass
     raise UsageError(
-        f"out: there is no run in {run} to go on with{near_runs(run)}; leave out --resume to begin one, or "
-        "give --resume-or-begin to do whichever is possible"
+        f"out: there is no run in {run} to resume{near_runs(run)}; leave out --resume to start one, or "
+        "give --resume-or-begin to resume a run if there is one"
     )
 
 
@@ -55,7 +55,7 @@ def lock_run_dir(run: Path) -> Iterator[None]:
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"out: {run} cannot be made: {error.strerror}") from error
+        raise UsageError(f"out: {run} cannot be created: {error.strerror}") from error
     lock = FileLock(run / LOCK)
     try:
         lock.acquire(timeout=PATIENCE, poll_interval=0.1)
@@ -95,7 +95,7 @@ def check_start(run: Path, resume: Resume, overwrite: bool, is_held: bool = Fals
         return True
     if holds_run(run) and not overwrite:
         raise UsageError(
-            f"out: {run} already holds a run; --resume goes on with it, --overwrite deletes it, "
+            f"out: {run} already holds a run; --resume resumes it, --overwrite deletes it, "
             "or give another folder"
         )
     return False

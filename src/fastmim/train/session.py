@@ -53,7 +53,7 @@ def open_run_dir(
     Every process of a run calls this; the first one holds the lock.
 
     Raises:
-        UsageError: as for `lock_run_dir` and `prepare_run_dir`, or another process has begun a run meanwhile.
+        UsageError: as for `lock_run_dir` and `prepare_run_dir`, or another process has started a run.
         RunError: no checkpoint of the run is intact.
     """
     with lock_run_dir(run) if fabric.is_global_zero else contextlib.nullcontext():
@@ -65,7 +65,7 @@ def open_run_dir(
         if point is None and file is not None:
             point = ResumePoint(read_checkpoint(file), file, "")
         if point is not None and point.checkpoint.choices.precision != precision_of(fabric):
-            raise UsageError(f"out: another process has begun a run in {run}: start anew to go on with it")
+            raise UsageError(f"out: another process has started a run in {run}: start again to resume it")
         yield point
 
 

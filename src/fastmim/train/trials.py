@@ -114,7 +114,7 @@ class Trials:
         if self._process is not None:
             return self._process
         if not sys.executable:
-            raise NotTried("this Python has no executable of its own")
+            raise NotTried("this Python has no executable")
         try:
             file = self._packed()
             process = subprocess.Popen(
@@ -133,7 +133,7 @@ class Trials:
         try:
             answer = self._answer(START_SECONDS)
         except (TimeoutError, OSError) as error:
-            raise NotTried(f"the process for it {self._why(error)}") from error
+            raise NotTried(f"the process {self._why(error)}") from error
         if answer != READY:
             self._end()
             raise NotTried(answer)

@@ -1,4 +1,4 @@
-"""Batch norms saw masked images in pre-training: their statistics can be estimated anew on whole ones."""
+"""Re-estimate batch norm statistics on whole images, since pre-training collected them on masked ones."""
 
 import copy
 from collections.abc import Iterable
@@ -11,22 +11,22 @@ from fastmim.encoders.adapter import Encoder
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The layers of a model that keep running statistics."""
+    """Return the batch norm layers of a model that keep running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 @torch.no_grad()
 def recalibrated(encoder: Encoder, batches: Iterable[Tensor], images: int) -> tuple[nn.Module, int, float]:
-    """A copy of the backbone whose running statistics are the plain mean over some batches.
+    """Return a copy of the backbone whose running statistics are the plain mean over some batches.
 
     Args:
-        encoder: stays as it is.
+        encoder: is not changed.
         batches: normalised, unmasked images (B, C, H, W) on the encoder's device.
-        images: how many to use, rounded up to whole batches.
+        images: number of images to use, rounded up to whole batches.
 
     Returns:
-        The copy, the number of images used, and how far the running means moved: the mean over channels
-        of the change, in the channel's old standard deviations.
+        The copy, the number of images used, and the shift of the running means: mean over the channels, in
+        standard deviations of each channel before.
     """
     fresh = copy.deepcopy(encoder).eval()
     layers = batch_norms(fresh.model)
@@ -34,7 +34,7 @@ def recalibrated(encoder: Encoder, batches: Iterable[Tensor], images: int) -> tu
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # a cumulative mean
+        layer.momentum = None  # cumulative mean
         layer.train()
     used = 0
     for batch in batches:
@@ -51,6 +51,6 @@ def recalibrated(encoder: Encoder, batches: Iterable[Tensor], images: int) -> tu
 
 
 def _statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
-    assert layer.running_mean is not None  # as `batch_norms` gives only such
+    assert layer.running_mean is not None  # `batch_norms` returns only layers that have both
     assert layer.running_var is not None
     return layer.running_mean.clone(), layer.running_var.clone()

@@ -1,4 +1,4 @@
-"""encoder.safetensors: weights, how the model is rebuilt, and what its input looks like."""
+"""Read and write encoder.safetensors: weights, model arguments and input format of an encoder."""
 
 import hashlib
 import json
@@ -27,9 +27,7 @@ MOST_SIDE = 1 << 12  # pixels
 MOST_CHANNELS = 1 << 12
 MOST_LETTERS = 256
 
-MOST_STATISTIC = (
-    1e6  # of mean and std, and one in so many the least of std: images would be infinite, or flat
-)
+MOST_STATISTIC = 1e6  # of mean and std; std is at least its inverse, or images would overflow or be flat
 
 Side = Annotated[Whole, Field(ge=1, le=MOST_SIDE)]
 Mean = Annotated[Finite, Field(ge=-MOST_STATISTIC, le=MOST_STATISTIC)]
@@ -39,7 +37,7 @@ Word = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
 
 @dataclass(frozen=True)
 class _Metadata:
-    """What every description must hold; there may be more."""
+    """Fields of a description that are checked; it may have others."""
 
     model: Word
     kwargs: dict[str, Any]
@@ -62,10 +60,10 @@ class _Metadata:
 def describe_encoder(
     encoder: Encoder, mean: tuple[float, ...], std: tuple[float, ...], method: str, target: str
 ) -> dict[str, Any]:
-    """What encoder.json holds: how the model is rebuilt, and what its input must look like.
+    """Return the contents of encoder.json: arguments that rebuild the model, and its input format.
 
-    ``kwargs`` build the model that the weights fit strictly; where blocks were left out (encoder.depth),
-    ``full_kwargs`` build the one that has them.
+    ``kwargs`` build the model whose keys equal those of the weights. If blocks were left out (encoder.depth),
+    ``full_kwargs`` build the full model.
     """
     shortened = encoder.full_kwargs != encoder.model_kwargs
     return {
@@ -83,11 +81,11 @@ def describe_encoder(
 
 
 def save_encoder(run: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
-    """Write encoder.safetensors (timm's own keys; the description rides along) and encoder.json."""
+    """Write encoder.safetensors (timm's keys, with the description in its header) and encoder.json."""
     state = {}
     written = set()
     for name, value in model.state_dict().items():
-        shared = value.data_ptr() in written  # safetensors takes no tensor under two names
+        shared = value.data_ptr() in written  # safetensors stores no tensor under two names
         written.add(value.data_ptr())
         state[name] = (
             value.detach().cpu().contiguous().clone() if shared else value.detach().cpu().contiguous()
@@ -99,7 +97,7 @@ def save_encoder(run: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
 
 
 def read_description(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The file of an exported encoder, and what it says of itself; arguments and errors of `read_encoder`."""
+    """Return the path and the description of an encoder file; arguments and errors as for `read_encoder`."""
     path = Path(run_or_file).expanduser()
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
@@ -113,7 +111,7 @@ def read_description(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
         return file, parse_metadata(text, str(file))
     beside = file.with_name(ORIGIN)
     if not beside.exists():
-        raise UsageError(f"{file} does not say which model it is, and no {ORIGIN} lies beside it")
+        raise UsageError(f"{file} does not name its model, and there is no {ORIGIN} next to it")
     try:
         return file, parse_metadata(read_text(beside, MOST_JSON), str(beside))
     except OSError as error:
@@ -121,15 +119,15 @@ def read_description(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def read_encoder(run_or_file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the weights of an exported encoder.
+    """Return the description and the weights of an encoder file.
 
-    The names in it are only read: `weights.rebuild` says which of them may be built.
+    The names in the description are only read: `weights.rebuild` checks which of them may be built.
 
     Args:
-        run_or_file: a run directory, or an encoder.safetensors anywhere.
+        run_or_file: a run's folder, or the path of an encoder.safetensors.
 
     Raises:
-        UsageError: there is none, it was not written by fastmim, or its weights are not finite.
+        UsageError: the file does not exist, was not written by fastmim, or has weights that are not finite.
     """
     file, metadata = read_description(run_or_file)
     try:
@@ -146,7 +144,7 @@ def _unreadable(file: Path, error: Exception) -> UsageError:
 
 
 def encoder_digest(encoder: str) -> str:
-    """Digest the bytes of the file that holds the weights; of other weights, return the text itself."""
+    """Return a digest of the file with the weights, or ``encoder`` itself if there is no file."""
     spec = parse_weights(encoder)
     file = spec.path / WEIGHTS if spec.path.is_dir() else spec.path
     if not spec.file or not file.is_file():
@@ -156,7 +154,7 @@ def encoder_digest(encoder: str) -> str:
 
 
 def parse_metadata(text: str, where: str) -> dict[str, Any]:
-    """The description that ``text``, JSON out of the file ``where``, holds. Raises UsageError."""
+    """Parse and check a description, JSON text from the file ``where``. Raises UsageError."""
     values: dict[str, Any] = parse_json(text, where)
     known = checked(_Metadata, values, where)
     for name in ("mean", "std"):
@@ -165,41 +163,39 @@ def parse_metadata(text: str, where: str) -> dict[str, Any]:
             raise UsageError(f"{where}: {name} has {count} numbers, but in_chans = {known.in_chans}")
     outputs = known.kwargs.get("num_classes")
     if known.classes is not None and outputs and outputs != len(known.classes):
-        raise UsageError(
-            f"{where}: it names {len(known.classes)} classes, but num_classes = {shown(outputs)}"
-        )
+        raise UsageError(f"{where}: classes has {len(known.classes)} names, num_classes = {shown(outputs)}")
     return values
 
 
 def check_finite(state: Mapping[str, Tensor], where: str) -> None:
-    """Raise UsageError where weights out of the file ``where`` are not finite, or variances below 0.
+    """Raise UsageError if weights from the file ``where`` are not finite, or a variance is below 0.
 
-    A single number may be infinite: it is a bound, as of Gemma's clipped layers, and no weight.
+    Scalars may be infinite: they are bounds, such as those of Gemma's clipped layers, not weights.
     """
     for name, value in state.items():
         if value.ndim == 0 and bool(torch.isinf(value)):
             continue
         if (value.is_floating_point() or value.is_complex()) and not _is_finite(value):
             raise UsageError(
-                f"{where}: {name} holds numbers that are not finite in float32: these are weights of a "
-                "training that diverged, or they are damaged"
+                f"{where}: {name} has values that are not finite in float32: the training diverged, or the "
+                "file is damaged"
             )
         if name.endswith("running_var") and value.is_floating_point() and bool((value < 0).any()):
-            raise UsageError(f"{where}: {name} holds variances below 0: it is damaged")
+            raise UsageError(f"{where}: {name} has variances below 0: the file is damaged")
 
 
 def check_kinds(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
-    """Raise UsageError where weights are whole numbers, truth values or complex and the model's are not."""
+    """Raise UsageError if weights are floating point and the model's are not, or vice versa."""
     for name, value in state.items():
         if name in wanted and value.is_floating_point() != wanted[name].is_floating_point():
             raise UsageError(
-                f"{where}: {name} holds {_kind(value)} numbers, where the model has {_kind(wanted[name])}: "
-                "only weights in floating point are read"
+                f"{where}: {name} is {_kind(value)}, but {_kind(wanted[name])} in the model: "
+                "only floating-point weights can be loaded"
             )
 
 
 def some_of(keys: Sequence[str]) -> str:
-    """The first few of names that a file may have made up."""
+    """Format the first few keys of a file, which may contain any characters."""
     names = ", ".join(key if key.isprintable() else shown(key) for key in keys[:4])
     return names + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
@@ -210,6 +206,6 @@ def _kind(value: Tensor) -> str:
 
 def _is_finite(value: Tensor) -> bool:
     if value.is_floating_point() and value.element_size() in (1, 8):
-        # Of 8 bits, for which torch has little arithmetic; of 64, which may be too large for the model.
+        # torch has little arithmetic for 8 bits; values of 64 bits may be too large for the model.
         value = value.float()
     return bool(torch.isfinite(value).all())

@@ -1,4 +1,4 @@
-"""Load a backbone with its weights, wherever they come from: one function for every command."""
+"""Load a backbone and its weights from any source; all commands use these functions."""
 
 import logging
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from fastmim.weights.released import read_released
 from fastmim.weights.spec import WeightsSpec, parse_weights
 from fastmim.weights.timm_weights import own_size, read_timm_file, timm_weights
 
-RGB = 3  # channels, where nobody gives another number
+RGB = 3  # default number of channels
 
 logger = logging.getLogger("fastmim")
 
@@ -39,22 +39,23 @@ def load(
     """Build a backbone with the weights of ``source``, at any image size.
 
     Args:
-        source: a run's folder or its encoder.safetensors; ``timm:NAME``; ``none`` for new weights, drawn from
-            torch's generator as in pre-training, or without ``image_size`` as timm draws them; or with
-            ``model`` a file of timm's keys, or a released checkpoint as ``mae:FILE``, ``simmim:FILE`` or
-            ``fastmim:FILE``.
+        source: a run's folder or its encoder.safetensors; ``timm:NAME``; ``none`` for newly initialised
+            weights, drawn from torch's generator as in pre-training, or by timm without ``image_size``; or,
+            with ``model``, a file with timm's keys, or a released checkpoint as ``mae:FILE``, ``simmim:FILE``
+            or ``fastmim:FILE``.
         image_size: pixels, a side or (height, width); default: that of the weights.
-        model: the name of the backbone, where the source does not name it; a module of one's own; or the
-            factory of one's own that the file names, without which that is not imported.
-        model_kwargs: further arguments of a backbone that ``model`` or ``timm:`` names.
-        in_chans: channels of new weights, and of a file of timm's keys.
-        changes: arguments that replace those of the source, or a function of the model's name and arguments
-            that gives them. A module of one's own is taken as it is.
-        trust_code: import and call whatever factory the file names.
-        setting: the field that holds ``source``, in messages; its group holds ``model`` and ``model_kwargs``.
+        model: name of the backbone, if the source does not name it; a module; or the factory that the file
+            names, which is not imported otherwise.
+        model_kwargs: further arguments of the backbone that ``model`` or ``timm:`` names.
+        in_chans: channels of newly initialised weights, or of a file with timm's keys.
+        changes: arguments that replace those of the source, or a function that maps the model's name and
+            arguments to them. Not applied to a module.
+        trust_code: import and call any factory that the file names.
+        setting: name of the field that holds ``source``, for messages; ``model`` and ``model_kwargs`` are in
+            the same group.
 
     Raises:
-        UsageError: there are no such weights, or they do not go with the model or the size.
+        UsageError: the weights cannot be loaded, or do not match the model or the size.
     """
     spec = source if isinstance(source, WeightsSpec) else parse_weights(source)
     given, changes = dict(model_kwargs or {}), changes if changes is not None else {}
@@ -66,7 +67,7 @@ def load(
     if spec.kind == "timm":
         if model is not None:
             shown = model if isinstance(model, str) else name_of(model)
-            raise UsageError(f"{group}model = {shown}: {setting} = {spec.text} names the model already")
+            raise UsageError(f"{group}model = {shown}: {setting} = {spec.text} already names the model")
         return timm_weights(spec.name, given, changes, image_size, setting)
     if isinstance(model, nn.Module) or _describes_itself(spec, model):
         module = model if isinstance(model, nn.Module) else None
@@ -87,29 +88,29 @@ def load_encoder(
     trust_code: bool = False,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A pre-trained backbone as a plain module, at any image size and with a new classifier.
+    """Load a pre-trained backbone as a plain module, at any image size and with a new classifier.
 
     Args:
-        run_or_file: a run directory of `fastmim pretrain` or `fastmim finetune`, its encoder.safetensors, or
-            any other source of weights that `load` takes.
-        image_size: pixels, a side or (height, width); default: that of the run. Position
-            embeddings, relative-position tables and windows are resampled where the model has them.
-        num_classes: outputs of a new classifier; 0: none, the model gives features. Default: the
-            classifier that the file has: none after pre-training.
+        run_or_file: folder of a run of `fastmim pretrain` or `fastmim finetune`, its encoder.safetensors, or
+            any other source of weights that `load` accepts.
+        image_size: pixels, a side or (height, width); default: that of the run. Position embeddings,
+            relative-position tables and windows are resampled if the model has them.
+        num_classes: outputs of a new classifier; 0: none, the model returns features. Default: the
+            classifier in the file; after pre-training there is none.
         drop_path_rate: stochastic depth for fine-tuning (the paper's: 0.1 for ViT-B and Swin-B).
-        model: the module to load into, where one of your own was pre-trained; it is built at the size of
-            pre-training. Or the ``package.module:factory`` that the file names: none is imported because a
-            file says so. Or timm's name of the backbone, where the file does not name it.
-        global_pool: what the classifier sees, as timm's argument: "avg" or "token". Default: as in the file.
-        trust_code: import and call whatever factory the file names.
-        model_kwargs: further arguments of a backbone that ``model`` names, as the file does not.
+        model: the module to load into, if the run pre-trained a module; it must be built at the image size of
+            pre-training. Or the ``package.module:factory`` that the file names, which is not imported
+            otherwise. Or the timm name of the backbone, if the file does not name it.
+        global_pool: pooling before the classifier, as in timm: "avg" or "token". Default: as in the file.
+        trust_code: import and call any factory that the file names.
+        model_kwargs: further arguments of the backbone that ``model`` names, if the file does not name it.
 
     Returns:
-        The model that ``timm.create_model`` builds, in training mode. What is newly initialised (a
-        classifier, blocks that pre-training left out) is logged as a warning of the logger "fastmim".
+        The model, as built by ``timm.create_model``, in training mode. Newly initialised parts (a classifier,
+        blocks that pre-training left out) are logged as a warning of the logger "fastmim".
 
     Raises:
-        UsageError: the file, the model or the size does not work.
+        UsageError: the file, the model or the size is invalid.
     """
     changes: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     if global_pool is not None:
@@ -127,10 +128,10 @@ def load_encoder(
 
 
 def factory_of(source: str | Path) -> str | None:
-    """The factory that an encoder's file names, if it does; nothing is imported.
+    """Return the factory that an encoder file names, or None; nothing is imported.
 
     Raises:
-        UsageError: the source is a file or a folder without a description.
+        UsageError: the source is a file or folder without a description.
     """
     spec = parse_weights(source)
     if spec.kind != "file":
@@ -141,7 +142,7 @@ def factory_of(source: str | Path) -> str | None:
 
 
 def _describes_itself(spec: WeightsSpec, model: str | None) -> bool:
-    """Whether a source has this project's description; without a model's name it has to."""
+    """Return whether a source has a description by fastmim; if ``model`` is None, it must have one."""
     if spec.kind != "file":
         return False
     if model is None or spec.path.is_dir():
@@ -150,19 +151,19 @@ def _describes_itself(spec: WeightsSpec, model: str | None) -> bool:
         _, metadata = read_description(spec.file)
     except UsageError:
         return False
-    return not is_custom(model) or is_custom(metadata["model"])  # else a file of weights of that factory
+    return not is_custom(model) or is_custom(metadata["model"])  # otherwise, weights for that factory
 
 
 def _check_undescribed(
     spec: WeightsSpec, model: nn.Module | str | None, model_kwargs: Mapping[str, Any], group: str
 ) -> None:
-    """Raise UsageError where the user describes the model of a source that has a description."""
+    """Raise UsageError if the user describes the model of a source that has a description."""
     named = model if isinstance(model, str) and not is_custom(model) else None
     for name, value in (("model", named), ("model_kwargs", model_kwargs)):
         if value:
-            raise UsageError(f"{group}{name} = {value}: {spec.file} says which model it is; leave it out")
+            raise UsageError(f"{group}{name} = {value}: {spec.file} already names its model; leave it out")
     if model is None and spec.path.is_file() and spec.path.suffix != ".safetensors":
-        raise UsageError(f"{group}model is missing: {spec.file} does not say which model of timm's it is of")
+        raise UsageError(f"{group}model is missing: {spec.file} does not name its model; give its timm name")
 
 
 def _undescribed(
@@ -174,9 +175,9 @@ def _undescribed(
     changes: Changes,
     group: str,
 ) -> Loaded:
-    """Load a file that does not name its model: another project's, or one of timm's keys."""
+    """Load a file that does not name its model: another project's, or one with timm's keys."""
     if model is None:
-        raise UsageError(f"{group}model is missing: {spec.text} does not say which model of timm's it is of")
+        raise UsageError(f"{group}model is missing: {spec.text} does not name its model; give its timm name")
     missing: list[str] = []
     metadata: dict[str, Any]
     state: dict[str, Tensor]
@@ -198,33 +199,33 @@ def _new(
     setting: str,
     group: str,
 ) -> Loaded:
-    """Draw new weights: at ``image_size`` as pre-training does, else as timm does; a module keeps its own."""
+    """Initialise weights as in pre-training, or as timm does without ``image_size``; modules keep theirs."""
     if not model:
         raise UsageError(f"{group}model is missing: with {setting} = none, give the name of a backbone")
     if isinstance(model, nn.Module):
         if image_size is None:
-            raise UsageError("image_size is missing: a module of your own does not state its size")
+            raise UsageError("image_size is missing: a module does not state its image size")
         metadata = _unknown(name_of(model), in_chans)
         return Loaded(model, name_of(model), {}, metadata, as_size(image_size), [], [])
     check_model_name(model)
     kwargs = changed(changes, model, model_kwargs)
     metadata = _unknown(model, in_chans)
-    if image_size is None:  # the model's own, be it a multiple of the stride or not
+    if image_size is None:  # the model's default, even if not a multiple of the stride
         size = own_size(without_memory(partial(create, model, kwargs)), kwargs)
         kwargs = fit_kwargs(model, kwargs, size, in_chans)
         return Loaded(create(model, kwargs), model, kwargs, metadata, size, [], [])
-    # Through the encoder, so that its position embedding starts as that of pre-training does.
+    # Built as an encoder, so that position embeddings are initialised as in pre-training.
     encoder = build_encoder(model, as_size(image_size), in_chans, kwargs)
     return Loaded(encoder.model, model, encoder.model_kwargs, metadata, encoder.image_size, [], [])
 
 
 def _unknown(name: str, in_chans: int) -> dict[str, Any]:
-    """The metadata of weights that know no images yet."""
+    """Return the metadata of weights that were not trained on images."""
     return {"model": name, "in_chans": in_chans, "mean": None, "std": None}
 
 
 def _parts(keys: list[str], model: nn.Module) -> list[str]:
-    """Names of the largest parts of a model of which no key is missing in ``keys``; single keys otherwise."""
+    """Shorten ``keys`` to the names of the largest modules of which they contain every key."""
     wanted = set(keys)
     known = list(model.state_dict())
     parts: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""A backbone with its weights, and the classifier that stands on it."""
+"""A loaded backbone, and replacing its classifier."""
 
 from typing import Any, NamedTuple
 
@@ -14,19 +14,23 @@ class Loaded(NamedTuple):
     model: nn.Module
     name: str
     kwargs: dict[str, Any]
-    """The arguments that rebuild it, see `encoders.registry.create`, without a classifier put on it since."""
+    """Arguments that rebuild the model (`encoders.registry.create`), without a classifier added later."""
     metadata: dict[str, Any]
-    """The description in encoder.json, or the same of another source; new weights have no mean and std."""
+    """Description in encoder.json, or its equivalent; mean and std are None for newly initialised weights."""
     size: Size
     """(H, W) in pixels."""
     missing_keys: list[str]
-    """Keys of the model that the source does not have: they are newly initialised."""
+    """Keys of the model that the source does not have; they are newly initialised."""
     unexpected_keys: list[str]
-    """Keys of the source that the model does not have, as it pools otherwise."""
+    """Keys of the source that the model does not have, because its pooling differs."""
 
 
 def replace_classifier(loaded: Loaded, num_classes: int) -> list[str]:
-    """Put a new classifier on a model; returns its keys. Raises UsageError where it takes none."""
+    """Replace a model's classifier and return the keys of the new one.
+
+    Raises:
+        UsageError: the classifier of the model cannot be replaced.
+    """
     model = loaded.model
     if not hasattr(model, "reset_classifier"):
         raise UsageError(
@@ -38,5 +42,5 @@ def replace_classifier(loaded: Loaded, num_classes: int) -> list[str]:
 
 
 def as_size(size: Any) -> Size:
-    """(H, W) of a side, or of two numbers."""
+    """Return (H, W), given a side or both numbers."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

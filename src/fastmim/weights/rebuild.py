@@ -1,4 +1,4 @@
-"""Rebuild the model that a description names, with the weights that come with it."""
+"""Rebuild a model from its description, and load its weights."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,11 +20,11 @@ from fastmim.weights.encoder_file import check_kinds, some_of
 from fastmim.weights.loaded import Loaded, as_size
 
 Changes = Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
-"""Arguments of the model that replace those of its description, or a function of its name and arguments."""
+"""Arguments that replace those of the description, or a function that maps name and arguments to them."""
 
 
 def changed(changes: Changes, name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """``kwargs`` with the changes."""
+    """Return ``kwargs`` with the changes."""
     return {**kwargs, **(changes(name, kwargs) if callable(changes) else changes)}
 
 
@@ -42,18 +42,19 @@ def rebuild(
     """Build the model that ``metadata`` describes, with ``changes`` to its arguments, and load ``state``.
 
     Args:
-        where: the file, in messages.
+        where: path of the file, for messages.
         image_size: pixels; default: that of the weights.
-        model: a module of one's own, in place of the one described.
-        trust: which factories may be imported though the file names them.
-        setting: the field where the user would give a factory's name.
-        from_file: whether the description stands in the file: then the model is checked before it is built.
+        model: a module to use instead of building the one described.
+        trust: factories named by the file that may be imported.
+        setting: the field in which the user can name a factory, for messages.
+        from_file: whether the description was read from the file; if so, the model is checked before it is
+            built.
 
     Raises:
-        UsageError: the model may not be built, or the weights or the size do not fit it.
+        UsageError: the model may not be built, or the weights or the size do not match it.
     """
     name, described = metadata["model"], metadata.get("full_kwargs") or metadata["kwargs"]
-    ours = model is not None and not (is_known(name) or trust.allows(name))  # is not built by its description
+    ours = model is not None and not (is_known(name) or trust.allows(name))  # not built from its description
     if from_file and not ours and callable(changes):
         check_encoder(metadata, state, where, trust, setting)  # before a function builds it
     kwargs = changed({} if callable(changes) and model is not None else changes, name, described)
@@ -66,7 +67,7 @@ def rebuild(
     fit = partial(_fit, state, where, name, bool(metadata.get("full_kwargs")), pools_otherwise)
     if model is None:
         if shape is not None:
-            fit(shape.state_dict())  # before memory is taken
+            fit(shape.state_dict())  # before memory is allocated
         with limited(most_parameters(count(state))):
             model = create(name, kwargs)
     missing, unexpected = fit(model.state_dict())
@@ -90,20 +91,20 @@ def check_encoder(
     setting: str = "model",
     kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module | None:
-    """Build the model that a file describes, or the same with other ``kwargs``, without memory.
+    """Build the model that a file describes, or the same with other ``kwargs``, on the meta device.
 
     See `encoders.described.check_described`.
     """
     name = metadata["model"]
     if trust.names and name not in trust.names and not is_custom(name):
-        raise UsageError(f"{setting} = {next(iter(trust.names))}: {where} is of {name}; leave {setting} out")
+        raise UsageError(f"{setting} = {next(iter(trust.names))}: {where} holds {name}; leave {setting} out")
     if kwargs is None:
         kwargs = metadata.get("full_kwargs") or metadata["kwargs"]
     return check_described(name, kwargs, count(state), where, trust, setting)
 
 
 def count(state: Mapping[str, Tensor]) -> int:
-    """Numbers that weights are."""
+    """Return the number of elements of all weights."""
     return sum(value.numel() for value in state.values())
 
 
@@ -115,10 +116,10 @@ def _fit(
     pools_otherwise: bool,
     wanted: Mapping[str, Tensor],
 ) -> tuple[list[str], list[str]]:
-    """The missing and the unexpected keys of ``state``, for a model whose own state is ``wanted``.
+    """Return the missing and unexpected keys of ``state``, for a model whose own state is ``wanted``.
 
     Raises:
-        UsageError: keys are missing, unknown, of another shape, or of another kind of number.
+        UsageError: keys are missing or unexpected, or tensors differ in shape or kind of number.
     """
     missing = sorted(set(wanted) - set(state))
     unexpected = sorted(set(state) - set(wanted))
@@ -139,7 +140,7 @@ def _fit(
 
 
 def _note_input(model: nn.Module, metadata: dict[str, Any], size: Size) -> None:
-    """Let ``timm.data.resolve_model_data_config(model)`` find the size, mean and std of pre-training."""
+    """Set the model's size, mean and std, so that ``timm.data.resolve_model_data_config`` returns them."""
     config = dict(getattr(model, "pretrained_cfg", None) or {})
     config |= {
         "input_size": (metadata["in_chans"], *size),

@@ -1,7 +1,7 @@
-"""Checkpoints that others have released, under timm's keys: MAE, SimMIM and the FastMIM paper's own.
+"""Load checkpoints released with the papers of MAE, SimMIM and FastMIM, under timm's keys.
 
-timm renames Swin's and PVT's keys. Each key of a file must match the tables below, each tensor of the model
-must be filled, and none is resampled: nothing is skipped in silence.
+timm renames Swin's and PVT's keys. Every key of a file must match the tables below, every tensor of the model
+must be in the file, and none is resampled: nothing is skipped silently.
 """
 
 import argparse
@@ -31,18 +31,18 @@ Rename = Callable[[State, Any], State]
 
 
 class Keys(NamedTuple):
-    """The keys of one architecture in a release, as patterns, and their names in timm."""
+    """Keys of one architecture in a release, as patterns, and their names in timm."""
 
     kept: str
-    """Of the encoder; in pre-training "encoder." may stand before them."""
+    """Keys of the encoder; in pre-training checkpoints, "encoder." may precede them."""
     dropped: str
-    """Left out on purpose."""
+    """Keys that are left out on purpose."""
     rename: Rename = lambda state, model: state
 
 
 _BLOCKS = r"cls_token|pos_embed|patch_embed\.proj\.\w+|blocks\.\d+\.[\w.]+"
 VIT = _BLOCKS + r"|(?:norm|fc_norm|head)\.(?:weight|bias)"
-# SimMIM's ViT is BEiT's: timm's beit_base_patch16_224.
+# SimMIM's ViT is BEiT's, in timm beit_base_patch16_224.
 BEIT = VIT + r"|rel_pos_bias\.relative_position_bias_table"
 SWIN = r"patch_embed\.[\w.]+|layers\.\d+\.(?:blocks|downsample)\.[\w.]+|(?:norm|head)\.\w+"
 PVT = r"patch_embed\d\.[\w.]+|block\d\.[\w.]+|norm\d\.[\w.]+|head\.\w+"
@@ -62,19 +62,19 @@ TABLES: dict[Layout, dict[str, Keys]] = {
     },
 }
 TARGETS: dict[Layout, str] = {"mae": "pixels", "simmim": "pixels", "fastmim": "hog"}
-CLASSIFIER = re.compile(r"head\..*")  # what a model may have more than the file
+CLASSIFIER = re.compile(r"head\..*")  # keys that the file may lack
 
 
 class Released(NamedTuple):
     """A released checkpoint under timm's keys."""
 
     metadata: dict[str, Any]
-    """Its description, as `encoder_file.read_encoder` gives that of an encoder."""
+    """Description, as returned by `encoder_file.read_encoder`."""
     state: State
     missing_keys: list[str]
-    """Keys of the model that are newly initialised: a classifier that the file does not have."""
+    """Keys of the model that are newly initialised: a classifier, if the file has none."""
     unexpected_keys: list[str]
-    """Keys of the file that are left out: a decoder, a mask token, buffers that timm computes."""
+    """Keys of the file that are not used: decoder, mask token, buffers that timm computes."""
 
 
 def import_released(
@@ -84,7 +84,7 @@ def import_released(
     out: str | Path,
     model_kwargs: dict[str, Any] | None = None,
 ) -> Released:
-    """Write a released checkpoint as encoder.safetensors and encoder.json into the folder ``out``.
+    """Convert a released checkpoint to encoder.safetensors and encoder.json in the folder ``out``.
 
     Arguments and errors are those of `read_released`.
     """
@@ -100,19 +100,18 @@ def import_released(
 def read_released(
     file: str | Path, layout: Layout, model: str, model_kwargs: Mapping[str, Any] | None = None
 ) -> Released:
-    """Read a released checkpoint: every key is matched, every tensor of the model is filled.
+    """Read a released checkpoint; every key must be known, and every tensor of the model must be in the file.
 
     Args:
-        file: what torch.save wrote; only tensors, plain values and argparse.Namespace are unpickled.
-        layout: who released it: MAE's ViT; SimMIM's Swin or ViT; FastMIM's ViT, Swin or PVTv2.
-        model: timm's name of the architecture: vit_base_patch16_224, swin_base_patch4_window7_224,
-            pvt_v2_b2; for SimMIM's ViT beit_base_patch16_224.
+        file: written by torch.save; only tensors, plain values and argparse.Namespace are unpickled.
+        layout: origin of the checkpoint: MAE's ViT; SimMIM's Swin or ViT; FastMIM's ViT, Swin or PVTv2.
+        model: timm name of the architecture: vit_base_patch16_224, swin_base_patch4_window7_224, pvt_v2_b2;
+            for SimMIM's ViT beit_base_patch16_224.
         model_kwargs: arguments of timm.create_model. Image size, window, pooling and number of classes are
-            seen in the weights where they can be; heads cannot: FastMIM's ViT-B has 6.
+            inferred from the weights if possible; the number of heads cannot be: FastMIM's ViT-B has 6.
 
     Raises:
-        UsageError: keys that no line of the table knows, keys missing or of another shape, or a file that
-            cannot be read.
+        UsageError: the file cannot be read, has unknown or missing keys, or tensors of another shape.
     """
     if layout not in TABLES:
         raise UsageError(f"layout = {layout!r} must be one of {', '.join(TABLES)}")
@@ -123,8 +122,8 @@ def read_released(
     architecture, state, unexpected = _sorted_out(file, layout, released)
     if (layout, architecture) == ("fastmim", "ViT") and "num_heads" not in model_kwargs:
         raise UsageError(
-            "FastMIM's released ViT-B has 6 heads where timm's has 12, and no key shows it: "
-            "say model_kwargs = {'num_heads': 6}, or the number that this one has"
+            "FastMIM's released ViT-B has 6 heads and timm's 12, which the weights do not show: "
+            "give model_kwargs = {'num_heads': 6}, or the number of heads of this checkpoint"
         )
     kwargs = {**_evident(released, state), **model_kwargs}
     stand_in = without_memory(partial(create, model, kwargs))
@@ -157,32 +156,32 @@ def read_released(
 
 
 def read_torch_file(path: Path) -> State:
-    """The tensors of a checkpoint, alone or under "model" or "state_dict". Nothing in the file is executed.
+    """Read the tensors of a checkpoint, alone or under "model" or "state_dict". No code in it is executed.
 
     Raises:
-        UsageError: it cannot be read, or holds more than tensors.
+        UsageError: the file cannot be read, or contains anything but tensors.
     """
     if not path.is_file():
-        raise UsageError(f"{path} is no file")
+        raise UsageError(f"{path} is not a file")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if blocked is None:
-            raise UsageError(f"{path} is not a file that torch.save wrote, or is damaged") from error
+            raise UsageError(f"{path} was not written by torch.save, or is damaged") from error
         raise UsageError(
-            f"{path} holds a {blocked[1]}, which could run code as it is read; if you trust it, save the "
-            "'model' of torch.load(..., weights_only=False) to another file, and read that"
+            f"{path} contains a {blocked[1]}, which could run code when it is read; if you trust the file, "
+            "save the 'model' of torch.load(..., weights_only=False) to another file, and use that file"
         ) from error
     state = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"{path} holds no weights: tensors by name are expected, alone or under 'model'")
+        raise UsageError(f"{path} contains no weights: tensors by name are expected, alone or under 'model'")
     return state
 
 
 def _sorted_out(file: str | Path, layout: Layout, released: State) -> tuple[str, State, list[str]]:
-    """The architecture whose table knows all keys, the encoder's weights under their keys, and other keys."""
+    """Return the architecture that matches all keys, the encoder's weights, and the keys not used."""
     unknown: dict[str, list[str]] = {}
     for architecture, keys in TABLES[layout].items():
         state, unexpected, unknown[architecture] = {}, [], []
@@ -198,12 +197,12 @@ def _sorted_out(file: str | Path, layout: Layout, released: State) -> tuple[str,
     nearest = min(unknown, key=lambda architecture: len(unknown[architecture]))
     known = f"a {layout} release ({', '.join(TABLES[layout])})"
     raise UsageError(
-        f"{file} is not {known}: for {nearest}, unknown are {some_of(unknown[nearest]) or 'none'}"
+        f"{file} is not {known}: unknown keys for {nearest}: {some_of(unknown[nearest]) or 'none'}"
     )
 
 
 class _Shapes:
-    """A model of the very shapes of a state: timm renames the keys for it, and resamples nothing."""
+    """Stand-in for a model with the shapes of a state: timm renames its keys and resamples nothing."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -211,13 +210,13 @@ class _Shapes:
         self.patch_embed = SimpleNamespace(proj=SimpleNamespace(weight=weight))
 
     def get_submodule(self, name: str) -> SimpleNamespace:
-        """The attention layer of this name."""
+        """Return the attention layer of this name."""
         table = self.state[f"{name}.relative_position_bias_table"]
         return SimpleNamespace(relative_position_bias_table=table, window_size=(0, 0))
 
 
 def _evident(released: State, state: State) -> dict[str, Any]:
-    """Arguments of the model that can be seen in the weights."""
+    """Infer arguments of the model from the weights."""
     seen: dict[str, Any] = {}
     head = state.get("head.weight")
     if head is not None:
@@ -231,13 +230,13 @@ def _evident(released: State, state: State) -> dict[str, Any]:
     masks = [value for key, value in released.items() if key.endswith("layers.0.blocks.1.attn_mask")]
     if table is not None:
         seen["window_size"] = (math.isqrt(len(table)) + 1) // 2
-    if masks and patches is not None:  # (windows, places of a window, the same)
+    if masks and patches is not None:  # (windows, tokens of a window, tokens of a window)
         seen["img_size"] = math.isqrt(masks[0].shape[0] * masks[0].shape[1]) * patches.shape[-1]
     return seen
 
 
 def _for_each_block(state: State, wanted: Iterable[str]) -> State:
-    """SimMIM's ViT has one table of relative positions; a model with one a block gets it in each."""
+    """Copy the one relative-position table of SimMIM's ViT to each block, if the model has one per block."""
     shared = "rel_pos_bias.relative_position_bias_table"
     own = [key for key in wanted if re.fullmatch(r"blocks\.\d+\.attn\.relative_position_bias_table", key)]
     if shared not in state or not own:

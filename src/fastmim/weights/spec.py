@@ -1,6 +1,6 @@
-"""Parse what a user gives as weights: a run's folder, a file, timm's weights of a model, or none.
+"""Parse the source of weights: a run's folder, a file, timm's weights of a model, or none.
 
-This module imports no torch, so that configurations can parse weights, too.
+This module does not import torch, so that configurations can be checked without it.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Literal, get_args
 SCRATCH = "none"
 TIMM = "timm:"
 Layout = Literal["mae", "simmim", "fastmim"]
-"""Whose released checkpoint a file is."""
+"""Origin of a released checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -18,25 +18,25 @@ class WeightsSpec:
     """One source of weights."""
 
     kind: Literal["missing", "scratch", "timm", "released", "file"]
-    """missing: nothing is given; scratch: new weights; timm: those that timm has for a model; released: a
-    checkpoint of another project; file: a run's folder, or a file of this project's or of timm's keys."""
+    """missing: none is given; scratch: newly initialised weights; timm: timm's weights of a model; released:
+    a released checkpoint; file: a run's folder, its encoder.safetensors, or a file with timm's keys."""
     text: str
-    """The source as it was given."""
+    """The source as given."""
     name: str = ""
-    """Of timm: the model's name."""
+    """Model name, for timm."""
     file: str = ""
-    """Of files and released checkpoints: the path as it was given."""
+    """Path as given, for files and released checkpoints."""
     layout: Layout | None = None
-    """Of released checkpoints: who released it."""
+    """Origin, for released checkpoints."""
 
     @property
     def has_weights(self) -> bool:
-        """Whether trained weights are named."""
+        """Whether the source has trained weights."""
         return self.kind in ("timm", "released", "file")
 
     @property
     def names_its_model(self) -> bool:
-        """Whether the model is known by the source, as far as the text shows: a folder is a run's."""
+        """Whether the source names its model; a path without a suffix is taken for a run's folder."""
         return self.kind == "timm" or (self.kind == "file" and not self.path.suffix)
 
     @property

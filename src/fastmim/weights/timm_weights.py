@@ -1,4 +1,4 @@
-"""Weights under timm's keys: those that timm has for a model, or a file that does not name its model."""
+"""Load weights with timm's keys: timm's own, or those in a file that does not name its model."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -21,7 +21,7 @@ from fastmim.weights.loaded import Loaded, as_size
 from fastmim.weights.rebuild import Changes, changed
 from fastmim.weights.released import read_torch_file
 
-DEFAULT_SIDE = 224  # pixels, where a model does not state its own
+DEFAULT_SIDE = 224  # pixels, if a model does not state its size
 
 
 def timm_weights(
@@ -31,30 +31,28 @@ def timm_weights(
     image_size: int | Size | None,
     setting: str,
 ) -> Loaded:
-    """Build a model with the weights that timm has for it.
+    """Build a model with timm's weights.
 
     Args:
-        setting: the field that asks for them, in messages.
+        setting: name of the field that asks for them, for messages.
 
     Raises:
-        UsageError: timm has none, or they cannot be downloaded.
+        UsageError: timm has no weights for the model, or they cannot be downloaded.
     """
     if is_custom(name):
-        raise UsageError(f"{setting} = timm:{name}: a name of timm's is needed, as timm:vit_base_patch16_224")
+        raise UsageError(f"{setting} = timm:{name}: give a timm name, such as timm:vit_base_patch16_224")
     check_model_name(name)
     settings = timm.models.get_pretrained_cfg(name)
     if settings is None or not settings.has_weights:
-        raise UsageError(
-            f"{setting} = timm:{name}: timm has no weights of it; `timm.list_pretrained()` says of which"
-        )
+        raise UsageError(f"{setting} = timm:{name}: timm has no weights for it; see `timm.list_pretrained()`")
     chans, *sides = settings.input_size
     old = (sides[0], sides[1])
     kwargs = fit_kwargs(name, changed(changes, name, model_kwargs), old, chans)
     try:
         model = timm.create_model(name, pretrained=True, **kwargs)
-    except Exception as error:  # of the network, the cache or the hub's client
+    except Exception as error:  # from the network, the cache or the hub's client
         raise UsageError(
-            f"{setting} = timm:{name}: its weights cannot be had: {first_line(error)}"
+            f"{setting} = timm:{name}: its weights cannot be downloaded: {first_line(error)}"
         ) from error
     metadata = {
         "model": name,
@@ -73,14 +71,14 @@ def timm_weights(
 def read_timm_file(
     file: Path, model: str, model_kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a .safetensors, or a file of torch.save's, as `read_encoder` does; a classifier is left out.
+    """Read a .safetensors file, or one written by torch.save, as `read_encoder` does, without a classifier.
 
     Args:
-        model: timm's name; with its tag (``vit_base_patch16_224.augreg_in1k``) it tells mean and std, too.
-        model_kwargs: further arguments of the model that the file is of; ``img_size`` where it is not timm's.
+        model: timm name; a tag (``vit_base_patch16_224.augreg_in1k``) also determines mean and std.
+        model_kwargs: further arguments of the model; ``img_size`` if it is not timm's default.
 
     Raises:
-        UsageError: the file cannot be read or does not fit the model.
+        UsageError: the file cannot be read, or does not match the model.
     """
     check_model_name(model)
     state = _read(file)
@@ -103,8 +101,8 @@ def read_timm_file(
     ):
         if keys:
             raise UsageError(
-                f"{file} does not fit {model} with {kwargs}: {complaint} {some_of(keys)}; model_kwargs say "
-                "what differs from timm's, as img_size or global_pool"
+                f"{file} does not fit {model} with {kwargs}: {complaint} {some_of(keys)}; give in "
+                "model_kwargs what differs from timm's defaults, such as img_size or global_pool"
             )
     metadata = {
         "model": model,
@@ -119,13 +117,13 @@ def read_timm_file(
 
 
 def own_size(model: nn.Module, kwargs: Mapping[str, Any]) -> Size:
-    """(H, W) of a model's images, where nobody asks for another."""
+    """Return the default image size (H, W) of a model."""
     settings = getattr(model, "pretrained_cfg", None) or {}
     return as_size(kwargs.get("img_size") or settings.get("input_size", (3, DEFAULT_SIDE, DEFAULT_SIDE))[1:])
 
 
 def _classifier(model: str, kwargs: dict[str, Any]) -> set[str]:
-    """Keys that the model has with classes only."""
+    """Return the keys that the model has only with a classifier."""
     if is_custom(model):
         return set()
     with_classes = without_memory(partial(create, model, {**kwargs, "num_classes": 2}))
@@ -137,7 +135,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         return read_torch_file(path)
     if not path.is_file():
-        raise UsageError(f"{path} is no file")
+        raise UsageError(f"{path} is not a file")
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:

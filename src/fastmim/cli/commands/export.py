@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
         print(f"{Path(command.out) / WEIGHTS}: the encoder")
         return 0
     if command.model_kwargs or (command.model is not None and not is_custom(command.model)):
-        raise UsageError("model and model_kwargs go with --from only: the encoder says which model it is")
+        raise UsageError("model and model_kwargs go with --from only: the encoder names its model")
     check_export(command.out, command.format, command.overwrite)
     check_data(command.data)
     from fastmim.export.export import export_encoder

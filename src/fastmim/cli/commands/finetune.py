@@ -30,9 +30,9 @@ def run(arguments: list[str]) -> int:
         resume: bool = False
         """Resume the run in --out."""
         resume_or_begin: bool = False
-        """Resume the run in --out if there is one, else begin it."""
+        """Resume the run in --out if there is one, else start it."""
         overwrite: bool = False
-        """Delete the run in --out and begin a new one."""
+        """Delete the run in --out and start a new one."""
         quiet: bool = False
         """Print errors only."""
         trust_code: bool = False

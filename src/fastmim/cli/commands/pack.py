@@ -109,7 +109,7 @@ def _summary(manifest: "Manifest", out: str, seconds: float) -> str:
     skipped = manifest.settings.images - rows
     told = f", {skipped} skipped ({Path(out) / SKIPPED} lists them)" if skipped else ", none skipped"
     return (
-        f"{out}: {rows} images, {size / 1e6:.1f} MB, {size / max(before, 1):.2f} of what they had"
+        f"{out}: {rows} images, {size / 1e6:.1f} MB, {size / max(before, 1):.2f} of the original size"
         f"{told}; {seconds:.0f} s"
     )
 
@@ -120,7 +120,7 @@ def _verify(out: str, workers: int, quiet: bool) -> int:
     with _Shown("verified", quiet) as progress:
         damages = verify(out, workers, progress)
     if not damages:
-        print(f"{out}: every row is as it was written")
+        print(f"{out}: all rows are intact")
         return 0
     for damage in damages[:SHOWN]:
         print(damage)

@@ -56,6 +56,6 @@ def run(arguments: list[str]) -> int:
     rate, decay = found.best
     print(f"best: base_lr {rate:g}, layer_decay {decay:g}, top-1 {found.accuracy[found.best]:.2f} %")
     if found.stopped_growing:
-        print("the best point lies on the grid's border: raise --max-trials to go on")
+        print("the best point lies on the grid's border: raise --max-trials to continue")
     print(f"{out / SWEEP}, {out / PLOT}: the search")
     return 0

@@ -115,10 +115,10 @@ def verify(out: str | Path, workers: int = 0, progress: Progress = lambda done, 
     """
     folder = Path(out)
     if not is_packed(folder):
-        raise UsageError(f"out = {folder} is no folder that `fastmim pack` wrote")
+        raise UsageError(f"out = {folder} was not written by `fastmim pack`")
     manifest = Manifest.read(folder)
     if not manifest.complete:
-        raise UsageError(f"out = {folder} is not packed to its end: run the same `fastmim pack` again first")
+        raise UsageError(f"out = {folder} is incomplete: run the same `fastmim pack` again first")
     found: list[Damage] = []
     images, total = 0, sum(shard.rows for shard in manifest.shards)
     shared, workers = (folder, manifest.settings), min(workers, len(manifest.shards))
@@ -182,7 +182,7 @@ def _difference(there: PackSettings, wanted: PackSettings) -> str:
     if name == "classes":
         return "its images have other classes"
     if name == "digest":
-        return "it was made of images of other names"
+        return "it was made from images with other names"
     return f"{name} = {before[name]}, not {now[name]}"
 
 
@@ -261,6 +261,4 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"cannot write {folder}: {why(error)}; the same command goes on where it was"
-        ) from error
+        raise RunError(f"cannot write {folder}: {why(error)}; the same command resumes it") from error

@@ -123,7 +123,7 @@ def verify_shard(folder: Path, settings: PackSettings, shard: Shard) -> list[Dam
     if table.num_rows != shard.rows:
         found.append(of_file(f"{table.num_rows} rows instead of {shard.rows}"))
     if not whole and not found:
-        found.append(of_file("its digest is not that of the file that was written; every row is whole"))
+        found.append(of_file("its digest differs from that of the file written; all rows are intact"))
     return found
 
 
@@ -153,8 +153,8 @@ def _to_jpeg(pixels: Pixels, quality: int | None) -> bytes:
     height, width, chans = pixels.shape
     if max(height, width) > JPEG_MOST:
         raise UnreadableImage(
-            f"{width}x{height} pixels when it is shrunk; a JPEG has at most {JPEG_MOST} a side: "
-            "encoding = raw takes it"
+            f"{width}x{height} pixels after resizing; a JPEG has at most {JPEG_MOST} a side: "
+            "give encoding = raw"
         )
     grey = chans == 1
     encoded: bytes = simplejpeg.encode_jpeg(
@@ -188,7 +188,7 @@ def _checksum(row: Row) -> int:
 def _fault(row: Row, settings: PackSettings) -> str:
     """Return the fault of a row; an empty string if the row is intact."""
     if _checksum(row) != row["crc32"]:
-        return "its checksum is not that of what was written"
+        return "its checksum differs from that written"
     if settings.encoding == "raw":
         expected = row["height"] * row["width"] * row["channels"]
         return "" if len(row["pixels"]) == expected else f"{len(row['pixels'])} bytes instead of {expected}"

@@ -80,7 +80,7 @@ def choose_label(features: Mapping[str, Any], columns: Columns, where: str) -> t
         "label",
         LABEL_COLUMNS,
         _is_class,
-        "a class a row",
+        "one class per row",
         "columns of classes",
         "column of classes",
         "one of Hugging Face's ClassLabel type, or one named 'label'",
@@ -106,22 +106,22 @@ def _choose(
     if typed and unable:
         said = _described({name: features[name] for name in unable})
         raise UsageError(
-            f"data: {where}: column {said} does not hold {sought.holds}, and whether {', '.join(typed)} is "
-            f"meant instead is open: say it with {flag}"
+            f"data: {where}: column {said} does not hold {sought.holds}; if {', '.join(typed)} is meant "
+            f"instead, name it with {flag}"
         )
     if typed:
         raise UsageError(
-            f"data: {where} has several {sought.several}, {', '.join(typed)}: say which one with {flag}"
+            f"data: {where} has several {sought.several}, {', '.join(typed)}: choose one with {flag}"
         )
     raise UsageError(
         f"data: {where} has no {sought.missing} (columns: {_described(features)}); {sought.needed}, is "
-        f"needed; {flag} says which"
+        f"needed; {flag} names it"
     )
 
 
 def taken(what: str, column: str, others: list[str]) -> tuple[str, ...]:
     """Return a note on the chosen column if there were other candidates."""
-    return (f"{what} are those of column {column!r}; left: {', '.join(others)}",) if others else ()
+    return (f"{what} are those of column {column!r}; not used: {', '.join(others)}",) if others else ()
 
 
 def _chosen(
@@ -129,8 +129,8 @@ def _chosen(
 ) -> tuple[str, list[str]]:
     if name in able:
         return name, []
-    what = "is none of images or bytes" if sought.setting == "image" else "holds no single class a row"
-    wrong = f"{what} ({_type(features[name])})" if name in features else "is not there"
+    what = "does not hold images or bytes" if sought.setting == "image" else "does not hold one class per row"
+    wrong = f"{what} ({_type(features[name])})" if name in features else "does not exist"
     raise UsageError(
         f"columns.{sought.setting} = {name} {wrong} in {where}; columns that work: "
         f"{', '.join(able) or 'none'}"

@@ -41,7 +41,7 @@ def open_demo(name: str) -> ImageSource:
         return _photos()
     if name == "digits":
         return _digits()
-    raise UsageError(f"data: demo:{name} is not there; demo:photos and demo:digits are")
+    raise UsageError(f"data: demo:{name} does not exist; give demo:photos or demo:digits")
 
 
 def _photos() -> ImageSource:

@@ -26,7 +26,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
         _check(os.stat(path))  # before opening, since opening a device may have effects
         descriptor = os.open(path, FLAGS)
     except ValueError as error:  # a zero byte, or characters that no file name can have
-        raise OSError(errno.EINVAL, "its name cannot be that of a file") from error
+        raise OSError(errno.EINVAL, "its name is not a valid file name") from error
     try:
         _check(os.fstat(descriptor))
     except OSError:

@@ -64,7 +64,7 @@ class NameList:
     def _map(self, path: str) -> None:
         content = np.memmap(path, np.uint8, "r")
         if content[: len(MAGIC)].tobytes() != MAGIC:
-            raise ValueError(f"{path} is no list of names")
+            raise ValueError(f"{path} is not a list of names")
         count, length = content[len(MAGIC) : HEAD].view(np.int64).tolist()
         start = HEAD + 8 * count
         if len(content) != start + length:
@@ -84,9 +84,9 @@ class NameList:
         try:
             self._map(path)
         except (OSError, ValueError) as error:
-            raise RunError(f"the index of the images is gone: {error}; start again") from error
+            raise RunError(f"the index of the images is missing: {error}; start again") from error
         if len(self) != state["count"]:
-            raise RunError(f"the index of the images, {path}, is another one by now; start again")
+            raise RunError(f"the index of the images, {path}, has changed; start again")
 
 
 class Named:

@@ -54,7 +54,7 @@ def _open_file(path: Path, columns: Columns) -> ImageSource:
     except tarfile.ReadError as error:
         if _is_tar(path):
             raise UsageError(
-                f"data: {path} is a compressed tar; images are read from it at random, so unpack it first "
+                f"data: {path} is a compressed tar; images are read in random order, so unpack it first "
                 "(tar -xf) and give the folder"
             ) from error
         way = (
@@ -93,7 +93,7 @@ def _open_folder(path: Path, columns: Columns, without: Path | None) -> ImageSou
     if others[".tar"]:
         way = "give one of the tars by its name, or unpack them all"
     elif not ARCHIVES.isdisjoint(others):
-        way = "unpack what is packed"
+        way = "unpack the archives"
     raise UsageError(f"data: {path} holds no images (found: {found or 'nothing'}); {way}")
 
 

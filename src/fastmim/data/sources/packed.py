@@ -126,9 +126,7 @@ class PackedImages:
     def __init__(self, folder: Path) -> None:
         manifest = Manifest.read(folder)
         if not manifest.complete:
-            raise UsageError(
-                f"data: {folder} is not packed to its end; run the same `fastmim pack` again, it goes on"
-            )
+            raise UsageError(f"data: {folder} is incomplete; run the same `fastmim pack` again to resume it")
         check_files(folder, manifest)
         self.classes = manifest.settings.classes
         self._raw = manifest.settings.encoding == "raw"
@@ -161,7 +159,7 @@ class PackedImages:
         for rows in self._all_rows():
             numbers = [] if rows.labels is None else rows.labels.tolist()
             if len(numbers) != len(rows.checksums) or not all(0 <= n < len(self.classes) for n in numbers):
-                raise UsageError(f"data: {where} has rows of none of its {len(self.classes)} classes")
+                raise UsageError(f"data: {where} has rows without one of its {len(self.classes)} classes")
             names += [self.classes[number] for number in numbers]
         return names
 
@@ -207,4 +205,4 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     for shard in manifest.shards:
         path = folder / shard.file
         if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise UsageError(f"data: {path} is missing or not as it was written; pack the images again")
+            raise UsageError(f"data: {path} is missing or damaged; pack the images again")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastmim.data.decode.pixels import first_line
 
-NOT_WHOLE = "its checksum is not that of what was packed"
+NOT_WHOLE = "its checksum differs from that of the packed image"
 BATCH_ROWS = 256  # of each record batch, so that a row is located without searching
 
 

@@ -69,9 +69,7 @@ def open_packed(folder: Path, manifest: Manifest) -> PackedTable:
     check_files(folder, manifest)
     table = read_parquet([str(folder / shard.file) for shard in manifest.shards], str(folder))
     if len(table) != sum(shard.rows for shard in manifest.shards):
-        raise UsageError(
-            f"data: {folder} has {len(table)} rows, not those of its manifest; pack the images again"
-        )
+        raise UsageError(f"data: {folder} has {len(table)} rows, unlike its manifest; pack the images again")
     return PackedTable(table, str(folder))
 
 
@@ -87,7 +85,7 @@ def open_saved(path: Path, columns: Columns | None = None) -> TableImages:
     splits = read_saved(path)
     name = choose_split(splits, str(path))
     others = [f"{other} ({len(table)})" for other, table in splits.items() if other != name]
-    note = f"images are those of split {name!r} ({len(splits[name])}); left: {', '.join(others)}"
+    note = f"images are those of split {name!r} ({len(splits[name])}); not used: {', '.join(others)}"
     return TableImages(splits[name], str(path), columns, (note,) if others else ())
 
 

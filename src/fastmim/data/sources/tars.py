@@ -122,7 +122,7 @@ def _index(path: str) -> tuple[list[tuple[str, Place]], tuple[str, ...]]:
     for name, known in found:
         place_of = known or links.follow(name)
         if place_of is None:
-            left["links that lead to no file of the tar"] += 1
+            left["links to files that are not in the tar"] += 1
         else:
             images.append((name, place_of))
     notes = [*headers.notes, *left_out(others)]
@@ -181,7 +181,7 @@ class _Headers:
                     raise tarfile.ReadError(str(error)) from error
                 after = self._next_header(offset + BLOCK)
                 if after is None and ended:
-                    self.notes.append(f"{self._size - offset:,} bytes after its end mark are no tar")
+                    self.notes.append(f"{self._size - offset:,} bytes after its end mark are not a tar")
                     break
                 self._damaged.append(offset)
                 self._skipped += (after or self._size) - offset
@@ -194,7 +194,7 @@ class _Headers:
         if self._damaged:
             self.notes.append(
                 f"{counted(len(self._damaged), 'damaged header')}, the first at byte {self._damaged[0]:,}: "
-                f"{self._skipped:,} bytes were skipped, with the files that are in them"
+                f"{self._skipped:,} bytes were skipped, with the files in them"
             )
         if parts > 1:
             self.notes.append(f"{parts} tars in one file, one after another; all are read")
@@ -211,7 +211,7 @@ class _Headers:
         if len(block) < BLOCK:
             raise self._cut(f"{BLOCK - len(block)} bytes of a header are missing")
         if block[156] in EXTENDED and tarfile.TarInfo.frombuf(block, "utf-8", "replace").size > MOST_EXTENDED:
-            raise tarfile.ReadError("a header that says too much")
+            raise tarfile.ReadError("a header that is too large")
         if block[156] in PAX and not self._has_records(offset, block):
             raise tarfile.ReadError("an extended header without records")
         self._file.seek(offset)
@@ -223,7 +223,7 @@ class _Headers:
                 raise
             raise self._cut("the rest of a header is missing") from None
         if member.size < 0 or self._tar.offset <= offset:
-            raise tarfile.ReadError("a header that leads back")
+            raise tarfile.ReadError("a header that points backwards")
         end = member.offset_data + member.size if member.isreg() and not member.issparse() else 0
         if end > self._size or self._tar.offset >= self._size + BLOCK:
             missing = max(end, self._tar.offset) - self._size

@@ -1,4 +1,4 @@
-"""The ways into fine-tuning for classification: from Python, and from a finished configuration."""
+"""Start a fine-tuning run from Python arguments or from a complete configuration."""
 
 import os
 from dataclasses import replace
@@ -47,19 +47,20 @@ def finetune(  # noqa: PLR0913 - public
     Args:
         encoder: a run's folder, its encoder.safetensors, ``timm:NAME`` or ``none``.
         data: images with classes, see `fastmim.data.labelled.open_labelled`.
-        out: folder that the run is written to.
-        model: with ``encoder="none"``, the backbone's name; or a module of your own, into which the
-            encoder's weights are loaded; or the factory of your own that the encoder's file names.
+        out: output folder of the run.
+        model: with ``encoder="none"``, the backbone's name; or a module into which the encoder's weights are
+            loaded; or the factory that the encoder's file names.
         config, recipe, resume, overwrite, quiet: as for `fastmim.pretrain`.
-        trust_code: import and call whatever factory a file names: the encoder's, ``config`` or a run's.
+        trust_code: import and call any factory that a file names: the encoder's file, ``config``, or the
+            configuration of the resumed run.
         settings: any field of `fastmim.config.FinetuneConfig`; groups as mappings or dotted.
 
     Returns:
-        The accuracy, and where the run lies.
+        Folder and accuracy of the run.
 
     Raises:
-        UsageError: a setting, path or model that does not work; nothing was started.
-        RunError: the run had to end; its last checkpoint is intact.
+        UsageError: a setting, path or model is invalid; nothing was started.
+        RunError: the run failed; its last checkpoint is intact.
     """
     module = model if isinstance(model, nn.Module) else None
     scratch = encoder == "none"
@@ -77,11 +78,12 @@ def run_finetuning(
     module: nn.Module | None = None,
     trust_code: bool = False,
 ) -> FinetuneResult:
-    """Run a configuration, on one device in this process or on several in processes of their own.
+    """Run a configuration, on one device in this process or on several devices in new processes.
 
     Args:
-        config: its ``model`` may be imported: whoever read it from a file has asked.
-        trust_code: so may the factory that the encoder's file names.
+        config: the model that it names is imported; a caller that reads it from a file checks it first.
+        module: the model itself, if ``config.model`` is not a name that it can be built from.
+        trust_code: also import the factory that the encoder's file names.
     """
     resumes = check_finetuning(config, start)
     run = Path(config.out).expanduser()
@@ -95,7 +97,7 @@ def run_finetuning(
     )
     training = few_labels(training, config.labels, config.seed)
     if run.resolve() in (place := parse_weights(config.encoder).path.resolve(), *place.parents[:1]):
-        raise UsageError(f"out: {run} is where the encoder lies; give another folder")
+        raise UsageError(f"out: {run} is the encoder's folder; give another folder")
     classifier = build(config, len(training.classes), module)
     with torch.random.fork_rng(devices=[]):
         config = resolve(config, classifier, training, say)
@@ -114,7 +116,7 @@ def run_finetuning(
 
 
 def build(config: FinetuneConfig, classes: int, module: nn.Module | None) -> InitialModel:
-    """The classifier that ``config`` asks for, with new weights drawn from the seed."""
+    """Build the classifier that ``config`` describes; newly initialised weights depend on the seed."""
     torch.manual_seed(config.seed)
     return build_classifier(config, classes, module)
 
@@ -128,7 +130,7 @@ def run_on(
     module: nn.Module | None,
     classifier: InitialModel | None,
 ) -> FinetuneResult:
-    """A run on the devices of ``fabric``; every process of a run calls this."""
+    """Fine-tune on the devices of ``fabric``; every process of a run calls this function."""
     if classifier is None:
         classifier = build(config, len(training.classes), module)
     task = ClassificationTask(fabric, training, validation, config, classifier)
@@ -136,10 +138,10 @@ def run_on(
 
 
 def with_factory(config: FinetuneConfig, trust: Trust) -> FinetuneConfig:
-    """``config`` whose ``model`` is the factory that its encoder's file names: all processes may import it.
+    """Set ``model`` to the factory that the encoder's file names, if any; every process may then import it.
 
     Raises:
-        UsageError: the file names one that is not trusted, or cannot be read.
+        UsageError: the factory is not trusted, or the file cannot be read.
     """
     named = config.model is not None and not is_custom(config.model)  # for a file that names no model
     name = None if named else factory_of(config.encoder)

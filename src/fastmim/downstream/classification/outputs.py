@@ -1,4 +1,4 @@
-"""What fine-tuning leaves: results.json, and the classifier as encoder.safetensors."""
+"""Write the outputs of fine-tuning: results.json, and the classifier as encoder.safetensors."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_results(
     classes: tuple[str, ...],
     facts: dict[str, Any],
 ) -> None:
-    """Write results.json; ``facts`` are the run's length, speed and device."""
+    """Write results.json; ``facts`` holds the run's length, speed and device."""
     results = {
         "top1": accuracy.top1,
         "top5": accuracy.top5,
@@ -50,7 +50,7 @@ def write_classifier(
     learner: ClassificationModel,
     classes: tuple[str, ...],
 ) -> None:
-    """Write the classifier as encoder.safetensors; of a module that took none by itself, the backbone."""
+    """Write the classifier as encoder.safetensors; a `PooledClassifier` is written without its classifier."""
     model = learner.best
     if isinstance(model, PooledClassifier):
         model = model.encoder.model

@@ -1,4 +1,4 @@
-"""Build the classifier that fine-tuning starts from: a file, timm's weights, or random ones."""
+"""Build the classifier that fine-tuning starts from, with weights of a file or of timm, or random ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,31 +19,34 @@ from fastmim.weights.spec import parse_weights
 
 @dataclass(frozen=True)
 class InitialModel:
-    """What fine-tuning starts from."""
+    """Classifier at the start of fine-tuning."""
 
     model: nn.Module
     """Images (B, C, H, W) -> logits (B, classes)."""
     name: str
     kwargs: dict[str, Any]
-    """What rebuilds the model, with its classifier."""
+    """Arguments that rebuild the model, with its classifier."""
     metadata: dict[str, Any]
-    """The description of the weights, and their source."""
+    """Description of the weights, and their source."""
     in_chans: int
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    """Of the images that the weights know; None: nothing is known yet."""
+    """Statistics of the images that the weights were trained on; None for random weights."""
     notes: list[str] = field(default_factory=list)
-    """What a person should know about it."""
+    """Messages for the user."""
 
 
 def build_classifier(config: FinetuneConfig, classes: int, module: nn.Module | None = None) -> InitialModel:
-    """The classifier that ``config`` asks for, at its image size; new weights are torch's next random ones.
+    """Build the classifier that ``config`` describes, at its image size.
+
+    Random weights are drawn from torch's generator.
 
     Args:
-        module: of one's own: what config.model names, or what the encoder's file was pre-trained as.
+        module: the model itself, if it is not built by name: the one that ``config.model`` names, or that was
+            pre-trained.
 
     Raises:
-        UsageError: there are no such weights, or the model does not take them or the size.
+        UsageError: the weights cannot be loaded, or do not match the model or the size.
     """
     spec = parse_weights(config.encoder)
     notes: list[str] = []
@@ -65,7 +68,7 @@ def build_classifier(config: FinetuneConfig, classes: int, module: nn.Module | N
         trained_on = loaded.metadata["in_chans"]
         raise UsageError(f"in_chans = {config.in_chans}: the encoder was trained on {trained_on}")
     if spec.kind == "scratch" and module is None and (tag := weights_tag(config.model)):
-        notes.append(f"random weights, not timm's {tag}: --encoder timm:{config.model} takes those")
+        notes.append(f"random weights, not timm's {tag}; to use those, give --encoder timm:{config.model}")
     start = _with_classifier(config, loaded, classes, notes)
     head = start.model.get_classifier()  # type: ignore[operator]
     if isinstance(head, nn.Linear) and config.known_head_std:
@@ -88,7 +91,7 @@ def _with_classifier(config: FinetuneConfig, loaded: Loaded, classes: int, notes
     if missing := [key for key in loaded.missing_keys if key not in replaced]:
         notes.append(f"newly initialised: {', '.join(missing)}")
     if loaded.unexpected_keys:
-        notes.append(f"not used: {', '.join(loaded.unexpected_keys)}, as the classifier sees {config.pool}")
+        notes.append(f"not used: {', '.join(loaded.unexpected_keys)}, since pool = {config.pool}")
     trained_at = metadata.get("image_size")
     if trained_at is not None and as_size(trained_at) != config.size:
         height, width = config.size
@@ -112,7 +115,7 @@ def _floats(values: list[float] | None) -> tuple[float, ...] | None:
 def _changes(
     config: FinetuneConfig, name: str, kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Drop path and pooling as arguments of the model, where it takes them."""
+    """Return drop path and pooling as arguments of the model, if it supports them, and messages."""
     plain = {key: value for key, value in kwargs.items() if key != "img_size"}
     shape = without_memory(partial(create, name, plain))
     takes = arguments_of(name, shape)
@@ -121,10 +124,10 @@ def _changes(
     if "drop_path_rate" in takes:
         changes["drop_path_rate"] = config.drop_path
     elif config.drop_path:
-        notes.append(f"{name} has no drop path: drop_path = {config.drop_path} is left out")
+        notes.append(f"{name} has no drop path: drop_path = {config.drop_path} is ignored")
     chooses = getattr(shape, "global_pool", None) in ("avg", "token") and "global_pool" in takes
     if config.pool != "model" and chooses and getattr(shape, "num_prefix_tokens", 0) > 0:
         changes["global_pool"] = config.pool
     elif config.pool == "token":
-        raise UsageError(f"pool = token: {name} has no class token to choose; give pool = avg")
+        raise UsageError(f"pool = token: {name} has no class token; give pool = avg")
     return changes, notes

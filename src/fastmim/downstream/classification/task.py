@@ -1,4 +1,4 @@
-"""Fine-tuning for classification as a task of the engine."""
+"""The fine-tuning task, run by the engine (`train.run`)."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -40,31 +40,31 @@ from fastmim.train.task import Ended, StageData, StageSetup
 from fastmim.weights.encoder_file import ORIGIN, WEIGHTS, encoder_digest
 from fastmim.weights.spec import SCRATCH
 
-WARMUP_EPOCHS = 5.0  # the paper's, but at most a tenth of the run
+WARMUP_EPOCHS = 5.0  # as in the paper, but at most a tenth of the run
 EVALUATION_BATCH = 256
 TRIAL_IMAGES = 64  # at most
-FEW_STEPS = 200  # below which a person is warned
+FEW_STEPS = 200  # below this, the user is warned
 
 
 class FinetuneResult(NamedTuple):
-    """How a run ended."""
+    """Result of a run."""
 
     run: Path
     complete: bool
     steps: int
     top1: float
-    """Per cent of the validation images; not a number where the run was stopped."""
+    """Per cent of the validation images; NaN if the run was stopped."""
     top5: float
     stopped_by: int | None
-    """Number of the signal that ended it before its time."""
+    """Number of the signal that stopped the run early."""
 
 
 class ClassificationTask:
-    """Trains a classifier on labelled images.
+    """Train a classifier on labelled images.
 
     Args:
-        config: resolved by ``start`` and the data (`resolve`).
-        start: the classifier as it was built.
+        config: completed from ``start`` and the data by `resolve`.
+        start: newly built classifier.
     """
 
     files: tuple[str, ...] = (WEIGHTS, ORIGIN, RESULTS, SKIPPED)
@@ -98,19 +98,19 @@ class ClassificationTask:
         self.accuracy: Accuracy | None = None
 
     def identity(self) -> dict[str, str]:
-        """Digests of the labelled images and of the weights that the run begins with."""
+        """Return digests of the labelled images and of the initial weights."""
         return {
             "data_digest": _digest(self.training, self.validation),
             "encoder_digest": encoder_digest(self.config.encoder),
         }
 
     def check_resumable(self, checkpoint: Checkpoint) -> None:
-        """Raise UsageError unless settings, images and weights are those that the run began with."""
+        """Raise UsageError unless settings, images and weights are those that the run started with."""
         free = ALWAYS_FREE if self.config.encoder == SCRATCH else ALWAYS_FREE | {"model"}  # its file names it
         check_resumed(self.config, free, checkpoint.identity, self.identity())
 
     def enter(self, stage: Stage, say: Callable[[str], None]) -> StageSetup:
-        """The classifier as it was built: a run has one stage."""
+        """Return the newly built classifier and its optimiser; a run has a single stage."""
         self.say = say
         world = self.fabric.world_size
         name, arguments = self.start.name, repr(self.start.kwargs)
@@ -129,7 +129,7 @@ class ClassificationTask:
         )
 
     def _noise(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images and soft targets for a trial step."""
+        """Return images and soft targets for a trial step."""
         config, device = self.config, self.fabric.device
         images = torch.randn(count, config.in_chans, *config.size, generator=torch.Generator().manual_seed(0))
         return images.to(device), torch.full((count, self.classes), 1 / self.classes, device=device)
@@ -139,7 +139,7 @@ class ClassificationTask:
         use_kernel(self.optimizer, kernels.optimizer)
 
     def load(self, stage: Stage, choices: Choices) -> StageData:
-        """The stream of augmented and mixed images, and the accuracy on the validation images."""
+        """Build the loader of augmented and mixed images, and the evaluation on the validation images."""
         config, training, rank = self.config, self.training, self.fabric.global_rank
         size, chans = stage.image_size, config.in_chans
         world = self.fabric.world_size
@@ -195,7 +195,7 @@ class ClassificationTask:
         return {"top1": accuracy.top1, "top5": accuracy.top5}
 
     def summary(self, stage: Stage) -> Iterator[str]:
-        """Lines about the classifier and the data."""
+        """Yield lines about the classifier and the data."""
         start, training = self.start, self.training
         millions = sum(p.numel() for p in start.model.parameters()) / 1e6
         yield f"{start.name} from {start.metadata['from']}: {millions:.1f} M parameters"
@@ -205,11 +205,11 @@ class ClassificationTask:
             yield uneven
         yield (
             f"{self.config.data}: {len(training)} labelled images of {self.classes} classes, "
-            f"{len(self.validation)} to measure on"
+            f"{len(self.validation)} validation images"
         )
 
     def progress_line(self, stage: Stage, choices: Choices) -> Iterator[str]:
-        """Lines about how the steps are computed, and how fast each layer learns."""
+        """Yield lines about batch, precision, kernels, and the learning rate of each layer."""
         total = self.plan.total_steps
         yield (
             f"batch {stage.batch_size} as {self.fabric.world_size} x {choices.micro_batch} on "
@@ -220,14 +220,14 @@ class ClassificationTask:
             + levels_line(self.optimizer.param_groups, self.config.known_layer_decay)
         )
         if total < FEW_STEPS:
-            yield f"these are {total} steps only: raise --epochs or --steps to learn more"
+            yield f"only {total} steps: raise --epochs or --steps to train longer"
 
     def after_step(self) -> None:
-        """Let the running mean of the weights take in the step."""
+        """Update the moving average of the weights."""
         self.learner.after_step()
 
     def finish(self, ended: Ended, say: Callable[[str], None]) -> None:
-        """Measure the classifier; write it and results.json. A run that was stopped leaves its checkpoint."""
+        """Evaluate the classifier; write it and results.json. Do nothing if the run was stopped."""
         if not ended.complete:
             return
         config, training = self.config, self.training
@@ -258,12 +258,12 @@ class ClassificationTask:
         if broken := len(self.unreadable_log.skipped) + accuracy.unreadable:
             say(
                 f"{broken} unreadable images were left out, {accuracy.unreadable} of them in validation: "
-                f"{self.run / SKIPPED} lists those of training"
+                f"{self.run / SKIPPED} lists the training images"
             )
         say(f"{self.run / RESULTS}: the figures; {self.run / WEIGHTS}: the classifier")
 
     def result(self, ended: Ended) -> FinetuneResult:
-        """The run as a caller in Python gets it."""
+        """Return the result of the run for Python callers."""
         top1, top5 = (self.accuracy.top1, self.accuracy.top5) if self.accuracy else (float("nan"),) * 2
         return FinetuneResult(self.run, ended.complete, ended.progress.step, top1, top5, ended.stopped_by)
 
@@ -271,7 +271,7 @@ class ClassificationTask:
 def resolve(
     config: FinetuneConfig, start: InitialModel, training: Labelled, say: Callable[[str], None]
 ) -> FinetuneConfig:
-    """``config`` with all that follows from encoder and data written out."""
+    """Return ``config`` with the values that follow from the encoder and the data filled in."""
     crop, schedule, chans = config.crop, config.schedule, start.in_chans
     if config.kernels.compile == "target":
         raise UsageError("kernels.compile = target: fine-tuning has no target; give model or none")
@@ -298,7 +298,7 @@ def resolve(
 
 
 def _digest(*data: Labelled) -> str:
-    """Whether a resumed run still sees the same images and classes."""
+    """Hash the images and their classes, to check that a resumed run has the same ones."""
     digest = hashlib.sha256()
     for part in data:
         digest.update(fingerprint(part.source).encode())

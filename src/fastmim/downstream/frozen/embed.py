@@ -1,4 +1,4 @@
-"""Features of images as a parquet file: a row an image, with its name, its vector, and its class."""
+"""Write features of images to a parquet file, with one row per image: name, class and features."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,25 +19,25 @@ from fastmim.system.files import replacing
 
 
 class Embedded(NamedTuple):
-    """What was written."""
+    """Result of `embed`."""
 
     file: Path
     images: int
     width: int
     unreadable: list[str]
-    """Name and reason of each image that is left out."""
+    """Name and reason of each unreadable image, which is left out."""
     notes: tuple[str, ...] = ()
-    """What a person should be told of the images."""
+    """Messages about the images for the user."""
 
 
 def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
-    """Write the mean of a frozen backbone's last features for every image that can be read.
+    """Write the mean of a frozen backbone's last feature map for every image that can be read.
 
     Args:
-        trust_code: import and call whatever factory the encoder's file names.
+        trust_code: import and call any factory that the encoder's file names.
 
     Raises:
-        UsageError: a setting, path or model does not work.
+        UsageError: a setting, path or model is invalid.
         RunError: no image could be read, or the file could not be written.
     """
     check_embedding(config)

@@ -1,4 +1,4 @@
-"""Features of images from a frozen backbone: one vector an image, or its whole map."""
+"""Compute features of images with a frozen backbone: one vector per image, or the whole map."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ BATCH = 64
 
 
 class Features(NamedTuple):
-    """What `Extractor.features` gives for a batch."""
+    """Features of a batch, see `Extractor.features`."""
 
     values: Tensor
     """(B, D) or (B, D, h, w), float32, on the CPU."""
@@ -36,7 +36,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A frozen backbone with what its images must look like."""
+    """Frozen backbone, and the size and normalisation of its images."""
 
     encoder: Encoder
     metadata: dict[str, Any]
@@ -53,7 +53,7 @@ class Extractor:
     def features(
         self, source: ImageSource, indices: NDArray[np.int64], pooled: bool = True
     ) -> Iterator[Features]:
-        """Features of each image once, in order; pooled, the mean over the map."""
+        """Yield the features of each image once, in order; with ``pooled``, means over the maps."""
         views = EvalLoader(
             source,
             indices,
@@ -86,15 +86,15 @@ def build_extractor(
 
     Args:
         encoder: a run's folder, an encoder.safetensors, ``timm:NAME``, or another source that
-            `weights.load` takes.
+            `weights.load` accepts.
         image_size: pixels; default: that of the weights.
-        model: a module of one's own, where that was pre-trained; the factory that the file names; or timm's
-            name of the backbone, where the source does not name it.
-        trust_code: import and call whatever factory the file names.
-        max_pixels: of an image; larger ones are unreadable.
+        model: the module, if the run pre-trained a module; the factory that the file names; or the timm name
+            of the backbone, if the source does not name it.
+        trust_code: import and call any factory that the file names.
+        max_pixels: pixels of the largest image; larger ones count as unreadable.
 
     Raises:
-        UsageError: there are no such weights, or they do not take the size.
+        UsageError: the weights cannot be loaded, or do not match the size.
     """
     check_encoder(encoder)
     loaded = load(encoder, image_size, model, trust_code=trust_code)

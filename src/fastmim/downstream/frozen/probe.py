@@ -1,7 +1,7 @@
-"""What frozen features know: nearest neighbours, a linear classifier, or attentive pooling.
+"""Classify the features of a frozen backbone: nearest neighbours, a linear classifier, or attentive pooling.
 
-Masked image modelling looks poor under these and still fine-tunes well (He et al. 2021, section 4.3): a probe
-compares features, it does not choose a backbone.
+Masked image modelling scores low under these and still fine-tunes well (He et al. 2021, section 4.3): probes
+compare features, and are no basis for choosing a backbone.
 """
 
 import math
@@ -28,24 +28,26 @@ from fastmim.downstream.frozen.features import Extractor, build_extractor
 from fastmim.downstream.frozen.settings import ProbeConfig, check_probe
 from fastmim.errors import RunError
 
-DECAYS = tuple(10.0**power for power in range(-5, 2))  # strengths of L2 that a linear probe tries
+DECAYS = tuple(
+    10.0**power for power in range(-5, 2)
+)  # strengths of L2 regularisation that a linear probe tries
 LINEAR_STEPS = 100
-CHOOSING_SHARE = 0.2  # of the training images, on which the strength is chosen
-VOTES = 1024  # validation images at a time
+CHOOSING_SHARE = 0.2  # of the training images, held out to choose the strength
+VOTES = 1024  # validation images that are classified at a time
 
 
 class ProbeResult(NamedTuple):
-    """What a probe found."""
+    """Result of a probe."""
 
     accuracy: Accuracy
     classes: tuple[str, ...]
     training_images: int
     note: str
-    """What was chosen on the way."""
+    """Hyperparameter of the probe: neighbours, strength of L2, or epochs."""
     data_notes: tuple[str, ...] = ()
-    """What a person should be told of the images."""
+    """Messages about the images for the user."""
     unreadable: tuple[UnreadableRecord, ...] = ()
-    """Images that were left out, of both parts."""
+    """Unreadable images of both splits, which are left out."""
 
     def __repr__(self) -> str:
         return (
@@ -66,13 +68,13 @@ def probe(
     trust_code: bool = False,
     **settings: Any,
 ) -> ProbeResult:
-    """What a frozen backbone's features know: `run_probe` with settings by name.
+    """Probe a frozen backbone: `run_probe` with settings by name.
 
     Args:
         encoder: a run's folder, its encoder.safetensors, or ``timm:NAME``.
         data: images with classes, as for `fastmim.finetune`.
-        model: the module, where one of your own was pre-trained, or the factory that the file names.
-        trust_code: import and call whatever factory the file names.
+        model: the module, if the run pre-trained a module, or the factory that the file names.
+        trust_code: import and call any factory that the file names.
         settings: any field of `ProbeConfig`, such as ``kind="knn"``.
     """
     given = {"encoder": os.fspath(encoder), "data": os.fspath(data), **settings}
@@ -85,11 +87,11 @@ def run_probe(config: ProbeConfig, module: nn.Module | None = None, trust_code: 
     """Probe a frozen backbone.
 
     Args:
-        module: of one's own, where that was pre-trained.
-        trust_code: import and call whatever factory the encoder's file names.
+        module: the module, if the run pre-trained a module.
+        trust_code: import and call any factory that the encoder's file names.
 
     Raises:
-        UsageError: a setting, path or model does not work.
+        UsageError: a setting, path or model is invalid.
         RunError: too many images cannot be read.
     """
     check_probe(config)
@@ -129,7 +131,7 @@ class _Known(NamedTuple):
     """Features and classes of the images that could be read."""
 
     values: NDArray[np.float32] | NDArray[np.float16]
-    """(N, D) or (N, D, h, w); maps lie on disk."""
+    """(N, D) or (N, D, h, w); maps are stored on disk."""
     labels: NDArray[np.int64]
     unreadable: list[UnreadableRecord]
 
@@ -170,7 +172,7 @@ def _all_features(
 
 
 def _neighbours(known: _Known, classes: int, config: ProbeConfig, device: torch.device) -> tuple[Scorer, str]:
-    """Votes of the k nearest by cosine, weighted as by Wu et al. 2018 and Caron et al. 2021."""
+    """Classify by the k nearest in cosine, weighted as by Wu et al. 2018 and Caron et al. 2021."""
     bank = F.normalize(torch.from_numpy(known.values).float().to(device), dim=1)
     labels = torch.from_numpy(known.labels).to(device)
     count = min(config.neighbours, len(bank))
@@ -187,7 +189,7 @@ def _neighbours(known: _Known, classes: int, config: ProbeConfig, device: torch.
 def _linear(
     known: _Known, training: Labelled, classes: int, config: ProbeConfig, device: torch.device
 ) -> tuple[Scorer, str]:
-    """Logistic regression on standardised features; its L2 is chosen on a part of the training images."""
+    """Fit logistic regression on standardised features; its L2 is chosen on a part of the training images."""
     values = torch.from_numpy(known.values).to(device)
     mean, std = values.mean(0), values.std(0, correction=0).clamp(min=1e-6)
     scaled = (values - mean) / std

@@ -59,7 +59,7 @@ class ReducedAttention(nn.Module):
     def __init__(self, width: int, heads: int, reduce: nn.Module | None) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"a width of {width} is no multiple of {heads} heads")
+            raise ValueError(f"a width of {width} is not a multiple of {heads} heads")
         self.heads = heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
@@ -169,7 +169,7 @@ class TablePyramid(nn.Module):
         ``norm`` applies the final norm to the last stage's map.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt = {output_fmt!r}: only NCHW is there")
+            raise ValueError(f"output_fmt = {output_fmt!r}: only NCHW is supported")
         taken, last = feature_take_indices(len(self.stages), indices)
         size = checked_size(x.shape[2:], self.stride)
         maps = []

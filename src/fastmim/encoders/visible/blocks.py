@@ -111,7 +111,7 @@ def check_strips(
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, in_chans, *image_size, generator=generator)
     reason = (
-        f"what it computes for one block of {features.stride} pixels depends on others in a way unknown here"
+        f"its features of a block of {features.stride} pixels depend on other blocks in an unsupported way"
     )
     try:
         with torch.no_grad():

@@ -42,7 +42,7 @@ class _Chosen(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if tokens.ndim != 3:
-            raise ValueError(f"tokens of shape {tuple(tokens.shape)} are no sequence")
+            raise ValueError(f"tokens of shape {tuple(tokens.shape)} are not a sequence")
         prefix, rest = tokens[:, : self.dropping.prefix_tokens], tokens[:, self.dropping.prefix_tokens :]
         chosen = self.choose(rest)
         # Before the first block, class token and registers are the same for all images.
@@ -92,6 +92,6 @@ def find_dropping(
                 if output.shape == (batch, features.prefix_tokens + kept, features.width):
                     return dropping
     raise UsageError(
-        f"{name} cannot leave patches out: it has no {PART} between position embedding and blocks, as timm's "
-        "plain vision transformers have; method = fastmim takes any backbone"
+        f"{name} cannot leave patches out: it has no {PART} between position embedding and blocks, unlike "
+        "timm's plain vision transformers; method = fastmim takes any backbone"
     )
