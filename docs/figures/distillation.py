@@ -23,9 +23,7 @@ def distillation() -> Sheet:
     shown = show(defaults_of("fastmim"), shallow=False)
     told = DistillConfig(SCRATCH, VIT_L, narrow_kwargs(VIT_L))
     crop = replace(shown.config.crop, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    teacher_setup = load_teacher(
-        replace(shown.config, distill=told, crop=crop), shown.method, shown.config.size
-    )
+    teacher_setup = load_teacher(told, crop, shown.config.seed, shown.method, shown.config.size)
     assert teacher_setup is not None
     masked = shrink(to_display(shown.samples.masked[0], shown.samples))
     compared, upper, lower = 150, 74, 214  # middles of three rows

@@ -37,7 +37,7 @@ class Reconstruction(NamedTuple):
 
 
 class Settings(Protocol):
-    """Settings of a method; `config.PretrainConfig` implements this protocol."""
+    """Settings of a method; the configuration of a run implements this protocol."""
 
     @property
     def method(self) -> MethodName: ...

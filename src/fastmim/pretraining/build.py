@@ -71,7 +71,8 @@ class Network:
         """Return this network with its teacher set up for another image size; the module is unchanged."""
         if self.teacher_setup is None:
             return self
-        return replace(self, teacher_setup=load_teacher(config, self.method, image_size))
+        teacher_setup = load_teacher(config.distill, config.crop, config.seed, self.method, image_size)
+        return replace(self, teacher_setup=teacher_setup)
 
 
 def build_network(config: PretrainConfig, method: Method) -> Network:
@@ -79,7 +80,7 @@ def build_network(config: PretrainConfig, method: Method) -> Network:
 
     The projections are drawn from torch's generator, after the method's weights.
     """
-    teacher_setup = load_teacher(config, method, method.image_size)
+    teacher_setup = load_teacher(config.distill, config.crop, config.seed, method, method.image_size)
     if teacher_setup is None:
         return Network(method, None, method)
     return Network(method, teacher_setup, teacher_setup.learner(method, config.distill))
@@ -124,7 +125,7 @@ def check_teacher(config: PretrainConfig, network: Network) -> None:
         for stage in config.planned_stages[1:]:
             with _stage_named(stage):
                 method.set_image_size(stage.size)
-                load_teacher(config, method, stage.size)
+                load_teacher(config.distill, config.crop, config.seed, method, stage.size)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from fastmim.config import PretrainConfig
+from fastmim.config import PretrainConfig, to_yaml
 from fastmim.data.loading.train_loader import TrainLoader
 from fastmim.data.loading.unreadable import SKIPPED
 from fastmim.encoders.kept_tables import with_own_tables
@@ -16,7 +16,7 @@ from fastmim.encoders.registry import weights_tag
 from fastmim.methods.base import Method
 from fastmim.pretraining.build import Network
 from fastmim.pretraining.evaluation import HeldOut
-from fastmim.pretraining.report import Outcome, write_report
+from fastmim.pretraining.report import Outcome, RunDescription, write_report
 from fastmim.system.size import Size
 from fastmim.train.checkpoint import Choices
 from fastmim.train.distributed import hardware
@@ -116,11 +116,30 @@ def write_outputs(
     elif complete and config.bn_recalibrate:
         say(f"bn_recalibrate: {config.model} has no batch norm, so there is nothing to re-estimate")
     save_encoder(run, with_own_tables(model), origin)
-    write_report(run, config, trained.held_out, outcome)
+    write_report(run, _described(config, outcome), trained.held_out, outcome)
     if outcome.skipped_images:
         say(f"{outcome.skipped_images} unreadable images were skipped: {run / SKIPPED} lists them")
     say(f"{run / WEIGHTS}: the encoder; {run / REPORT}: the report")
     say(outcome.verdict)
+
+
+def _described(config: PretrainConfig, outcome: Outcome) -> RunDescription:
+    facts = [
+        ("data", f"{config.data} ({outcome.images} images, {outcome.skipped_images} unreadable)"),
+        (
+            "image size",
+            ", then ".join(f"{h} x {w} pixels" for h, w in (stage.size for stage in config.planned_stages)),
+        ),
+        ("steps", f"{outcome.steps} of {outcome.total_steps}"),
+        ("batch", f"{config.batch_size} images"),
+        ("peak learning rate", f"{scaled_lr(config.optim.base_lr, config.batch_size):.3g}"),
+        ("method", config.method),
+        *([("teacher", config.distill.teacher)] if config.distill.teacher else []),
+        ("target", config.target.name),
+    ]
+    return RunDescription(
+        config.model, config.method, facts, config.mask.size, config.crop.statistics, to_yaml(config)
+    )
 
 
 def _unmasked(trained: Trained, size: Size) -> Iterator[Tensor]:

@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastmim.config import PretrainConfig, to_yaml
 from fastmim.pretraining.evaluation import HeldOut
 from fastmim.report.page import render_page
 from fastmim.report.samples import Samples, draw_losses, draw_samples
 from fastmim.system.files import write_atomically
 from fastmim.train.logs import read_metrics
-from fastmim.train.optim import scaled_lr
 from fastmim.train.run_files import REPORT, SAMPLES
 
 SAMPLE_ROWS = 6
@@ -41,7 +39,23 @@ class Outcome:
         return f"It has NOT learned: {losses}, {-gain:.1%} higher. Train longer, or on more images."
 
 
-def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: Outcome) -> None:
+@dataclass(frozen=True)
+class RunDescription:
+    """The settings of a run, in words for its report."""
+
+    model: str
+    method: str
+    facts: list[tuple[str, str]]
+    """(name, value) of each line above the figures."""
+    mask_size: int | None
+    """Side of a masked block in pixels."""
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+    """Mean and standard deviation of each channel."""
+    settings: str
+    """The configuration as YAML."""
+
+
+def write_report(run: Path, described: RunDescription, held_out: HeldOut, outcome: Outcome) -> None:
     """Write samples.png and report.html."""
     result = held_out.reconstruct(min(SAMPLE_ROWS, len(held_out.images)))
     count = len(result.prediction)
@@ -53,31 +67,20 @@ def write_report(run: Path, config: PretrainConfig, held_out: HeldOut, outcome: 
         result.prediction.detach().cpu(),
         (result.mask > 0).cpu(),
         held_out.method.target,
-        *config.crop.statistics,
+        *described.statistics,
     )
     which = "training" if outcome.on_training_images else "held-out"
-    sheet = draw_samples(samples, f"{config.method} of {config.model}, step {outcome.steps}: {which} images")
+    title = f"{described.method} of {described.model}, step {outcome.steps}: {which} images"
+    sheet = draw_samples(samples, title)
     losses = draw_losses(read_metrics(run), outcome.trivial_loss)
+    masked = (result.mask > 0).float().mean()
     page = render_page(
-        f"fastmim pre-training: {config.model}",
+        f"fastmim pre-training: {described.model}",
         outcome.verdict,
-        [
-            ("data", f"{config.data} ({outcome.images} images, {outcome.skipped_images} unreadable)"),
-            (
-                "image size",
-                ", then ".join(f"{h} x {w} pixels" for h, w in (s.size for s in config.planned_stages)),
-            ),
-            ("steps", f"{outcome.steps} of {outcome.total_steps}"),
-            ("batch", f"{config.batch_size} images"),
-            ("peak learning rate", f"{scaled_lr(config.optim.base_lr, config.batch_size):.3g}"),
-            ("method", config.method),
-            *([("teacher", config.distill.teacher)] if config.distill.teacher else []),
-            ("mask", f"{(result.mask > 0).float().mean():.0%} in blocks of {config.mask.size} pixels"),
-            ("target", config.target.name),
-        ],
+        [*described.facts, ("mask", f"{masked:.0%} in blocks of {described.mask_size} pixels")],
         losses,
         sheet,
-        to_yaml(config),
+        described.settings,
     )
     write_atomically(run / SAMPLES, lambda file: file.write(sheet))
     write_atomically(run / REPORT, lambda file: file.write(page.encode()))

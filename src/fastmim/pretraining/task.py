@@ -1,6 +1,7 @@
 """The pre-training task, run by the engine (`train.run`)."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -181,9 +182,13 @@ class PretrainTask:
             "precision": choices.precision,
             "micro_batch": choices.micro_batch,
             "split": len(self.split.held_out),
+            "crop": asdict(config.crop),
+            "seed": config.seed,
+            "in_chans": config.in_chans,
+            "held_out": config.held_out,
         }
         teacher_features = build_teacher_features(
-            self.fabric, config, self.network.teacher_setup, stage, drawn, self.say
+            self.fabric, config.distill.cache, self.network.teacher_setup, stage, drawn, self.say
         )
         return StageData(
             with_teacher_features(self.loader, teacher_features, share.first),

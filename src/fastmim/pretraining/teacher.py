@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastmim.config import PretrainConfig
+from fastmim.data.settings import CropConfig
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.resize import resize
 from fastmim.errors import UsageError
@@ -37,27 +37,30 @@ class TeacherSetup(NamedTuple):
         )
 
 
-def load_teacher(config: PretrainConfig, method: Method, image_size: Size) -> TeacherSetup | None:
-    """Load the teacher for images of ``image_size``; None if ``config`` names no teacher.
+def load_teacher(
+    told: DistillConfig, crop: CropConfig, seed: int, method: Method, image_size: Size
+) -> TeacherSetup | None:
+    """Load the teacher for images of ``image_size``; None if the settings name no teacher.
 
     Args:
+        crop: the run's crops, with mean and standard deviation.
+        seed: of the run; a teacher with random weights draws them from another.
         method: the student, at ``image_size``.
         image_size: (H, W) in pixels of the run's images.
 
     Raises:
         UsageError: the weights cannot be loaded, or the teacher does not match the run.
     """
-    told = config.distill
     if not told.teacher:
         return None
-    size = told.teacher_size(image_size)
+    size, in_chans = told.teacher_size(image_size), method.encoder.in_chans
     with torch.random.fork_rng(devices=[]):  # the run's draws must not depend on the teacher
-        loaded = _load(told, config.in_chans, config.seed)
+        loaded = _load(told, in_chans, seed)
         chans = loaded.metadata["in_chans"]
-        if chans != config.in_chans:
+        if chans != in_chans:
             raise UsageError(
                 f"distill.teacher = {told.teacher} takes images of {chans} channels, but "
-                f"in_chans = {config.in_chans}"
+                f"in_chans = {in_chans}"
             )
         if hasattr(loaded.model, "reset_classifier"):
             replace_classifier(loaded, 0)
@@ -65,7 +68,7 @@ def load_teacher(config: PretrainConfig, method: Method, image_size: Size) -> Te
         digest = _digest(loaded)
         try:
             model, kwargs = resize(loaded.model, loaded.name, kwargs, loaded.size, size)
-            encoder = Encoder(model, loaded.name, kwargs, size, config.in_chans)
+            encoder = Encoder(model, loaded.name, kwargs, size, in_chans)
             pairs = pairs_of(told, len(method.encoder.layers), len(encoder.layers))
         except UsageError as error:
             if str(error).startswith("distill."):
@@ -75,7 +78,7 @@ def load_teacher(config: PretrainConfig, method: Method, image_size: Size) -> Te
             ) from error
     teacher = Teacher(
         encoder,
-        Statistics(*config.crop.statistics),
+        Statistics(*crop.statistics),
         _statistics(loaded),
         [pair.teacher for pair in pairs],
         [method.encoder.layers[pair.student].grid for pair in pairs],

@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from fastmim.config import PretrainConfig
 from fastmim.errors import RunError, UsageError
 from fastmim.methods.distillation import Distilled
 from fastmim.methods.frozen_teacher import Teacher
@@ -164,31 +162,26 @@ def with_teacher_features(feed: Loader, teacher_features: TeacherFeatures, first
 
 def build_teacher_features(
     fabric: Fabric,
-    config: PretrainConfig,
+    folder: str | None,
     teacher_setup: TeacherSetup,
     stage: Stage,
     drawn: dict[str, Any],
     say: Say,
 ) -> TeacherFeatures:
-    """Set up the teacher's features for a stage, with a cache if ``distill.cache`` is set.
+    """Set up the teacher's features for a stage, with a cache in ``folder`` if it is given.
 
     Args:
-        drawn: further values that the crops and the teacher's features depend on, apart from configuration
-            and stage.
+        drawn: all values that the crops and the teacher's features depend on, apart from teacher and stage.
     """
     teacher, cache = teacher_setup.teacher, None
-    if config.distill.cache is not None:
+    if folder is not None:
         key = {
             **drawn,
-            "crop": asdict(config.crop),
-            "seed": config.seed,
-            "in_chans": config.in_chans,
             "leg": [stage.image_size, stage.batch_size, stage.first_step, stage.first_sample],
-            "held_out": config.held_out,
             "teacher": [teacher.encoder.model_name, teacher.encoder.model_kwargs, teacher.encoder.image_size],
             "maps": [teacher.layers, teacher.shapes],
         }
-        cache = FeatureCache(config.distill.cache, key, say)
+        cache = FeatureCache(folder, key, say)
         images = (stage.last_step - stage.first_step) * stage.batch_size
         say(estimate(cache.folder, teacher.bytes_per_image, images))
     return TeacherFeatures(teacher, fabric.autocast, cache)

@@ -14,6 +14,8 @@ from fastmim.system.bounds import PositiveInt
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim backbones` and return its exit code."""
+
     @dataclass(frozen=True)
     class Command:
         """List backbones: name, millions of parameters (without classifier), stride and valid image sizes."""

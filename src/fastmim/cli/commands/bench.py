@@ -6,6 +6,7 @@ from fastmim.data.sources.files import check_data
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim bench` and return its exit code."""
     command = parse(BenchConfig, arguments, "fastmim bench", BenchConfig("all"))
     if command.part != "document":
         check_place("json", command.file)

@@ -12,6 +12,8 @@ SHOWN = 5
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim embed` and return its exit code."""
+
     @dataclass(frozen=True)
     class Command:
         """Write the features of images to a parquet file."""

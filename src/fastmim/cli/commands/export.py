@@ -51,6 +51,7 @@ class ExportCommand:
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim export` and return its exit code."""
     command = parse(ExportCommand, arguments, "fastmim export", ExportCommand())
     check_given(command, {"encoder": "give a run's folder or a file", "out": "give a folder to write"})
     if command.source is not None:

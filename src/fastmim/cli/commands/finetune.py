@@ -15,6 +15,8 @@ from fastmim.train.settings import Resume, StartMode
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim finetune` and return its exit code."""
+
     @dataclass(frozen=True)
     class Command:
         """Fine-tune a pre-trained backbone for classification, or train it from scratch."""

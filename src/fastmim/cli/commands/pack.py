@@ -67,6 +67,7 @@ class PackCommand:
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim pack` and return its exit code."""
     command = parse(PackCommand, arguments, "fastmim pack", PackCommand())
     if not command.out:
         raise UsageError("out is missing: give a folder to write")

@@ -16,6 +16,8 @@ PLOT, TABLE = "payoff.png", "payoff.md"
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim payoff` and return its exit code."""
+
     @dataclass(frozen=True)
     class Command:
         """Compare fine-tuning from --encoder with training from scratch, with few and with many labels.

@@ -16,6 +16,8 @@ from fastmim.train.settings import Resume, StartMode
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim pretrain` and return its exit code."""
+
     @dataclass(frozen=True)
     class Command:
         """Pre-train a backbone on unlabelled images."""

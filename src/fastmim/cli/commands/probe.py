@@ -11,6 +11,8 @@ from fastmim.downstream.frozen.settings import ProbeConfig, check_probe
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim probe` and return its exit code."""
+
     @dataclass(frozen=True)
     class Command:
         """Classify frozen features: linear, nearest neighbours (knn) or attentive.

@@ -14,6 +14,7 @@ full name of one prints its settings as YAML, for `fastmim pretrain --config`.
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim recipes` and return its exit code."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE)
         return 0

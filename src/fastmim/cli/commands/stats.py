@@ -13,6 +13,8 @@ from fastmim.system.bounds import NonNegativeInt, PositiveInt
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim stats` and return its exit code."""
+
     @dataclass(frozen=True)
     class Command:
         """Measure the mean and standard deviation of each channel of a data set."""

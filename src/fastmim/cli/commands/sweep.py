@@ -16,6 +16,8 @@ PLOT = "sweep.png"
 
 
 def run(arguments: list[str]) -> int:
+    """Run `fastmim sweep` and return its exit code."""
+
     @dataclass(frozen=True)
     class Command:
         """Search base learning rate and layer decay on a grid (paper: appendix A.3.3).

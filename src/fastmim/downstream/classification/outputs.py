@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from fastmim._version import __version__
-from fastmim.config import FinetuneConfig
+from fastmim.data.settings import CropConfig
 from fastmim.downstream.accuracy import Accuracy
 from fastmim.downstream.classification.model import ClassificationModel, PooledClassifier
 from fastmim.downstream.classification.start import InitialModel
 from fastmim.system.files import write_atomically
+from fastmim.system.size import Size
 from fastmim.weights.encoder_file import save_encoder
 
 RESULTS = "results.json"
@@ -17,13 +18,12 @@ RESULTS = "results.json"
 
 def write_results(
     run: Path,
-    config: FinetuneConfig,
     start: InitialModel,
     accuracy: Accuracy,
     classes: tuple[str, ...],
     facts: dict[str, Any],
 ) -> None:
-    """Write results.json; ``facts`` holds the run's length, speed and device."""
+    """Write results.json; ``facts`` holds the run's settings, length, speed and device."""
     results = {
         "top1": accuracy.top1,
         "top5": accuracy.top5,
@@ -31,9 +31,6 @@ def write_results(
         "images": int(accuracy.images.sum()),
         "unreadable": accuracy.unreadable,
         **facts,
-        "image_size": list(config.size),
-        "seed": config.seed,
-        "labels": config.labels,
         "encoder": start.metadata,
         "notes": start.notes,
         "fastmim_version": __version__,
@@ -45,22 +42,23 @@ def write_results(
 
 def write_classifier(
     run: Path,
-    config: FinetuneConfig,
     start: InitialModel,
     learner: ClassificationModel,
     classes: tuple[str, ...],
+    image_size: Size,
+    crop: CropConfig,
 ) -> None:
     """Write the classifier as encoder.safetensors; a `PooledClassifier` is written without its classifier."""
     model = learner.best
     if isinstance(model, PooledClassifier):
         model = model.encoder.model
-    (mean, std) = config.crop.statistics
+    mean, std = crop.statistics
     past = ("from", "model", "method", "target")
     metadata = {
         "model": start.name,
         "kwargs": start.kwargs,
-        "image_size": list(config.size),
-        "in_chans": config.in_chans,
+        "image_size": list(image_size),
+        "in_chans": start.in_chans,
         "mean": list(mean),
         "std": list(std),
         "method": "fine-tuned",

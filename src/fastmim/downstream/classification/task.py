@@ -235,7 +235,7 @@ class ClassificationTask:
         check_readable(accuracy, len(self.validation), config.max_unreadable)
         steps, seconds = ended.progress.step, ended.progress.seconds
         if self.fabric.is_global_zero:
-            write_classifier(self.run, config, self.start, self.learner, training.classes)
+            write_classifier(self.run, self.start, self.learner, training.classes, config.size, config.crop)
             per_class = training.per_class.tolist()
             facts = {
                 "training_images": len(training),
@@ -249,8 +249,11 @@ class ClassificationTask:
                 "images_per_second": steps * config.batch_size / seconds if seconds else None,
                 **hardware(self.fabric),
                 "precision": self.choices.precision,
+                "image_size": list(config.size),
+                "seed": config.seed,
+                "labels": config.labels,
             }
-            write_results(self.run, config, self.start, accuracy, training.classes, facts)
+            write_results(self.run, self.start, accuracy, training.classes, facts)
         say(
             f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, mean over classes "
             f"{accuracy.mean_class_top1:.2f} %, on {int(accuracy.images.sum())} images, after {seconds:.0f} s"
