@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -24,6 +24,17 @@ from fastmim.weights.timm_weights import own_size, read_timm_file, timm_weights
 RGB = 3  # default number of channels
 
 logger = logging.getLogger("fastmim")
+
+
+class _Wanted(NamedTuple):
+    """The backbone that a caller of `load` asks for, apart from its name."""
+
+    image_size: int | Size | None
+    model_kwargs: dict[str, Any]
+    in_chans: int
+    changes: Changes
+    group: str
+    """Prefix of the settings' names in messages."""
 
 
 def load(
@@ -60,10 +71,11 @@ def load(
     spec = source if isinstance(source, WeightsSpec) else parse_weights(source)
     given, changes = dict(model_kwargs or {}), changes if changes is not None else {}
     group = f"{setting.rpartition('.')[0]}." if "." in setting else ""
+    wanted = _Wanted(image_size, given, in_chans, changes, group)
     if spec.kind == "missing":
         raise UsageError(f"{setting} is missing: give a run's folder, an encoder.safetensors or timm:NAME")
     if spec.kind == "scratch":
-        return _new(image_size, model, given, in_chans, changes, setting, group)
+        return _new(model, setting, wanted)
     if spec.kind == "timm":
         if model is not None:
             shown = model if isinstance(model, str) else name_of(model)
@@ -75,7 +87,7 @@ def load(
         trust = Trust.of(model, everything=trust_code)
         metadata, state = read_encoder(spec.file)
         return rebuild(metadata, state, spec.file, changes, image_size, module, trust, f"{group}model")
-    return _undescribed(spec, image_size, model, given, in_chans, changes, group)
+    return _undescribed(spec, model, wanted)
 
 
 def load_encoder(
@@ -166,49 +178,39 @@ def _check_undescribed(
         raise UsageError(f"{group}model is missing: {spec.file} does not name its model; give its timm name")
 
 
-def _undescribed(
-    spec: WeightsSpec,
-    image_size: int | Size | None,
-    model: str | None,
-    model_kwargs: dict[str, Any],
-    in_chans: int,
-    changes: Changes,
-    group: str,
-) -> Loaded:
+def _undescribed(spec: WeightsSpec, model: str | None, wanted: _Wanted) -> Loaded:
     """Load a file that does not name its model: another project's, or one with timm's keys."""
     if model is None:
-        raise UsageError(f"{group}model is missing: {spec.text} does not name its model; give its timm name")
+        raise UsageError(
+            f"{wanted.group}model is missing: {spec.text} does not name its model; give its timm name"
+        )
+    kwargs = wanted.model_kwargs
     missing: list[str] = []
     metadata: dict[str, Any]
     state: dict[str, Tensor]
     if spec.layout is not None:
-        metadata, state, missing, _ = read_released(spec.file, spec.layout, model, model_kwargs)
+        metadata, state, missing, _ = read_released(spec.file, spec.layout, model, kwargs)
     else:
-        chans = {} if in_chans == RGB or "in_chans" in model_kwargs else {"in_chans": in_chans}
-        metadata, state = read_timm_file(spec.path, model, {**model_kwargs, **chans})
-    loaded = rebuild(metadata, state, spec.file, changes, image_size, from_file=False)
+        chans = {} if wanted.in_chans == RGB or "in_chans" in kwargs else {"in_chans": wanted.in_chans}
+        metadata, state = read_timm_file(spec.path, model, {**kwargs, **chans})
+    loaded = rebuild(metadata, state, spec.file, wanted.changes, wanted.image_size, from_file=False)
     return loaded._replace(missing_keys=[*loaded.missing_keys, *missing])
 
 
-def _new(
-    image_size: int | Size | None,
-    model: nn.Module | str | None,
-    model_kwargs: dict[str, Any],
-    in_chans: int,
-    changes: Changes,
-    setting: str,
-    group: str,
-) -> Loaded:
+def _new(model: nn.Module | str | None, setting: str, wanted: _Wanted) -> Loaded:
     """Initialise weights as in pre-training, or as timm does without ``image_size``; modules keep theirs."""
+    image_size, in_chans = wanted.image_size, wanted.in_chans
     if not model:
-        raise UsageError(f"{group}model is missing: with {setting} = none, give the name of a backbone")
+        raise UsageError(
+            f"{wanted.group}model is missing: with {setting} = none, give the name of a backbone"
+        )
     if isinstance(model, nn.Module):
         if image_size is None:
             raise UsageError("image_size is missing: a module does not state its image size")
         metadata = _unknown(name_of(model), in_chans)
         return Loaded(model, name_of(model), {}, metadata, as_size(image_size), [], [])
     check_model_name(model)
-    kwargs = changed(changes, model, model_kwargs)
+    kwargs = changed(wanted.changes, model, wanted.model_kwargs)
     metadata = _unknown(model, in_chans)
     if image_size is None:  # the model's default, even if not a multiple of the stride
         size = own_size(without_memory(partial(create, model, kwargs)), kwargs)
