@@ -145,5 +145,5 @@ def resolved(
         epochs=None if more or config.stages else stage.epochs,
         crop=replace(config.crop, mean=mean, std=std),
         mask=replace(config.mask, size=config.mask.size or stride),
-        target=replace(config.target, cell=cell if "hog" in config.target.name else config.target.cell),
+        target=replace(config.target, cell=cell if config.target.uses_cell else config.target.cell),
     )

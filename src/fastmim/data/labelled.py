@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from fastmim.data.parts import classes_by_folder, open_parts
 from fastmim.data.seeds import FEW_SEED, LABEL_SEED
 from fastmim.data.settings import parse_labels
-from fastmim.data.sources.base import ImageSource, notes_of
+from fastmim.data.sources.base import HasLabels, ImageSource, notes_of
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.demo import digit_labels
-from fastmim.data.sources.packed import PackedImages
-from fastmim.data.sources.tables import TableImages
 from fastmim.errors import UsageError
 
 IMBALANCED = 3.0  # times as many images in the largest class as in the smallest
@@ -92,7 +90,7 @@ def class_names(spec: str, source: ImageSource) -> list[str] | None:
     if spec == "demo:digits":
         return digit_labels()
     try:
-        if isinstance(source, (TableImages, PackedImages)):
+        if isinstance(source, HasLabels):
             return source.labels(spec)
         names = classes_by_folder(source, spec)
     except UsageError:

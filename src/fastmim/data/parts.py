@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmim.data.sources.base import ImageSource, Subset
+from fastmim.data.sources.base import HasLabels, ImageSource, Subset
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.demo import digit_labels
 from fastmim.data.sources.files import find_path
@@ -213,7 +213,7 @@ def _of_folder(
 
 def _with_classes(source: ImageSource, spec: str) -> tuple[ImageSource, list[str]]:
     """Return the whole source with its stored classes, or else with those of its folders."""
-    if isinstance(source, (TableImages, PackedImages)):
+    if isinstance(source, HasLabels):
         return source, source.labels(spec)
     return source, _known(_classes(_folders(source)), source, spec)
 

@@ -56,6 +56,11 @@ class TargetConfig:
     def __post_init__(self) -> None:
         check_bounds(self, "target")
 
+    @property
+    def uses_cell(self) -> bool:
+        """Whether ``cell`` has an effect: a part of the target is HOG."""
+        return "hog" in self.name.split("+")
+
 
 @dataclass(frozen=True)
 class DecoderConfig:

@@ -37,6 +37,15 @@ class JoinsNames(Protocol):
 
 
 @runtime_checkable
+class HasLabels(Protocol):
+    """A source that stores the class of each image."""
+
+    def labels(self, where: str) -> list[str]:
+        """Return the class name of each image. Raises UsageError, which names ``where``, if there are none."""
+        ...
+
+
+@runtime_checkable
 class HasNotes(Protocol):
     """A source with notes for the user, such as the number of files that were left out."""
 
