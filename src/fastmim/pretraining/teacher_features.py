@@ -202,7 +202,7 @@ def held_out_distillation(learner: Distilled, held_out: HeldOut, teacher_feature
     """Return the mean distillation loss on the held-out images with their fixed masks."""
     was_training = learner.training
     learner.eval()
-    total, start = 0.0, 0
+    total, start = torch.zeros((), device=held_out.images.device), 0
     for images, mask in zip(
         torch.split(held_out.images, held_out.micro_batch),
         torch.split(held_out.mask, held_out.micro_batch),
@@ -211,10 +211,10 @@ def held_out_distillation(learner: Distilled, held_out: HeldOut, teacher_feature
         maps = teacher_features(images, f"held_out-{start}")
         with held_out.autocast():
             result = learner(images, mask, *maps)
-        total += float(result.distillation) * len(images) / len(held_out.images)
+        total += result.distillation * (len(images) / len(held_out.images))
         start += len(images)
     learner.train(was_training)
-    return total
+    return float(total)
 
 
 def make_folder(folder: Path) -> None:

@@ -179,8 +179,9 @@ class Loop:
             self.session.log.log(step, values)
 
     def _must_go_back(self) -> bool:
-        in_a_row, skipped = self.counters[IN_A_ROW].item(), self.counters[SKIPPED].item()
-        return in_a_row >= self.optim.bad_steps or (skipped > 0 and not self._state_is_finite())
+        counters = self.counters.tolist()  # one read from the device
+        bad_in_a_row = counters[IN_A_ROW] >= self.optim.bad_steps
+        return bad_in_a_row or (counters[SKIPPED] > 0 and not self._state_is_finite())
 
     def _state_is_finite(self) -> bool:
         """Check weights and running statistics: a batch norm's averages include the skipped step."""

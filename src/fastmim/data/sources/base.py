@@ -41,7 +41,7 @@ class HasLabels(Protocol):
     """A source that stores the class of each image."""
 
     def labels(self, where: str) -> list[str]:
-        """Return the class name of each image. Raises UsageError, which names ``where``, if there are none."""
+        """Return the class of each image. Raises UsageError, which names ``where``, if there are none."""
         ...
 
 
