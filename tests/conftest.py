@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import resource
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +56,9 @@ QUICK = {
     "kernels": USUAL,
     "quiet": True,
 }
+
+
+CPU_BEFORE = pytest.StashKey[float]()
 
 
 class Killed(Exception):
@@ -118,6 +123,50 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 def whole(height: int, width: int) -> Box:
     """All of an image, as a crop."""
     return Box(0, 0, height, width)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cpu-times",
+        action="store_true",
+        help="list CPU seconds of files and tests, child processes included",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """Note the CPU seconds of a test's setup, call or teardown, for ``--cpu-times``."""
+    report = yield
+    now = cpu_seconds()
+    report.user_properties.append(("cpu", now - item.config.stash.get(CPU_BEFORE, 0.0)))
+    item.config.stash[CPU_BEFORE] = now
+    return report
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[CPU_BEFORE] = cpu_seconds()
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    if not config.getoption("--cpu-times"):
+        return
+    files, tests = Counter(), Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            seconds = dict(getattr(report, "user_properties", ())).get("cpu", 0.0)
+            tests[getattr(report, "nodeid", "")] += seconds
+            files[getattr(report, "nodeid", "").partition("::")[0]] += seconds
+    for title, seconds in (("files", files), ("tests", tests)):
+        terminalreporter.section(f"CPU seconds of {title}, {seconds.total():.0f} in all")
+        for name, value in seconds.most_common():
+            if value >= 0.5:
+                terminalreporter.line(f"{value:8.1f} {name}")
 
 
 @pytest.fixture(scope="session")
