@@ -5,8 +5,9 @@ import json
 import os
 import resource
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 
 import fastmim
 from fastmim.data.decode.resize import Box
+from fastmim.train.trial_process import Trial
+from fastmim.train.trials import Trials
 from simulated_device import ON_DEVICE, install
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -63,6 +66,11 @@ CPU_BEFORE = pytest.StashKey[float]()
 
 class Killed(Exception):
     """What a test raises in a run, as if its process had been killed."""
+
+
+def mostly_slow(cases: Iterable[Any], default: Collection[Any]) -> list[Any]:
+    """Cases of a test: those in ``default`` belong to the default run, the others are slow."""
+    return [case if case in default else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def batch(network, count=2, size=None):
@@ -198,6 +206,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["FASTMIM_CACHE"]
     else:
         os.environ["FASTMIM_CACHE"] = before
+
+
+@pytest.fixture
+def real_trials() -> None:
+    """Lets a test try kernels in another process, which takes seconds."""
+
+
+@pytest.fixture(autouse=True)
+def _no_trials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kernels are as fast, so that the usual ones are taken, but for the tests with `real_trials`."""
+    if "real_trials" not in request.fixturenames:
+        monkeypatch.setattr(Trials, "of", lambda *_: Trial(1e-3, 0.0))
 
 
 @pytest.fixture(scope="session")
