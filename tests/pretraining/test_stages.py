@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 import fastmim
-from conftest import TINY, Killed, lines, same, weights
+from conftest import TINY, Killed, lines, mostly_slow, same, weights
 from fastmim.errors import UsageError
 from fastmim.methods.masked.input_masking import InputMasking
 from fastmim.pretraining.task import PretrainTask
@@ -28,7 +28,7 @@ for settings in STAGES.values():
     settings.pop("image_size", None)
 
 
-@pytest.fixture(scope="module", params=STAGES)
+@pytest.fixture(scope="module", params=mostly_slow(STAGES, ["vit"]))
 def grown(request, photos, tmp_path_factory):
     run = tmp_path_factory.mktemp("grown") / request.param
     result = fastmim.pretrain(data=photos, out=run, checkpoint_every_steps=3, **STAGES[request.param])
