@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test coverage test-lowest lint wheel test-wheel clean
+.PHONY: help install demo test test-all coverage test-lowest lint wheel test-wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | sort | while IFS="	" read -r name what; do printf '  %-12s %s\n' "$$name" "$$what"; done
@@ -28,6 +28,9 @@ demo: install ## pre-train a small ViT on embedded photos of digits
 
 test: install ## run the default tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
+test-all: install ## run all tests but those that need a GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m 'not gpu'
 
 lint: install ## ruff, formatting, mypy --strict
 	$(BIN)/ruff check .

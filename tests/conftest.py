@@ -3,7 +3,9 @@
 import io
 import json
 import os
-from collections.abc import Iterator
+import resource
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from safetensors.torch import load_file
 
 import fastmim
 from fastmim.data.decode.resize import Box
+from fastmim.train.trial_process import Trial
+from fastmim.train.trials import Trials
 from simulated_device import ON_DEVICE, install
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -57,8 +61,16 @@ QUICK: dict[str, Any] = {
 }
 
 
+CPU_BEFORE = pytest.StashKey[float]()
+
+
 class Killed(Exception):
     """What a test raises in a run, as if its process had been killed."""
+
+
+def mostly_slow(cases: Iterable[Any], default: Collection[Any]) -> list[Any]:
+    """Cases of a test: those in ``default`` belong to the default run, the others are slow."""
+    return [case if case in default else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def batch(network, count=2, size=None):
@@ -121,6 +133,50 @@ def whole(height: int, width: int) -> Box:
     return Box(0, 0, height, width)
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cpu-times",
+        action="store_true",
+        help="list CPU seconds of files and tests, child processes included",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """Note the CPU seconds of a test's setup, call or teardown, for ``--cpu-times``."""
+    report = yield
+    now = cpu_seconds()
+    report.user_properties.append(("cpu", now - item.config.stash.get(CPU_BEFORE, 0.0)))
+    item.config.stash[CPU_BEFORE] = now
+    return report
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[CPU_BEFORE] = cpu_seconds()
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    if not config.getoption("--cpu-times"):
+        return
+    files, tests = Counter(), Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            seconds = dict(getattr(report, "user_properties", ())).get("cpu", 0.0)
+            tests[getattr(report, "nodeid", "")] += seconds
+            files[getattr(report, "nodeid", "").partition("::")[0]] += seconds
+    for title, seconds in (("files", files), ("tests", tests)):
+        terminalreporter.section(f"CPU seconds of {title}, {seconds.total():.0f} in all")
+        for name, value in seconds.most_common():
+            if value >= 0.5:
+                terminalreporter.line(f"{value:8.1f} {name}")
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 24 JPEGs in two subfolders."""
@@ -150,6 +206,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["FASTMIM_CACHE"]
     else:
         os.environ["FASTMIM_CACHE"] = before
+
+
+@pytest.fixture
+def real_trials() -> None:
+    """Lets a test try kernels in another process, which takes seconds."""
+
+
+@pytest.fixture(autouse=True)
+def _no_trials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kernels are as fast, so that the usual ones are taken, but for the tests with `real_trials`."""
+    if "real_trials" not in request.fixturenames:
+        monkeypatch.setattr(Trials, "of", lambda *_: Trial(1e-3, 0.0))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import timm
 
+from conftest import mostly_slow
 from fastmim.bench import contract as backbones
 from fastmim.bench.contract import check, check_by_pretraining, look_up_and_check
 from fastmim.cli.entry import main
@@ -48,7 +49,18 @@ def families() -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("family", sorted(families()))
+# One family of each kind: plain and windowed attention, pyramids, convolutions, mixtures of both, and others.
+DEFAULT = """
+vision_transformer swin_transformer hiera xcit levit pvt_v2 cmt resnet convnext efficientnet byobnet mambaout
+mlp_mixer edgenext crossvit
+""".split()  # noqa: SIM905
+
+
+def test_the_default_families_are_there():
+    assert set(DEFAULT) <= set(families())
+
+
+@pytest.mark.parametrize("family", mostly_slow(sorted(families()), DEFAULT))
 def test_the_contract(family):
     name = families()[family]
     result = check(name, NEAR.get(name, 128), KWARGS.get(name))
@@ -60,7 +72,7 @@ def test_there_is_no_family_without_a_model():
     assert len(families()) >= 98
 
 
-@pytest.mark.parametrize("name", ["halonet_h1", "efficientformer_l1"])
+@pytest.mark.parametrize("name", mostly_slow(["halonet_h1", "efficientformer_l1"], ["efficientformer_l1"]))
 def test_a_model_of_one_size_says_which(name):
     known = look_up(name)
     assert known.sizes.working == (NEAR[name],)
@@ -84,16 +96,16 @@ def test_a_filter_finds_parts_and_patterns():
 
 def test_a_check_through_the_command_sees_what_a_run_leaves(tmp_path, capsys):
     page = tmp_path / "page.md"
-    words = ["backbones", "test_convnext", "--check", "--pretrain", "--every", "1", "--write", str(page)]
+    words = ["backbones", "test_convnext3", "--check", "--pretrain", "--every", "1", "--write", str(page)]
     assert main(words) == 0
-    known = names_like("test_convnext")
+    known = names_like("test_convnext3")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(known)
     assert all("pre-trains at 128" in line for line in lines[1:])
     text = page.read_text()
     assert f"    fastmim {' '.join(words)}" in text
     assert f"{len(known)} of {len(known)} pass" in text
-    assert f"| {levels_of('test_convnext')} |" in text
+    assert f"| {levels_of('test_convnext3')} |" in text
     assert main(["backbones", "resnet", "--pretrain"]) == 2
     assert "pretrain needs --check" in capsys.readouterr().err
 

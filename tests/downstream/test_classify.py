@@ -110,7 +110,7 @@ def test_another_size_resamples_position_embeddings(pretrained, photos, tmp_path
     model.load_state_dict(load_file(result.run / "encoder.safetensors"), strict=True)
 
 
-@pytest.mark.parametrize(("size", "window"), [(224, 7), (384, 12)])
+@pytest.mark.parametrize(("size", "window"), [(224, 7), pytest.param(384, 12, marks=pytest.mark.slow)])
 def test_swins_window_grows_with_the_image(photos, tmp_path, size, window):
     run = tmp_path / "run"
     narrow = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 4]}

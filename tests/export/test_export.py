@@ -193,7 +193,10 @@ def test_a_difference_that_keys_do_not_show_is_found(tmp_path, photos):
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [VIT, (SWIN[0], {**SWIN[1], "depths": [1, 2]}), BEIT])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [VIT, pytest.param(SWIN[0], {**SWIN[1], "depths": [1, 2]}, marks=pytest.mark.slow), BEIT],
+)
 def test_onnx(tmp_path, photos, name, kwargs):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

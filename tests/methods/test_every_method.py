@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastmim
-from conftest import TINY, Killed, same, weights
+from conftest import TINY, Killed, mostly_slow, same, weights
 from fastmim.config import merge
 from fastmim.methods.base import trivial_loss
 from fastmim.methods.registry import METHODS
@@ -98,7 +98,12 @@ def test_half_precision_gives_a_finite_loss_and_gradients(name):
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("simmim", "maskfeat")])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        [name for name in METHODS if name not in ("simmim", "maskfeat")], ["fastmim", "greenmim", "fcmae"]
+    ),
+)
 def test_a_run_killed_in_its_second_stage_ends_with_the_same_weights(name, photos, tmp_path, monkeypatch):
     model, kwargs = MODELS.get(name, VIT)
     stages = {"image_size": None, "stages": "128x3s,192x3s" if name != "ummae" else "128x3s,256x3s"}

@@ -10,6 +10,7 @@ import timm
 import torch
 import yaml
 
+from conftest import mostly_slow
 from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig, PretrainConfig, build, differences, merge, to_yaml
 from fastmim.encoders.registry import is_known
@@ -62,6 +63,23 @@ KINDS = [
     "fcmae/convnextv2-b",
     "fastmim-drop/vit-b",
 ]
+# Of the kinds, those that the default run builds, and those of the sample that it trains.
+BUILT = [
+    "table1a/vit-b-200e-96px",
+    "table1c/swin-b-2-2-18-0",
+    "table3/fastmim-p-swin-l-400",
+    "table4/pvt-v2-b2",
+    "table4/cmt-s",
+    "table9/vit-b-fastmim-kd",
+    "table10a/mim-patch-encoder-zeros",
+    "table10b/vit-b-8px-0.85",
+    "simmim/swin-b",
+    "lomar/vit-b",
+    "ummae/swin-t",
+    "greenmim/swin-b",
+    "fcmae/convnextv2-b",
+]
+TRAINED = ["table1a/vit-b-200e-96px", "table9/pvt-v2-b2-fastmim-kd", "greenmim/swin-b"]
 SAMPLE = [
     "table1a/vit-b-200e-96px",
     "table1c/swin-b-2-2-16-2",
@@ -334,7 +352,7 @@ def built(name):
     return method
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", mostly_slow(KINDS, BUILT))
 def test_a_smoke_size_builds(name):
     method = built(name)
     for stage in recipe_config(name).stages[1:]:
@@ -360,7 +378,7 @@ def test_every_kind_runs(name, tmp_path):
     assert main(["pretrain", "--recipe", name, "--smoke", "--out", str(tmp_path / "run")]) == 0
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", mostly_slow(SAMPLE, TRAINED))
 def test_a_sample_runs_in_its_smoke_size(name, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["pretrain", "--recipe", name, "--smoke", "--out", str(run), "--seed", "3"]) == 0
@@ -473,7 +491,9 @@ def test_fcmae_is_fine_tuned_as_its_authors_do():
     assert recipe_config("table4/convnextv2-b/finetune").layer_decay_blocks == 1
 
 
-@pytest.mark.parametrize("name", ["table4/vit-b/finetune", "table4/swin-b/scratch"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["table4/vit-b/finetune", "table4/swin-b/scratch"], ["table4/vit-b/finetune"])
+)
 def test_a_fine_tuning_runs_in_its_smoke_size(name, tmp_path):
     run = tmp_path / "run"
     assert main(["finetune", "--recipe", name, "--smoke", "--out", str(run)]) == 0

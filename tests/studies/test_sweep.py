@@ -169,7 +169,7 @@ def work(arguments):
 
 
 def test_processes_share_a_study_from_its_first_moment(tmp_path):
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
         parts = pool.map(work, [(tmp_path, 0), (tmp_path, 1)], chunksize=1)
     tried = [point for part in parts for point in part]
     assert len(tried) == len(set(tried)) == 9

@@ -21,6 +21,8 @@ from fastmim.train.kernels import KernelChoices, own_threads
 from fastmim.train.settings import KernelConfig
 from fastmim.train.trial_process import Parcel, Trial
 
+pytestmark = pytest.mark.usefixtures("real_trials")
+
 LAST = {"memory_format": torch.channels_last}
 
 
@@ -233,12 +235,12 @@ class Faulty(nn.Module):
     ("fault", "told"),
     [
         ("crash", "crashed (SIGABRT)"),
-        ("crash in evaluation", "crashed (SIGSEGV)"),
+        pytest.param("crash in evaluation", "crashed (SIGSEGV)", marks=pytest.mark.slow),
         ("hang", "did not end"),
-        ("exit", "ended with code 3"),
-        ("error", "failed (RuntimeError: no such kernel)"),
+        pytest.param("exit", "ended with code 3", marks=pytest.mark.slow),
+        pytest.param("error", "failed (RuntimeError: no such kernel)", marks=pytest.mark.slow),
         ("nan", "gave a loss or gradients that are not finite"),
-        ("wrong", "gave other gradients (0.01 apart)"),
+        pytest.param("wrong", "gave other gradients (0.01 apart)", marks=pytest.mark.slow),
         ("none", None),
     ],
 )

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 import fastmim
-from conftest import TINY, USUAL, lines, weights
+from conftest import TINY, USUAL, lines, mostly_slow, weights
 from fastmim.train.checkpoint_folder import load_checkpoint
 from fastmim.train.run_files import LAST
 
@@ -67,50 +68,57 @@ if __name__ == "__main__":
 """
 
 
+def run_two(folder, settings, rank=1, nan=(), stop=None, late=None):
+    """Run two processes; return what each noted."""
+    case, script = folder / "case.json", folder / "script.py"
+    settings = {**settings, "devices": 2, "quiet": True}
+    told = {"settings": settings, "rank": rank, "nan": list(nan), "stop": stop, "late": late}
+    case.write_text(json.dumps(told, default=str))
+    script.write_text(SCRIPT.format(case=str(case), log=str(folder / "rank")))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    logs = [folder / f"rank{number}" for number in (0, 1)]
+    noted = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+    if settings["kernels"] == USUAL:
+        noted = [[line for line in lines if "settled" not in line] for lines in noted]
+    for log in logs:
+        log.unlink()
+    return noted
+
+
 @pytest.fixture
 def two(tmp_path):
-    """Runs two processes; gives what each noted."""
-
-    def run(settings, rank=1, nan=(), stop=None, late=None, code=0):
-        case, script = tmp_path / "case.json", tmp_path / "script.py"
-        settings = {**settings, "devices": 2, "quiet": True}
-        told = {"settings": settings, "rank": rank, "nan": list(nan), "stop": stop, "late": late}
-        case.write_text(json.dumps(told, default=str))
-        script.write_text(SCRIPT.format(case=str(case), log=str(tmp_path / "rank")))
-        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240)
-        assert done.returncode == code, done.stderr
-        logs = [tmp_path / f"rank{number}" for number in (0, 1)]
-        noted = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
-        if settings["kernels"] == USUAL:
-            noted = [[line for line in lines if "settled" not in line] for lines in noted]
-        for log in logs:
-            log.unlink()
-        return noted
-
-    return run
+    return partial(run_two, tmp_path)
 
 
-def test_a_damaged_image_on_one_process_is_replaced_as_in_one(photos, tmp_path, two):
-    data = tmp_path / "data"
-    data.mkdir()
+@pytest.fixture(scope="module")
+def damaged(photos, tmp_path_factory):
+    """The settings of a run with a damaged image, the run of two processes, and what each noted."""
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "data").mkdir()
     for number, file in enumerate(sorted(photos.rglob("*.jpg"))):
-        (data / f"{number:02d}.jpg").write_bytes(file.read_bytes() if number != 7 else b"\xff\xd8 no more")
-    settings = {**SETTINGS, "data": data, "steps": 20, "max_unreadable": 0.2}
-    first, second = two({**settings, "out": tmp_path / "two"})
+        content = file.read_bytes() if number != 7 else b"\xff\xd8 no more"
+        (folder / "data" / f"{number:02d}.jpg").write_bytes(content)
+    settings = {**SETTINGS, "data": folder / "data", "steps": 20, "max_unreadable": 0.2}
+    return settings, folder / "two", run_two(folder, {**settings, "out": folder / "two"})
+
+
+def test_a_damaged_image_on_one_process_is_replaced_as_in_one(damaged, tmp_path):
+    settings, run, (first, second) = damaged
     assert len(first) == 20
     assert first == second  # weights and rates after each step, bit for bit
     fastmim.pretrain(out=tmp_path / "one", **settings)
-    found = weights(tmp_path / "two")
+    found = weights(run)
     for name, value in weights(tmp_path / "one").items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)  # of 20 steps
-    loss = [[line["loss"] for line in lines(tmp_path / run)] for run in ("one", "two")]
+    loss = [[line["loss"] for line in lines(folder)] for folder in (tmp_path / "one", run)]
     assert loss[0] == pytest.approx(loss[1], rel=1e-5)
-    named = [(tmp_path / run / "skipped.jsonl").read_text() for run in ("one", "two")]
+    named = [(folder / "skipped.jsonl").read_text() for folder in (tmp_path / "one", run)]
     assert "07.jpg" in named[0]
     assert named[0] == named[1]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", mostly_slow([0, 1], [1]))
 def test_running_statistics_that_one_spoils_take_both_back(photos, tmp_path, two, rank):
     """Step 14 is the last before the processes look at what they hold."""
     settings = {**RESNET, "data": photos, "out": tmp_path / "run", "steps": 20, "checkpoint_every_steps": 5}
@@ -122,6 +130,7 @@ def test_running_statistics_that_one_spoils_take_both_back(photos, tmp_path, two
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [0, 1])
 def test_both_go_back_to_the_same_whoever_is_late(photos, tmp_path, two, late):
     settings = {**SETTINGS, "data": photos, "out": tmp_path / "run", "steps": 25, "checkpoint_every_steps": 5}
@@ -134,17 +143,18 @@ def test_both_go_back_to_the_same_whoever_is_late(photos, tmp_path, two, late):
     assert load_checkpoint(tmp_path / "run" / LAST).progress.lr_scale == 0.25
 
 
-def test_a_signal_to_one_stops_both_and_they_go_on_as_if_nothing_had_been(photos, tmp_path, two):
-    settings = {**SETTINGS, "data": photos, "steps": 20, "out": tmp_path / "run"}
+def test_a_signal_to_one_stops_both_and_they_go_on_as_if_nothing_had_been(damaged, tmp_path, two):
+    settings, _, (whole, _) = damaged
+    settings = {**settings, "out": tmp_path / "run"}
     first, second = two(settings, stop=7)
     assert first == second
     assert first[-1]["step"] == 9  # where they next ask one another
     again, alike = two({**settings, "resume": True})
     assert again == alike
-    whole, _ = two({**settings, "out": tmp_path / "whole"})
     assert [*first, *again] == whole
 
 
+@pytest.mark.slow
 def test_both_take_the_kernels_that_the_first_has_found(photos, tmp_path, two, monkeypatch):
     monkeypatch.setenv("FASTMIM_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

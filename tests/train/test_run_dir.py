@@ -50,7 +50,7 @@ def test_no_two_processes_write_to_one_run(photos, tmp_path, monkeypatch):
         finally:
             other.kill()  # the system lets go of what is held
     assert [file.name for file in run.iterdir()] == [".lock"]
-    assert fastmim.pretrain(data=photos, out=run, **TINY).complete
+    assert fastmim.pretrain(data=photos, out=run, steps=1, **TINY).complete
     os.killpg(other.pid, signal.SIGKILL)
 
 
@@ -76,7 +76,7 @@ def test_one_of_many_processes_holds_a_run_at_a_time(tmp_path):
 def test_a_device_that_is_not_there_costs_no_earlier_run(photos, tmp_path, settings, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     run = tmp_path / "run"
-    assert fastmim.pretrain(data=photos, out=run, **TINY).complete
+    assert fastmim.pretrain(data=photos, out=run, steps=1, **TINY).complete
     before = {file: file.read_bytes() for file in run.iterdir()}
     with pytest.raises(UsageError, match=r"cuda|CUDA"):
         fastmim.pretrain(data=photos, out=run, overwrite=True, **TINY, **settings)

@@ -2,21 +2,25 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 import fastmim
 from conftest import TINY
 from fastmim.cli.entry import main
-from fastmim.errors import Interrupted
+from fastmim.errors import Interrupted, RunError, UsageError
 from fastmim.methods.masked.input_masking import InputMasking
 from fastmim.train.checkpoint_folder import load_checkpoint
+from fastmim.train.processes import launch_processes
 from fastmim.train.run_files import LAST
 from fastmim.train.signals import STOPPING, StopRequest, interruptible
 
@@ -281,7 +285,7 @@ def test_signals_reach_two_processes(program, what, number, times, code, words):
     ("what", "code", "words"),
     [
         ("lost", 1, "RunError: process 2 of 2 was killed by SIGKILL, perhaps for lack of memory"),
-        ("fails", 1, "RunError: too many images cannot be read"),
+        pytest.param("fails", 1, "RunError: too many images cannot be read", marks=pytest.mark.slow),
         pytest.param("refuses", 2, "UsageError: out: no such folder", marks=pytest.mark.slow),
         pytest.param(
             "breaks", 1, "RunError: process 2 of 2: unexpected KeyError: 'x'", marks=pytest.mark.slow
@@ -293,6 +297,23 @@ def test_what_ends_one_of_two_processes_is_told(program, what, code, words):
     output, _ = process.communicate(timeout=120)
     assert output.strip().splitlines()[-1].startswith(words)
     assert process.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("last", "kind", "told"),
+    [
+        ("fastmim.errors.RunError: too many images", RunError, "too many images"),
+        ("fastmim.errors.UsageError: out: no such folder", UsageError, "out: no such folder"),
+        ("KeyError: 'x'", RunError, "process 2 of 2: unexpected KeyError: 'x' (--debug shows where)"),
+    ],
+)
+def test_an_error_of_one_process_is_the_runs(last, kind, told):
+    def launch(_):
+        raise ProcessRaisedException(f"\nTraceback (most recent call last):\n{last}\n", 1, 0)
+
+    fabric = SimpleNamespace(launch=launch, world_size=2)
+    with pytest.raises(kind, match=f"^{re.escape(told)}$"):
+        launch_processes(fabric, print)
 
 
 @needs_proc

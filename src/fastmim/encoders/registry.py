@@ -13,7 +13,8 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastmim.encoders.architectures import cmt, pvt  # noqa: F401  (both register their models with timm)
 from fastmim.encoders.limits import MOST_PARAMETERS, TooLarge, limited
@@ -127,10 +128,28 @@ def arguments_of(model_name: str, model: nn.Module) -> Mapping[str, inspect.Para
     return taken
 
 
+class _NoInitialValues(TorchFunctionMode):
+    """Skip the drawing of initial weights on the meta device, which takes most of a model's construction."""
+
+    SKIPPED = frozenset(
+        {getattr(Tensor, name) for name in ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_")}
+        | {Tensor.fill_, Tensor.zero_, nn.init.uniform_, nn.init.normal_, nn.init.constant_}
+        | {nn.init.kaiming_uniform_}
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.SKIPPED and (tensor := args[0] if args else kwargs["tensor"]).is_meta:
+            return tensor
+        return func(*args, **kwargs)
+
+
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
     """Build on the meta device if possible (no memory, no random numbers), otherwise with memory."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInitialValues():
             return build()
     except TooLarge:
         raise

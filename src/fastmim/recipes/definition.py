@@ -81,7 +81,8 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
     from fastmim.mim.targets import build_target
 
     size = METHODS[config.method].encoder_size(config.size)
-    build = partial(build_encoder, config.model, size, config.in_chans, config.model_kwargs, config.encoder)
+    settings = replace(config.encoder, init="timm")
+    build = partial(build_encoder, config.model, size, config.in_chans, config.model_kwargs, settings)
     encoder = cast("Encoder", without_memory(build))
     cell = build_target(config.target, encoder.stride).cell
     mean, std = config.crop.mean or IMAGENET_DEFAULT_MEAN, config.crop.std or IMAGENET_DEFAULT_STD
