@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_timm_resolves_indices_of_blocks():
 
 
 def test_a_loaders_workers_can_be_ended():
-    iterator = iter(DataLoader(list(range(8)), num_workers=1))
+    iterator: Any = iter(DataLoader(list(range(8)), num_workers=1))
     workers = list(iterator._workers)
     next(iterator)
     iterator._shutdown_workers()

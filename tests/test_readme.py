@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,11 @@ def test_every_block_of_python_runs(photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(fastmim, "pretrain", pretrain)
     monkeypatch.setattr(fastmim, "finetune", finetune)
-    session = {"__name__": "__main__", "MyBackbone": MyBackbone, "images": torch.randn(2, 3, 224, 224)}
+    session: dict[str, Any] = {
+        "__name__": "__main__",
+        "MyBackbone": MyBackbone,
+        "images": torch.randn(2, 3, 224, 224),
+    }
     for block in BLOCKS:
         exec(block, session)
     assert session["logits"].shape == (2, 10)

@@ -472,7 +472,7 @@ def lossless_jpeg(height: int, width: int, kind: str = "RGB") -> tuple[bytes, np
 @pytest.mark.parametrize("size", [(320, 400), (1000, 1000), (64, 48)], ids=str)
 def test_lossless_jpegs_are_whole_or_refused(size, kind):
     """libjpeg-turbo writes all of their pixels whatever scale is asked for."""
-    data, picture = lossless_jpeg(*size, kind)
+    data, picture = lossless_jpeg(size[0], size[1], kind)
     try:
         small = crop_and_resize(data, whole, (32, 32), 3)
     except UnreadableImage:

@@ -243,7 +243,7 @@ def test_no_tar_and_a_packed_one_are_told_apart(tmp_path):
     with pytest.raises(UsageError, match="neither a tar nor parquet"):
         open_images(str(tmp_path / "a.bin"))
     for kind in ("gz", "bz2", "xz"):
-        with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}") as tar:
+        with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}") as tar:  # type: ignore[call-overload]
             tar.addfile(entry("a.jpg", size=1), io.BytesIO(b"x"))
         with pytest.raises(UsageError, match="unpack it first"):
             open_images(str(tmp_path / f"a.tar.{kind}"))

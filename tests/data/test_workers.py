@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from typing import Any
 
 import pytest
 from torch.utils.data import Dataset
@@ -76,7 +77,7 @@ def test_a_process_that_is_lost_ends_the_run(what):
 
 
 def test_processes_end_when_nobody_asks_for_more():
-    stream = answers(Failing("nothing"), range(1000), 2)
+    stream: Any = answers(Failing("nothing"), range(1000), 2)
     assert [next(stream), next(stream)] == [0, 1]
     assert len(mp.active_children()) == 2
     stream.close()
@@ -85,7 +86,7 @@ def test_processes_end_when_nobody_asks_for_more():
 
 def test_a_busy_process_is_killed_and_not_waited_for(monkeypatch):
     monkeypatch.setattr("fastmim.data.loading.workers.SECONDS_TO_END", 0.2)
-    stream = answers(Failing("stuck"), range(40), 1)
+    stream: Any = answers(Failing("stuck"), range(40), 1)
     next(stream)
     before = time.monotonic()
     stream.close()

@@ -58,8 +58,8 @@ def sparse_grn(norm, visible_Bhw):
             response = image[visible].square().sum(0).sqrt()
             share = response / (response.mean() + norm.eps)
             out.append(image + norm.weight * image * share + norm.bias)
-        out = torch.stack(out)
-        return out if channels_last else out.permute(0, 3, 1, 2)
+        stacked = torch.stack(out)
+        return stacked if channels_last else stacked.permute(0, 3, 1, 2)
 
     return forward
 

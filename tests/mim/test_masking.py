@@ -48,7 +48,7 @@ def test_every_sample_has_the_exact_count(size, block, ratio, seed):
         mask = draw(torch.Generator().manual_seed(seed), 5, size, block, ratio)
         assert mask.shape == (5, h, w)
         assert mask.dtype == torch.bool
-        assert (mask.sum((1, 2)) == masked_count(h * w, ratio, pattern)).all()
+        assert mask.sum((1, 2)).eq(masked_count(h * w, ratio, pattern)).all()
         assert mask_to_pixels(mask, block, size).shape == (5, *size)
 
 

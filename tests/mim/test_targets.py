@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -78,5 +80,7 @@ def test_a_target_says_how_it_is_drawn():
     both = Weighted(((hog, 1.0), (Pixels(), 0.5)))
     assert [type(part) for part, _ in both.parts_of(both(edge), 3)] == [Hog, Pixels]
     assert both.title == "HOG and pixels"
-    assert both.compile().parts[0][0].compiled
-    assert not both.parts[0][0].compiled
+    compiled: Any = both.compile().parts[0][0]
+    kept: Any = both.parts[0][0]
+    assert compiled.compiled
+    assert not kept.compiled

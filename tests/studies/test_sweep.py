@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -111,7 +112,8 @@ def test_a_point_of_a_killed_process_is_tried_again(stand_in, tmp_path, monkeypa
     study = study_module.open_study(config, SweepConfig(centre_lr=1e-3, centre_decay=0.75), tmp_path)
     dead = study.ask()
     dead.set_user_attr("point", [0, 0])
-    study._storage.record_heartbeat(dead._trial_id)
+    storage: Any = study._storage
+    storage.record_heartbeat(dead._trial_id)
     found = sweep(config, SweepConfig(), True, lambda _: None)
     assert (1e-3, 0.75) in tried
     assert len(found.accuracy) == 9

@@ -1,7 +1,7 @@
 """Bounds stand in types: what is out of them is one line, in Python, in YAML and as a flag."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
@@ -33,7 +33,7 @@ class Outer:
         check_bounds(self)
 
 
-BROKEN = {
+BROKEN: dict[str, dict[str, Any]] = {
     "steps = 0 must be at least 1": {"steps": 0},
     "rate = 0.0 must be above 0": {"rate": 0.0},
     "rate = nan must be above 0": {"rate": float("nan")},

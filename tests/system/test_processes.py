@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from itertools import islice
+from typing import Any
 
 import cv2
 import pytest
@@ -54,7 +55,7 @@ def touch(folder, job):
 @pytest.mark.parametrize("start_method", [None, "spawn"])
 def test_a_stop_ends_the_running_jobs_and_begins_no_further_one(tmp_path, start_method):
     jobs = list(range(20))
-    results = in_processes(touch, (tmp_path,), jobs, 2, start_method=start_method, terminate=True)
+    results: Any = in_processes(touch, (tmp_path,), jobs, 2, start_method=start_method, terminate=True)
     assert len(list(islice(results, 3))) == 3
     while len(list(tmp_path.iterdir())) < 5:
         time.sleep(0.01)

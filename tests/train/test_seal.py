@@ -6,6 +6,7 @@ import shutil
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,7 +241,7 @@ def test_a_run_without_a_sound_checkpoint_is_never_begun_again(run):
     assert all(file.read_bytes() == before[file] for file in run.rglob("*") if file.is_file())
 
 
-PLACES = {
+PLACES: dict[str, tuple[dict[str, Any], str]] = {
     "step 10**9": (
         {"progress": {"step": 10**9}},
         "is at step 1000000000 in stage 1, which has",
