@@ -145,3 +145,20 @@ def test_every_model_has_a_size_a_stride_and_a_width(name):
     sizes = working_sizes(name, sides=(128,))
     assert sizes.width > 0
     assert all(side % sizes.stride == 0 for side in sizes.working) or not sizes.uniform
+
+
+def test_a_check_resumes_from_its_page(tmp_path, capsys, monkeypatch):
+    page = tmp_path / "page.md"
+    command = ["backbones", "test_vit", "--every", "9", "--check", "--processes", "1", "--write", str(page)]
+    assert main([*command, "--resume"]) == 0  # nothing to resume yet
+    first = page.read_text()
+    assert "1 of 1 pass" in first
+    monkeypatch.setattr("fastmim.bench.backbones.look_up_and_check", lambda name: pytest.fail(f"{name} again"))
+    assert main([*command, "--resume"]) == 0
+    assert page.read_text() == first
+    page.write_text(first.replace("torch ", "torch 0."))
+    assert main([*command, "--resume"]) == 2
+    assert f"write = {page}" in capsys.readouterr().err
+    page.write_text(first.replace("pre-trains at", "fails: not at"))
+    with pytest.raises(pytest.fail.Exception):
+        main([*command, "--resume", "--debug"])

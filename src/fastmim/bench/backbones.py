@@ -1,6 +1,7 @@
 """List backbones and check them with a step of pre-training; output as lines, JSON or a Markdown page."""
 
 import json
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,15 @@ import torch
 
 from fastmim.bench.contract import Check, check_by_pretraining, look_up_and_check
 from fastmim.encoders.catalogue import Backbone, each, look_up, names_like, smallest_of_each_family
+from fastmim.errors import UsageError
+from fastmim.system.documents import read_text
 from fastmim.system.files import write_atomically
 from fastmim.system.markdown import table
 
+Row = tuple[str, ...]
+HEADING = ("family", "model", "M parameters", "stride", "levels", "sizes that work", "verdict")
+PASSED = "pre-trains at "
+MOST_PAGE = 1 << 24  # bytes
 HEADER = f"{'name':<40} {'M':>6} {'stride':>6}  sizes that work"
 
 
@@ -39,7 +46,13 @@ def list_backbones(names: Sequence[str], processes: int, as_json: bool) -> None:
 
 
 def check_backbones(
-    names: Sequence[str], processes: int, as_json: bool, by_command: bool, page: Path | None, command: str
+    names: Sequence[str],
+    processes: int,
+    as_json: bool,
+    by_command: bool,
+    page: Path | None,
+    command: str,
+    resume: bool = False,
 ) -> bool:
     """Pre-train each backbone for one step and print a line with the verdict.
 
@@ -47,24 +60,33 @@ def check_backbones(
         by_command: run `fastmim pretrain`, in a separate process for each backbone.
         page: Markdown file, rewritten after each backbone, so that an interrupted check keeps its results.
         command: command line that the page cites.
+        resume: keep the rows of ``page`` that passed, and check only the other backbones.
 
     Returns:
         True if all backbones passed.
+
+    Raises:
+        UsageError: the page to resume is of another command, or of other versions of timm or torch.
     """
+    rows = passed_rows(page, command) if page is not None and resume else {}
+    if rows:
+        print(f"{len(rows)} of {len(names)} passed already: {page}", file=sys.stderr)
+    names = [name for name in names if name not in rows]
     if not as_json:
         print(HEADER)
-    found = []
+    passed = True
     way = check_by_pretraining if by_command else look_up_and_check
     for known, check in each(way, names, processes):
-        found.append((known, check))
+        passed &= check.passed
+        rows[known.name] = as_row(known, check)
         if page is not None:
-            write_atomically(page, partial(_write, as_markdown(found, command).encode()))
+            write_atomically(page, partial(_write, as_markdown(list(rows.values()), command).encode()))
         if as_json:
             more = {"passed": check.passed, "verdict": str(check)}
             print(json.dumps(as_mapping(known) | more), flush=True)
         else:
             print(f"{as_line(known)}; {check}", flush=True)
-    return all(check.passed for _, check in found)
+    return passed
 
 
 def _write(text: bytes, file: IO[bytes]) -> None:
@@ -94,34 +116,60 @@ def as_mapping(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def as_markdown(checks: Sequence[tuple[Backbone, Check]], command: str) -> str:
-    """Return the page docs/backbones.md, which cites ``command``."""
-    passed = sum(check.passed for _, check in checks)
-    heading = ("family", "model", "M parameters", "stride", "levels", "sizes that work", "verdict")
-    rows = [
-        (
-            known.family,
-            known.name,
-            f"{known.parameters:.1f}",
-            str(known.sizes.stride if known.sizes else "-"),
-            str(known.levels or "-"),
-            str(known.sizes or "none"),
-            str(check),
-        )
-        for known, check in checks
-    ]
+def as_row(known: Backbone, check: Check) -> Row:
+    """Return a row of the page."""
+    return (
+        known.family,
+        known.name,
+        f"{known.parameters:.1f}",
+        str(known.sizes.stride if known.sizes else "-"),
+        str(known.levels or "-"),
+        str(known.sizes or "none"),
+        str(check),
+    )
+
+
+def as_markdown(rows: Sequence[Row], command: str) -> str:
+    """Return the page docs/backbones.md, which cites ``command``, without its ``--resume``."""
+    passed = sum(row[-1].startswith(PASSED) for row in rows)
     lines = [
+        *_introduction(command),
+        f"{_versions()}: {passed} of {len(rows)} pass.",
+        "",
+        table(HEADING, rows, "llrrrll"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def passed_rows(page: Path, command: str) -> dict[str, Row]:
+    """Read the rows of a page that passed, by the model's name; none if there is no page yet.
+
+    Raises:
+        UsageError: the page is of another command, or of other versions of timm or torch.
+    """
+    if not page.exists():
+        return {}
+    text = read_text(page, MOST_PAGE)
+    if not text.startswith("\n".join([*_introduction(command), f"{_versions()}: "])):
+        raise UsageError(
+            f"write = {page}: it is not a page of this command, timm and torch; give another file"
+        )
+    lines = (tuple(cell.strip() for cell in line.strip("|").split(" | ")) for line in text.splitlines())
+    return {row[1]: row for row in lines if len(row) == len(HEADING) and row[-1].startswith(PASSED)}
+
+
+def _introduction(command: str) -> list[str]:
+    return [
         "# Backbones",
         "",
         "Each model is pre-trained for one step on a CPU, exported and reloaded strictly. With --families:",
         "one small model per architecture family (a module of timm, or of this package). Levels are those",
         "of layer decay: stem, blocks, head. Generated by",
         "",
-        f"    {command}",
+        f"    {command.replace(' --resume', '')}",
         "",
-        f"timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}: "
-        f"{passed} of {len(checks)} pass.",
-        "",
-        table(heading, rows, "llrrrll"),
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _versions() -> str:
+    return f"timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}"

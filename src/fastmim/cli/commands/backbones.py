@@ -34,6 +34,8 @@ def run(arguments: list[str]) -> int:
         """Print one JSON object per line."""
         write: str | None = None
         """With --check: also write the results to this file, as a Markdown table."""
+        resume: bool = False
+        """With --write: keep the results of the file that passed, and check only the other backbones."""
         processes: PositiveInt = os.cpu_count() or 1
         """Backbones to test in parallel."""
 
@@ -42,6 +44,8 @@ def run(arguments: list[str]) -> int:
         raise UsageError("pretrain needs --check")
     if command.write and not command.check:
         raise UsageError("write needs --check: the file says what passed")
+    if command.resume and not command.write:
+        raise UsageError("resume needs --write: the file of the check to resume")
     page = Path(command.write) if command.write else None
     if page is not None:
         check_place("write", page)
@@ -52,5 +56,7 @@ def run(arguments: list[str]) -> int:
         list_backbones(names, command.processes, command.json)
         return 0
     line = shlex.join(["fastmim", "backbones", *arguments])
-    passed = check_backbones(names, command.processes, command.json, command.pretrain, page, line)
+    passed = check_backbones(
+        names, command.processes, command.json, command.pretrain, page, line, command.resume
+    )
     return 0 if passed else 1
