@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from fastmim.methods.registry import METHODS
+
 DOCS = Path(__file__).parents[1] / "docs"
 NAMES = [
     "fastmim",
@@ -26,6 +28,7 @@ def test_one_figure_a_method(tmp_path, monkeypatch):
     script = runpy.run_path(str(DOCS / "figures" / "methods.py"))
     script["main"](["--out", str(tmp_path)])
     assert {file.name for file in tmp_path.iterdir()} == {f"{name}.png" for name in NAMES}
+    assert set(METHODS) <= set(NAMES), "docs/methods.md needs a section and a figure of each method"
     for file in tmp_path.iterdir():
         with Image.open(file) as image:
             assert image.format == "PNG"

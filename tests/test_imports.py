@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ FOLDERS = {
     "downstream": ["classification", "frozen"],
     "cli": ["commands"],
 }
-NEVER = {("downstream", "classification", "frozen"), ("downstream", "frozen", "classification")}
+NEVER = {("downstream", *pair) for pair in itertools.permutations(FOLDERS["downstream"], 2)}
 
 
 def module_of(path: Path) -> str:

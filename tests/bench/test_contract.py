@@ -153,7 +153,9 @@ def test_a_check_resumes_from_its_page(tmp_path, capsys, monkeypatch):
     assert main([*command, "--resume"]) == 0  # nothing to resume yet
     first = page.read_text()
     assert "1 of 1 pass" in first
-    monkeypatch.setattr("fastmim.bench.backbones.look_up_and_check", lambda name: pytest.fail(f"{name} again"))
+    monkeypatch.setattr(
+        "fastmim.bench.backbones.look_up_and_check", lambda name: pytest.fail(f"{name} again")
+    )
     assert main([*command, "--resume"]) == 0
     assert page.read_text() == first
     page.write_text(first.replace("torch ", "torch 0."))

@@ -48,6 +48,44 @@ def test_masked_pixels_reach_the_encoder_only_as_the_token(token):
     assert torch.equal(network(images, mask).prediction, network(other, mask).prediction)
 
 
+class OneBlock(InputMasking):
+    """Hides all blocks but one."""
+
+    def draw_mask(self, generator, batch, size):
+        mask = super().draw_mask(generator, batch, size)
+        mask[:] = True
+        mask[:, 0, 0] = False
+        return mask
+
+    def masked_blocks(self, blocks):
+        return blocks - 1
+
+
+class Varying(OneBlock):
+    """Hides all blocks but one or two."""
+
+    def draw_mask(self, generator, batch, size):
+        mask = super().draw_mask(generator, batch, size)
+        mask[::2, 0, 1] = False
+        return mask
+
+    def masked_blocks(self, blocks):
+        return None
+
+
+@pytest.mark.parametrize("kind", [InputMasking, OneBlock, Varying])
+def test_predicting_the_masked_tokens_alone_changes_no_loss(kind, monkeypatch):
+    monkeypatch.setattr(Decoder, "choosing_pays", True)
+    network = method()
+    network.__class__ = kind
+    images, mask = batch(network)
+    chosen = network.train()(images, mask).loss
+    assert torch.allclose(chosen, network.eval()(images, mask).loss, rtol=1e-5)
+    drawn = network.draw_mask(torch.Generator().manual_seed(1), 8, SIZE).flatten(1).sum(1)
+    blocks = network.masked_blocks(mask[0].numel())
+    assert set(drawn.tolist()) == {blocks} if blocks is not None else len(set(drawn.tolist())) > 1
+
+
 def test_every_parameter_gets_a_gradient():
     network = method()
     network(*batch(network)).loss.backward()

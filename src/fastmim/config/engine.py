@@ -9,17 +9,16 @@ from fastmim.train.settings import KernelConfig, LoopConfig, RunSettings, StartM
 
 
 def run_settings(
-    verb: str, config: PretrainConfig | FinetuneConfig, start: StartMode, kernels: KernelConfig
+    config: PretrainConfig | FinetuneConfig, start: StartMode, kernels: KernelConfig
 ) -> RunSettings:
     """Return the engine's part of a resolved configuration.
 
     Args:
-        verb: verb of the command line, for the header of config.yaml.
         kernels: the configured kernels, limited to those that the task supports.
     """
     return RunSettings(
         out=Path(config.out),
-        config_text=config_text(verb, config),
+        config_text=config_text(config.verb, config),
         resume_flags=resume_flags(config),
         start=start,
         loop=LoopConfig(

@@ -22,6 +22,8 @@ PAPERS_LR, PAPERS_LAYER_DECAY = 1e-3, 0.75  # centre of the paper's grid search
 class FinetuneConfig(RunConfig):
     """Settings of `fastmim finetune`."""
 
+    verb = "finetune"
+
     encoder: str = ""
     """Where the weights come from: a run's folder, its encoder.safetensors, timm:NAME for timm's own, none to
     train from scratch, with --model; or, with --model, a file with timm's keys or a released checkpoint:

@@ -44,6 +44,8 @@ def _stages(value: Any) -> Any:
 class PretrainConfig(RunConfig):
     """Settings of `fastmim pretrain`."""
 
+    verb = "pretrain"
+
     data: str = ""
     """Images: a folder (nested or not), .tar, .parquet file(s), saved Hugging Face dataset, hf:NAME[:SPLIT].
     To try it: demo:photos or demo:digits. Labels are ignored."""

@@ -59,7 +59,9 @@ def check_resumed(
             )
     for name in before.keys() | now.keys():
         if before.get(name) != now.get(name):
-            setting, fault = FAULTS[name]
+            setting, fault = FAULTS.get(
+                name, ("data", f"{{}} has another {name.replace('_', ' ')} than that")
+            )
             fault = fault.format(flat(asdict(config))[setting])
             raise UsageError(f"{setting}: {fault} that the run in {run} started with")
 

@@ -1,7 +1,7 @@
 """Settings that all training runs share."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,9 @@ def check_size(size: Size) -> None:
 @dataclass(frozen=True)
 class RunConfig:
     """Data, batch size, devices, logging and checkpoints of a run."""
+
+    verb: ClassVar[str]
+    """Command of fastmim that runs such a configuration."""
 
     data: str = ""
     """Images."""

@@ -1,6 +1,6 @@
 """Settings of masks, targets and decoders. This module needs no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -36,6 +36,17 @@ class Masking:
         check_bounds(self, "mask")
 
 
+HOG = ("bins", "cell", "normalize")
+TARGET_SETTINGS: dict[TargetName, tuple[str, ...]] = {
+    "hog": HOG,
+    "pixels": (),
+    "pixels-norm": (),
+    "hog+pixels": (*HOG, "pixel_weight"),
+    "hog+pixels-norm": (*HOG, "pixel_weight"),
+}
+"""Settings that each target uses, apart from its name and the loss."""
+
+
 @dataclass(frozen=True)
 class TargetConfig:
     """Prediction target in the masked region, and its loss."""
@@ -55,11 +66,16 @@ class TargetConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "target")
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name not in ("name", "loss", *TARGET_SETTINGS[self.name]) and value != setting.default:
+                given = f"target.{setting.name} = {value!r}"
+                raise UsageError(f"{given}: target.name = {self.name} does not use it; leave it out")
 
     @property
     def uses_cell(self) -> bool:
         """Whether ``cell`` has an effect: a part of the target is HOG."""
-        return "hog" in self.name.split("+")
+        return "cell" in TARGET_SETTINGS[self.name]
 
 
 @dataclass(frozen=True)

@@ -152,4 +152,4 @@ def run_on(
     if network is None:
         network = build_network(config, build_method(config, module))
     task = PretrainTask(fabric, source, config, network)
-    return task.result(train(task, fabric, run_settings("pretrain", config, start, kernel_config(config))))
+    return task.result(train(task, fabric, run_settings(config, start, kernel_config(config))))

@@ -34,7 +34,7 @@ from fastmim.train.run import FILES
 from fastmim.train.run_files import REPORT, SAMPLES
 from fastmim.train.sampler import InfiniteSampler
 from fastmim.train.stages import Stage, build_plan
-from fastmim.train.task import Ended, StageData, StageSetup
+from fastmim.train.task import Ended, StageData, StageSetup, Task
 from fastmim.weights.encoder_file import ORIGIN, WEIGHTS
 
 OUTPUTS = (WEIGHTS, ORIGIN, REPORT, SAMPLES, SKIPPED)
@@ -54,7 +54,7 @@ class RunResult(NamedTuple):
     """Number of the signal that stopped the run early."""
 
 
-class PretrainTask:
+class PretrainTask(Task):
     """Train a method on unlabelled images, optionally with a teacher.
 
     Args:
@@ -207,9 +207,6 @@ class PretrainTask:
     def progress_line(self, stage: Stage, choices: Choices) -> Iterator[str]:
         """Yield lines about the stage's batch, precision, kernels and learning rate."""
         return kernels_line(self.fabric, self.config, self.network.method, self.plan, stage, choices)
-
-    def after_step(self) -> None:
-        """Do nothing: the teacher is frozen."""
 
     def finish(self, ended: Ended, say: Callable[[str], None]) -> None:
         """Evaluate once more; write the encoder, the sample sheet and the report."""

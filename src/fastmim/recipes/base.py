@@ -1,11 +1,12 @@
 """Base configuration, which the settings given by the user override."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from fastmim.config import FinetuneConfig, PretrainConfig, RunConfig, build, merge, read_yaml
+from fastmim.config import PretrainConfig, RunConfig, build, merge, read_yaml
 from fastmim.config.settings import flat
 from fastmim.encoders.names import is_custom
 from fastmim.encoders.trust import Trust, check_plain
@@ -16,7 +17,6 @@ from fastmim.train.run_files import CONFIG, holds_run
 
 C = TypeVar("C", bound=RunConfig)
 MODELS = ("model", "distill.model")  # settings that name a model
-VERBS: dict[type[RunConfig], str] = {PretrainConfig: "pretrain", FinetuneConfig: "finetune"}
 
 
 def base_config(
@@ -111,8 +111,8 @@ def _stored(cls: type[RunConfig], file: Path) -> dict[str, Any]:
 def _check_kind(cls: type[RunConfig], stored: Path) -> None:
     """Raise UsageError if the first line of the stored configuration names another verb."""
     first, _, _ = stored.read_text(errors="replace").partition("\n")
-    for other, verb in VERBS.items():
-        if other is not cls and f"`fastmim {verb} " in first:
-            raise UsageError(
-                f"out: {stored.parent} holds a run of `fastmim {verb}`; that command resumes it with --resume"
-            )
+    named = re.search(r"`fastmim (\w+) ", first)
+    if named is not None and named[1] != cls.verb:
+        raise UsageError(
+            f"out: {stored.parent} holds a run of `fastmim {named[1]}`; that command resumes it with --resume"
+        )

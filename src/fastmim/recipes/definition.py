@@ -41,7 +41,7 @@ class Recipe:
     @property
     def verb(self) -> str:
         """Command of fastmim that runs the recipe."""
-        return "finetune" if isinstance(self.config, FinetuneConfig) else "pretrain"
+        return self.config.verb
 
     @property
     def command(self) -> str:

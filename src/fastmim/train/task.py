@@ -22,7 +22,9 @@ Loader = Callable[[int], Iterator[Iterable[MicroBatch]]]
 """First step -> for each step from there on, this process's share of the batch in micro-batches."""
 
 Evaluate = Callable[[], dict[str, float]]
-"""Evaluate the module, in every process; the numbers join the step's line in metrics.jsonl."""
+"""Evaluate the module, in every process; the numbers join the step's line in metrics.jsonl.
+
+It sets up the precision (`fabric.autocast`) itself; the engine returns the module to training mode."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,13 @@ class Ended:
 
 
 class Task(Protocol):
-    """A kind of training. Every process of a run has an instance, and all make the same calls."""
+    """A kind of training. Every process of a run has an instance, and all make the same calls.
+
+    The order of the calls: the constructor, which writes nothing, since the run's folder is neither created
+    nor locked; `identity`, and `check_resumable` if the run is resumed; for each stage `enter`, `summary`, `load`
+    and `progress_line`, then the steps; at the end, also of a run that was stopped, `finish`. A class that
+    names this protocol as its base inherits the methods that have a body here.
+    """
 
     files: tuple[str, ...]
     """Names of the files that the task writes to the run's folder, in addition to the engine's."""
@@ -83,15 +91,15 @@ class Task(Protocol):
 
     def summary(self, stage: Stage) -> Iterable[str]:
         """Return lines that describe the model and the data, before a stage's kernels are measured."""
-        ...
+        return ()
 
     def progress_line(self, stage: Stage, choices: Choices) -> Iterable[str]:
         """Return lines that describe how the stage's steps are computed."""
-        ...
+        return ()
 
     def after_step(self) -> None:
         """Update state that follows the weights, such as a running mean or a teacher."""
-        ...
+        return
 
     def finish(self, ended: Ended, say: Callable[[str], None]) -> None:
         """Evaluate and write the outputs; all processes take part, and only the first one writes."""

@@ -134,7 +134,7 @@ def run_on(
     if classifier is None:
         classifier = build(config, len(training.classes), module)
     task = ClassificationTask(fabric, training, validation, config, classifier)
-    return task.result(train(task, fabric, run_settings("finetune", config, start, config.kernels)))
+    return task.result(train(task, fabric, run_settings(config, start, config.kernels)))
 
 
 def with_factory(config: FinetuneConfig, trust: Trust) -> FinetuneConfig:

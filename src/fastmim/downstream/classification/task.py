@@ -36,7 +36,7 @@ from fastmim.train.layer_decay import build_layered_adamw, levels_line
 from fastmim.train.optim import scaled_lr, use_kernel
 from fastmim.train.sampler import InfiniteSampler
 from fastmim.train.stages import Stage, build_plan
-from fastmim.train.task import Ended, StageData, StageSetup
+from fastmim.train.task import Ended, StageData, StageSetup, Task
 from fastmim.weights.encoder_file import ORIGIN, WEIGHTS, encoder_digest
 from fastmim.weights.spec import SCRATCH
 
@@ -59,7 +59,7 @@ class FinetuneResult(NamedTuple):
     """Number of the signal that stopped the run early."""
 
 
-class ClassificationTask:
+class ClassificationTask(Task):
     """Train a classifier on labelled images.
 
     Args:

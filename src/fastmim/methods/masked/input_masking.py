@@ -67,19 +67,23 @@ class InputMasking(Method):
         return self.compare(images_BCHW, predictions, mask_Bhw)
 
     def _wanted(self, mask_Bhw: Tensor, size: Size) -> Tensor | None:
-        """Indices (B, K) of the tokens that enter the loss; None: all, also if a selection saves no time.
-
-        Masks must have as many masked blocks as those of `draw_mask`: counting the blocks would synchronise
-        with the device.
-        """
+        """Indices (B, K) of the tokens that enter the loss; None: all, also if a selection saves no time."""
         stride = self.stride
         whole = self.block % stride == 0 and not any(side % self.block for side in size)
         if not (self.training and whole and self.decoder.choosing_pays):
             return None
-        tokens = self.block // stride
-        blocks = mask_Bhw[0].numel()
-        count = masked_count(blocks, self.masking.ratio, self.masking.pattern) * tokens**2
-        return visible_places(~spread_mask(mask_Bhw, tokens, grid_of(size, stride)), count)
+        blocks, tokens = self.masked_blocks(mask_Bhw[0].numel()), self.block // stride
+        if blocks is None:
+            return None
+        return visible_places(~spread_mask(mask_Bhw, tokens, grid_of(size, stride)), blocks * tokens**2)
+
+    def masked_blocks(self, blocks: int) -> int | None:
+        """Return how many of an image's ``blocks`` are masked; None if that differs between masks.
+
+        A subclass that overrides `draw_mask` overrides this method as well: counting the blocks of a mask on
+        the device would wait for it, and tokens beyond this number would be predicted as 0.
+        """
+        return masked_count(blocks, self.masking.ratio, self.masking.pattern)
 
     def masked_images(self, images_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
         if self.masking.place == "image":
