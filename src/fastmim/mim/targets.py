@@ -31,7 +31,7 @@ class Image(NamedTuple):
     """Picture of pixels."""
 
     values_CHW: Tensor
-    """Values in 0..1. One channel is grey; two show the first; more, the first three as red, green and blue."""
+    """Values in 0..1. One channel is grey, two show the first, more show three as red, green and blue."""
 
 
 class Target(Protocol):

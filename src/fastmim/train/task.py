@@ -64,9 +64,9 @@ class Task(Protocol):
     """A kind of training. Every process of a run has an instance, and all make the same calls.
 
     The order of the calls: the constructor, which writes nothing, since the run's folder is neither created
-    nor locked; `identity`, and `check_resumable` if the run is resumed; for each stage `enter`, `summary`, `load`
-    and `progress_line`, then the steps; at the end, also of a run that was stopped, `finish`. A class that
-    names this protocol as its base inherits the methods that have a body here.
+    nor locked; `identity`, and `check_resumable` if the run is resumed; for each stage `enter`, `summary`,
+    `load` and `progress_line`, then the steps; at the end, also of a run that was stopped, `finish`. A class
+    that names this protocol as its base inherits the methods that have a body here.
     """
 
     files: tuple[str, ...]
