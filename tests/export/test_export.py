@@ -43,7 +43,7 @@ def photos():
         crop_and_resize(source.read(index), lambda height, width: Box(0, 0, height, width), (64, 64), 3)
         for index in range(3)
     ]
-    pixels = torch.stack([torch.from_numpy(image) for image in whole]).permute(0, 3, 1, 2) / 255
+    pixels = torch.stack([torch.from_numpy(image.copy()) for image in whole]).permute(0, 3, 1, 2) / 255
     return ((pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]).contiguous()
 
 
