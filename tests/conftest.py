@@ -61,6 +61,7 @@ QUICK: dict[str, Any] = {
 }
 
 
+REAL_TRIAL = Trials.of
 CPU_BEFORE = pytest.StashKey[float]()
 
 
@@ -208,16 +209,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["FASTMIM_CACHE"] = before
 
 
-@pytest.fixture
-def real_trials() -> None:
-    """Lets a test try kernels in another process, which takes seconds."""
-
-
-@pytest.fixture(autouse=True)
-def _no_trials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _no_trials() -> Iterator[None]:
     """All kernels are as fast, so that the usual ones are taken, but for the tests with `real_trials`."""
-    if "real_trials" not in request.fixturenames:
-        monkeypatch.setattr(Trials, "of", lambda *_: Trial(1e-3, 0.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trials, "of", lambda *_: Trial(1e-3, 0.0))
+        yield
+
+
+@pytest.fixture
+def real_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a test try kernels in another process, which takes seconds."""
+    monkeypatch.setattr(Trials, "of", REAL_TRIAL)
 
 
 @pytest.fixture(scope="session")

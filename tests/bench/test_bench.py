@@ -290,6 +290,7 @@ def test_the_ways_of_waiting_are_told_by_the_environment():
         assert others_compute(os.cpu_count())
 
 
+@pytest.mark.slow
 def test_a_contestant_has_its_own_way_of_waiting_and_threads(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     config = replace(SMALL, kernels=shared.USUAL)

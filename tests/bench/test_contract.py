@@ -1,5 +1,7 @@
 """One small model of each architecture family keeps the contract; shapes of every model, as a slow test."""
 
+import contextlib
+import io
 import subprocess
 from functools import cache
 
@@ -51,8 +53,7 @@ def families() -> dict[str, str]:
 
 # One family of each kind: plain and windowed attention, pyramids, convolutions, mixtures of both, and others.
 DEFAULT = """
-vision_transformer swin_transformer hiera xcit levit pvt_v2 cmt resnet convnext efficientnet byobnet mambaout
-mlp_mixer edgenext crossvit
+vision_transformer swin_transformer levit pvt_v2 cmt resnet convnext efficientnet mambaout mlp_mixer crossvit
 """.split()  # noqa: SIM905
 
 
@@ -94,9 +95,18 @@ def test_a_filter_finds_parts_and_patterns():
         names_like("nothing_like_this")
 
 
-def test_a_check_through_the_command_sees_what_a_run_leaves(tmp_path, capsys):
+def in_this_process(words, **_):
+    """`subprocess.run` of a command of fastmim, without the start of a process."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = main(words[3:])
+    return subprocess.CompletedProcess(words, code, output.getvalue(), "")
+
+
+def test_a_check_through_the_command_sees_what_a_run_leaves(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(backbones.subprocess, "run", in_this_process)
     page = tmp_path / "page.md"
-    words = ["backbones", "test_convnext3", "--check", "--pretrain", "--every", "1", "--write", str(page)]
+    words = ["backbones", "test_convnext3", "--check", "--pretrain", "--processes", "1", "--write", str(page)]
     assert main(words) == 0
     known = names_like("test_convnext3")
     lines = capsys.readouterr().out.splitlines()

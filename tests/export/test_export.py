@@ -195,7 +195,11 @@ def test_a_difference_that_keys_do_not_show_is_found(tmp_path, photos):
 
 @pytest.mark.parametrize(
     ("name", "kwargs"),
-    [VIT, pytest.param(SWIN[0], {**SWIN[1], "depths": [1, 2]}, marks=pytest.mark.slow), BEIT],
+    [
+        VIT,
+        pytest.param(SWIN[0], {**SWIN[1], "depths": [1, 2]}, marks=pytest.mark.slow),
+        pytest.param(*BEIT, marks=pytest.mark.slow),
+    ],
 )
 def test_onnx(tmp_path, photos, name, kwargs):
     runtime = pytest.importorskip("onnxruntime")

@@ -52,7 +52,7 @@ def no_autocast():
 @pytest.mark.parametrize("name", METHODS)
 def test_it_learns_what_it_has_seen(name):
     network = small(name, "pixels")
-    images, mask = batch(network, 4)
+    images, mask = batch(network, 2)
     held_out = HeldOut(network, images, mask, 4, no_autocast)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=3e-3)
     for _ in range(100):
@@ -100,9 +100,7 @@ def test_half_precision_gives_a_finite_loss_and_gradients(name):
 
 @pytest.mark.parametrize(
     "name",
-    mostly_slow(
-        [name for name in METHODS if name not in ("simmim", "maskfeat")], ["fastmim", "greenmim", "fcmae"]
-    ),
+    mostly_slow([name for name in METHODS if name not in ("simmim", "maskfeat")], ["greenmim", "fcmae"]),
 )
 def test_a_run_killed_in_its_second_stage_ends_with_the_same_weights(name, photos, tmp_path, monkeypatch):
     model, kwargs = MODELS.get(name, VIT)

@@ -282,13 +282,8 @@ def test_a_run_that_never_recovers_fails_clearly(photos, tmp_path, monkeypatch):
     assert all(torch.isfinite(value).all() for value in state.module.values())
 
 
-@pytest.mark.parametrize(
-    "teacher",
-    [
-        pytest.param({}, marks=pytest.mark.slow),
-        {"distill": {"teacher": "none", "model": "test_convnext"}},
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", [{}, {"distill": {"teacher": "none", "model": "test_convnext"}}])
 def test_two_processes_train_the_model_that_one_trains(photos, tmp_path, teacher):
     """The same crops, masks and weights, to float32's rounding, whoever computes which part of a batch."""
     settings = {**EVEN, "steps": 4, "accelerator": "cpu", "data": str(photos), **teacher}

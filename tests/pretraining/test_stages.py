@@ -37,7 +37,9 @@ def grown(request, photos, tmp_path_factory):
     return STAGES[request.param], run
 
 
-@pytest.mark.parametrize("after", [4, 5, 9])  # as the second stage begins, within it, within the third
+@pytest.mark.parametrize(
+    "after", mostly_slow([4, 5, 9], [4, 9])
+)  # as the second stage begins, within it, within the third
 def test_a_run_killed_in_any_stage_ends_like_one_that_was_not(grown, photos, tmp_path, monkeypatch, after):
     settings, finished = grown
     forward, calls = InputMasking.forward, []
@@ -109,6 +111,7 @@ def test_a_stage_that_cannot_be_is_told_before_anything_is_written(photos, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_grow_together(photos, tmp_path):
     settings = STAGES["vit"] | {"devices": 2, "accelerator": "cpu", "data": photos}
     settings["encoder"] = {"pos_embed": "learned"}  # whose optimiser state changes its shape

@@ -239,7 +239,7 @@ class Faulty(nn.Module):
         ("hang", "did not end"),
         pytest.param("exit", "ended with code 3", marks=pytest.mark.slow),
         pytest.param("error", "failed (RuntimeError: no such kernel)", marks=pytest.mark.slow),
-        ("nan", "gave a loss or gradients that are not finite"),
+        pytest.param("nan", "gave a loss or gradients that are not finite", marks=pytest.mark.slow),
         pytest.param("wrong", "gave other gradients (0.01 apart)", marks=pytest.mark.slow),
         ("none", None),
     ],

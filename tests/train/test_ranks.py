@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastmim
-from conftest import TINY, USUAL, lines, mostly_slow, weights
+from conftest import TINY, USUAL, lines, weights
 from fastmim.train.checkpoint_folder import load_checkpoint
 from fastmim.train.run_files import LAST
 
@@ -93,20 +93,31 @@ def two(tmp_path):
 
 @pytest.fixture(scope="module")
 def damaged(photos, tmp_path_factory):
-    """The settings of a run with a damaged image, the run of two processes, and what each noted."""
+    """The settings of a run with a damaged image, the run of two processes, and what each noted.
+
+    A signal to the second stops both, and they go on.
+    """
     folder = tmp_path_factory.mktemp("damaged")
     (folder / "data").mkdir()
     for number, file in enumerate(sorted(photos.rglob("*.jpg"))):
         content = file.read_bytes() if number != 7 else b"\xff\xd8 no more"
         (folder / "data" / f"{number:02d}.jpg").write_bytes(content)
     settings = {**SETTINGS, "data": folder / "data", "steps": 20, "max_unreadable": 0.2}
-    return settings, folder / "two", run_two(folder, {**settings, "out": folder / "two"})
+    here = {**settings, "out": folder / "two"}
+    stopped, resumed = run_two(folder, here, stop=7), run_two(folder, {**here, "resume": True})
+    return settings, folder / "two", stopped, resumed
+
+
+def test_a_signal_to_one_stops_both(damaged):
+    _, _, stopped, resumed = damaged
+    for first, second in (stopped, resumed):
+        assert first == second  # weights and rates after each step, bit for bit
+    assert stopped[0][-1]["step"] == 9  # where they next ask one another
+    assert [line["step"] for line in (*stopped[0], *resumed[0])] == [*range(20)]
 
 
 def test_a_damaged_image_on_one_process_is_replaced_as_in_one(damaged, tmp_path):
-    settings, run, (first, second) = damaged
-    assert len(first) == 20
-    assert first == second  # weights and rates after each step, bit for bit
+    settings, run, _, _ = damaged
     fastmim.pretrain(out=tmp_path / "one", **settings)
     found = weights(run)
     for name, value in weights(tmp_path / "one").items():
@@ -118,7 +129,8 @@ def test_a_damaged_image_on_one_process_is_replaced_as_in_one(damaged, tmp_path)
     assert named[0] == named[1]
 
 
-@pytest.mark.parametrize("rank", mostly_slow([0, 1], [1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_running_statistics_that_one_spoils_take_both_back(photos, tmp_path, two, rank):
     """Step 14 is the last before the processes look at what they hold."""
     settings = {**RESNET, "data": photos, "out": tmp_path / "run", "steps": 20, "checkpoint_every_steps": 5}
@@ -143,15 +155,11 @@ def test_both_go_back_to_the_same_whoever_is_late(photos, tmp_path, two, late):
     assert load_checkpoint(tmp_path / "run" / LAST).progress.lr_scale == 0.25
 
 
-def test_a_signal_to_one_stops_both_and_they_go_on_as_if_nothing_had_been(damaged, tmp_path, two):
-    settings, _, (whole, _) = damaged
-    settings = {**settings, "out": tmp_path / "run"}
-    first, second = two(settings, stop=7)
-    assert first == second
-    assert first[-1]["step"] == 9  # where they next ask one another
-    again, alike = two({**settings, "resume": True})
-    assert again == alike
-    assert [*first, *again] == whole
+@pytest.mark.slow
+def test_both_go_on_as_if_nothing_had_been(damaged, tmp_path, two):
+    settings, _, (stopped, _), (resumed, _) = damaged
+    whole, _ = two({**settings, "out": tmp_path / "whole"})
+    assert [*stopped, *resumed] == whole
 
 
 @pytest.mark.slow
