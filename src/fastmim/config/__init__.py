@@ -1,6 +1,6 @@
 """Configuration of runs: one dataclass per command; functions that read, merge and write settings."""
 
-from fastmim.config.engine import run_settings
+from fastmim.config.engine import launch, run_settings
 from fastmim.config.finetune import FinetuneConfig
 from fastmim.config.pretrain import PretrainConfig, resolved
 from fastmim.config.resume import ALWAYS_FREE, check_resumed, config_text, resume_flags
@@ -17,6 +17,7 @@ __all__ = [
     "check_resumed",
     "config_text",
     "differences",
+    "launch",
     "merge",
     "read_yaml",
     "resolved",

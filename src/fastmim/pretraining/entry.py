@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from fastmim.config import PretrainConfig, merge, run_settings
+from fastmim.config import PretrainConfig, launch, merge, run_settings
 from fastmim.config.usage import check_pretraining
 from fastmim.data.loading.channel_stats import channel_statistics
 from fastmim.data.sources.base import ImageSource
@@ -28,8 +28,7 @@ from fastmim.pretraining.build import (
 from fastmim.pretraining.task import PretrainTask, RunResult
 from fastmim.pretraining.teacher import with_factory
 from fastmim.recipes import base_config
-from fastmim.train.checkpoint_folder import newest_checkpoint
-from fastmim.train.distributed import run_everywhere, starts_processes, teller
+from fastmim.train.distributed import starts_processes, teller
 from fastmim.train.run import train
 from fastmim.train.settings import NEW_RUN, Resume, StartMode
 
@@ -131,13 +130,11 @@ def run_pretraining(
     config = resolve(config, network)
 
     # Start the processes.
-    point = newest_checkpoint(run) if resumes else None
-    precision = point.checkpoint.choices.precision if point else config.precision
     spawned = starts_processes(config.devices, config.num_nodes)  # each builds its own network
     worker = partial(
         run_on, source=source, config=config, start=start, module=module, network=None if spawned else network
     )
-    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, worker)
+    return launch(config, resumes, worker)
 
 
 def run_on(

@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from fastmim.config import FinetuneConfig, merge, run_settings
+from fastmim.config import FinetuneConfig, launch, merge, run_settings
 from fastmim.config.usage import check_finetuning
 from fastmim.data.labelled import Labelled, few_labels, open_labelled
 from fastmim.downstream.classification.start import InitialModel, build_classifier
@@ -20,8 +20,7 @@ from fastmim.encoders.names import is_custom
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
-from fastmim.train.checkpoint_folder import newest_checkpoint
-from fastmim.train.distributed import run_everywhere, starts_processes, teller
+from fastmim.train.distributed import starts_processes, teller
 from fastmim.train.run import train
 from fastmim.train.settings import NEW_RUN, Resume, StartMode
 from fastmim.weights.load import factory_of
@@ -101,8 +100,6 @@ def run_finetuning(
     classifier = build(config, len(training.classes), module)
     with torch.random.fork_rng(devices=[]):
         config = resolve(config, classifier, training, say)
-    point = newest_checkpoint(run) if resumes else None
-    precision = point.checkpoint.choices.precision if point else config.precision
     worker = partial(
         run_on,
         training=training,
@@ -112,7 +109,7 @@ def run_finetuning(
         module=module,
         classifier=None if starts_processes(config.devices, config.num_nodes) else classifier,
     )
-    return run_everywhere(config.accelerator, config.devices, config.num_nodes, precision, worker)
+    return launch(config, resumes, worker)
 
 
 def build(config: FinetuneConfig, classes: int, module: nn.Module | None) -> InitialModel:
