@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fastmim
-from conftest import QUICK, TINY, Killed, lines, photo, same, weights
+from conftest import QUICK, TINY, Killed, lines, mostly_slow, photo, same, weights
 from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig
 from fastmim.downstream.classification.model import ClassificationModel, PooledClassifier
@@ -193,7 +193,7 @@ def test_the_running_mean_follows_and_is_exported(pretrained, photos, tmp_path):
     assert not same(mean, last)
 
 
-@pytest.mark.parametrize("more", [{}, {"ema": 0.9}, {"labels": "5/class"}])
+@pytest.mark.parametrize("more", mostly_slow([{}, {"ema": 0.9}, {"labels": "5/class"}], [{"ema": 0.9}]))
 def test_a_killed_run_resumes_exactly(pretrained, photos, tmp_path, monkeypatch, more):
     settings = {**QUICK, "encoder": pretrained, "data": photos, "checkpoint_every_steps": 1, **more}
     whole = fastmim.finetune(out=tmp_path / "whole", **settings)

@@ -9,7 +9,7 @@ import timm
 import torch
 import yaml
 
-from conftest import same
+from conftest import mostly_slow, same
 from fastmim.data.decode.image import crop_and_resize
 from fastmim.data.decode.resize import Box
 from fastmim.data.sources.open import open_images
@@ -140,7 +140,7 @@ def test_a_classifier_for_hugging_face(tmp_path, photos):
         close(loaded(photos).logits, expected(run, photos))
 
 
-@pytest.mark.parametrize("classes", [{}, CLASSES])
+@pytest.mark.parametrize("classes", mostly_slow([{}, CLASSES], [CLASSES]))
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [

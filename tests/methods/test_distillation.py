@@ -26,7 +26,7 @@ SWIN = ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": [1, 1, 1, 1]
 CONVNEXT = ("convnext_atto", {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]})
 RESNET = ("resnet10t", {})
 PVT = ("pvt_v2_b0", {"embed_dims": [16, 32, 40, 64], "depths": [1, 1, 1, 1]})
-CMT = ("cmt_s", {"stem_width": 8, "embed_dims": [16, 32, 64, 128]})
+CMT = ("cmt_s", {"stem_width": 8, "embed_dims": [16, 32, 64, 128], "depths": [1, 1, 2, 1]})
 GREY = Statistics((0.5,) * 3, (0.5,) * 3)
 
 

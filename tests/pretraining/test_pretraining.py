@@ -298,6 +298,7 @@ def test_two_processes_train_the_model_that_one_trains(photos, tmp_path, teacher
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(photos, tmp_path, monkeypatch):
     settings = {**EVEN, "steps": 6, "accelerator": "cpu", "data": str(photos), "checkpoint_every_steps": 3}
     forward, calls = InputMasking.forward, []

@@ -15,7 +15,7 @@ import pytest
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 import fastmim
-from conftest import TINY
+from conftest import TINY, mostly_slow
 from fastmim.cli.entry import main
 from fastmim.errors import Interrupted, RunError, UsageError
 from fastmim.methods.masked.input_masking import InputMasking
@@ -121,7 +121,11 @@ def during(monkeypatch, call, action):
     monkeypatch.setattr(InputMasking, "forward", with_action)
 
 
-@pytest.mark.parametrize("number", STOPPING, ids=NAMES)
+@pytest.mark.parametrize(
+    "number",
+    mostly_slow(STOPPING, [signal.SIGINT, signal.SIGTERM]),
+    ids=lambda number: signal.Signals(number).name,
+)
 def test_a_run_stops_after_its_step_and_goes_on(photos, tmp_path, monkeypatch, number, capsys):
     during(monkeypatch, 5, lambda: send(number))
     run = tmp_path / "run"
