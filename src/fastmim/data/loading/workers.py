@@ -152,6 +152,7 @@ def _shut_down(iterator: Iterator[Any], processes: list[BaseProcess]) -> None:
             getattr(iterator, "_shutdown_workers", lambda: None)()
     finally:
         timer.cancel()
+        timer.join()  # or the timer's thread, which has reaped a process, may not have recorded its end yet
         _kill(processes)
 
 
