@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import shutil
 import struct
 import zipfile
@@ -317,7 +318,16 @@ def test_weights_that_are_not_the_runs_are_one_line(run, change):
 
 @pytest.mark.parametrize(
     "content",
-    [os.urandom(5000), b"", b"[1]\n" * 100, b"\xff\xfe{}", b'{"step": 1', b"{" * 5000, b'"a"\n5\nnull\n'],
+    [
+        random.Random(0).randbytes(5000),
+        b"",
+        b"[1]\n" * 100,
+        b"\xff\xfe{}",
+        b'{"step": 1',
+        b"{" * 5000,
+        b'"a"\n5\nnull\n',
+    ],
+    ids=["random", "empty", "lists", "utf16", "cut", "deep", "values"],
 )
 def test_metrics_of_anything_cost_no_run(whole, run, content):
     (run / "metrics.jsonl").write_bytes(content)
