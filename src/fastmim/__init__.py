@@ -16,6 +16,7 @@ __all__ = [
     "pack",
     "pretrain",
     "probe",
+    "segment",
     "wait_briefly",
 ]
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fastmim.data.packing.pack import pack
     from fastmim.downstream.classification.entry import finetune
     from fastmim.downstream.frozen.probe import probe
+    from fastmim.downstream.segmentation.entry import segment
     from fastmim.errors import FastmimError, RunError, UsageError
     from fastmim.export.export import export_encoder
     from fastmim.mim.hog_features import hog
@@ -44,6 +46,7 @@ _HOMES = {
     "pack": "fastmim.data.packing.pack",
     "pretrain": "fastmim.pretraining",
     "probe": "fastmim.downstream.frozen.probe",
+    "segment": "fastmim.downstream.segmentation.entry",
     "wait_briefly": "fastmim.system.threads",
 }
 

@@ -5,7 +5,9 @@ from fastmim.config.finetune import FinetuneConfig
 from fastmim.config.pretrain import PretrainConfig, resolved
 from fastmim.config.resume import ALWAYS_FREE, check_resumed, config_text, resume_flags
 from fastmim.config.run import RunConfig
+from fastmim.config.segment import SegmentConfig
 from fastmim.config.settings import build, differences, merge, to_yaml
+from fastmim.config.transfer import TransferConfig
 from fastmim.system.documents import read_yaml
 
 __all__ = [
@@ -13,6 +15,8 @@ __all__ = [
     "FinetuneConfig",
     "PretrainConfig",
     "RunConfig",
+    "SegmentConfig",
+    "TransferConfig",
     "build",
     "check_resumed",
     "config_text",

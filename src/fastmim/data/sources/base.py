@@ -114,3 +114,14 @@ def fingerprint(source: ImageSource) -> str:
         for index in range(len(source)):
             digest.update(os.fsencode(source.name(index)) + b"\0")
     return digest.hexdigest()[:16]
+
+
+def digest_of(parts: Iterable[tuple[ImageSource, NDArray[np.int64]]], names: Iterable[str]) -> str:
+    """Return a short digest of the chosen images of several sources, and of further names."""
+    digest = hashlib.sha256()
+    for source, indices in parts:
+        digest.update(fingerprint(source).encode())
+        digest.update(np.ascontiguousarray(indices).tobytes())
+    for name in names:
+        digest.update(name.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()[:16]
