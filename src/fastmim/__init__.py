@@ -8,6 +8,7 @@ __all__ = [
     "FastmimError",
     "RunError",
     "UsageError",
+    "detect",
     "export_encoder",
     "finetune",
     "hog",
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fastmim.data.loading.eval_loader import load_image
     from fastmim.data.packing.pack import pack
     from fastmim.downstream.classification.entry import finetune
+    from fastmim.downstream.detection.entry import detect
     from fastmim.downstream.frozen.probe import probe
     from fastmim.downstream.segmentation.entry import segment
     from fastmim.errors import FastmimError, RunError, UsageError
@@ -38,6 +40,7 @@ _HOMES = {
     "FastmimError": "fastmim.errors",
     "RunError": "fastmim.errors",
     "UsageError": "fastmim.errors",
+    "detect": "fastmim.downstream.detection.entry",
     "export_encoder": "fastmim.export.export",
     "finetune": "fastmim.downstream.classification.entry",
     "hog": "fastmim.mim.hog_features",

@@ -1,5 +1,6 @@
 """Configuration of runs: one dataclass per command; functions that read, merge and write settings."""
 
+from fastmim.config.detect import DetectConfig
 from fastmim.config.engine import launch, run_settings
 from fastmim.config.finetune import FinetuneConfig
 from fastmim.config.pretrain import PretrainConfig, resolved
@@ -12,6 +13,7 @@ from fastmim.system.documents import read_yaml
 
 __all__ = [
     "ALWAYS_FREE",
+    "DetectConfig",
     "FinetuneConfig",
     "PretrainConfig",
     "RunConfig",

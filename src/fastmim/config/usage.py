@@ -17,6 +17,7 @@ FOR_PRETRAINING = {
 }
 FOR_TRANSFER = {
     "finetune": "give a folder with train/ and val/, or demo:digits to try it",
+    "detect": "give a folder in the layout of COCO, Pascal VOC or YOLO",
     "segment": "give a folder with images/ and masks/, each with train/ and val/",
 }
 """Verb -> what data it needs."""

@@ -28,8 +28,8 @@ from fastmim.data.sources.base import ImageSource
 from fastmim.system.size import Size
 
 Arrays = Mapping[str, NDArray[Any]]
-Collate = Callable[[list[dict[str, Tensor]]], Any]
-"""Annotations of each image of a micro-batch -> the module's second argument."""
+Collate = Callable[[list[dict[str, Tensor]], list[Size]], Any]
+"""Annotations and (h, w) on the canvas of each image of a micro-batch -> the module's second argument."""
 
 
 class Sample(NamedTuple):
@@ -175,7 +175,7 @@ class DenseLoader:
         ends = list(itertools.accumulate(micro_batches(count, self.micro_batch, self.avoid_single)))
         for start, end in itertools.pairwise([0, *ends]):
             images = to_device(batch.pixels_BHWC[start:end], self.mean, self.std)
-            yield (images, self.collate(annotations[start:end])), end - start
+            yield (images, self.collate(annotations[start:end], batch.sizes[start:end])), end - start
 
 
 def to_device(pixels_BHWC: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,12 +1,7 @@
 """Images with masks: jittered crops for training, whole images for evaluation."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision.transforms import v2
 
 from fastmim.data.annotations.mask_pairs import MaskedImages
 from fastmim.data.annotations.masks import IGNORED, check_same_size, read_mask
@@ -14,31 +9,12 @@ from fastmim.data.decode.pixels import Pixels, UnreadableImage
 from fastmim.data.decode.resize import Box, cut
 from fastmim.data.loading.dataset import read_crop
 from fastmim.data.loading.dense import Arrays, Sample
+from fastmim.data.loading.whole_images import Geometry, WholeImages, distorted
 from fastmim.data.settings import MAX_PIXELS, JitterConfig
-from fastmim.data.sources.base import ImageSource
-from fastmim.data.transforms.placement import Placement, crop, fitted, whole
+from fastmim.data.transforms.placement import Placement, crop
 from fastmim.system.size import Size
 
 ATTEMPTS = 10  # crops tried until none of the classes covers more than `max_class_share`
-LONG_SIDES = 4.0  # longest side of an image, in shorter sides of the canvas: 2048 for 512
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes to which images are scaled."""
-
-    canvas: Size
-    """(H, W) of a crop."""
-    short_side: int
-    """Of the scaled image before jitter, in pixels."""
-    fits: bool = False
-    """Scale images so that they fit into the canvas, instead of to the shorter side."""
-
-    def scale(self, image: Size) -> float:
-        """Return the factor by which an image is scaled, before jitter."""
-        if self.fits:
-            return min(self.canvas[0] / image[0], self.canvas[1] / image[1])
-        return fitted(image, self.short_side, LONG_SIDES * self.short_side)
 
 
 class MaskSamples:
@@ -129,58 +105,6 @@ class WholeMasks:
         pixels, original, _ = self.wholes.load_whole(index)
         check_same_size(mask, original)
         return pixels, original, {"mask": mask}
-
-
-@dataclass(frozen=True)
-class WholeImages:
-    """Whole images without annotations, at one or several scales."""
-
-    source: ImageSource
-    scale: Callable[[Size], float]
-    """(H, W) of an image -> factor by which it is scaled."""
-    chans: int
-    scales: tuple[float, ...] = (1.0,)
-    """Further factors."""
-    max_pixels: int = MAX_PIXELS
-
-    def load_whole(self, index: int) -> tuple[list[Pixels], Size, Arrays]:
-        """Return the image at each scale, and its size."""
-        found: list[Size] = []
-        pixels = []
-        for scale in self.scales:
-            placed = self._read(index, scale, found)
-            pixels.append(placed)
-        return pixels, found[0], {}
-
-    def _read(self, index: int, scale: float, found: list[Size]) -> Pixels:
-        """Read the image once for its size, unless that is known, and then at the size that follows."""
-        if not found:
-
-            def look(height: int, width: int) -> Box:
-                found.append((height, width))
-                return Box(0, 0, 1, 1)
-
-            read_crop(self.source, index, look, (1, 1), self.chans, max_pixels=self.max_pixels)
-        placement = whole(found[0], scale * self.scale(found[0]))
-        return read_crop(
-            self.source,
-            index,
-            lambda *_: placement.box,
-            placement.size,
-            self.chans,
-            max_pixels=self.max_pixels,
-        )
-
-
-def distorted(pixels: Pixels, seed: int) -> Pixels:
-    """Change brightness, contrast, saturation and hue of an 8-bit RGB image; return others unchanged."""
-    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
-        return pixels
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        changed: torch.Tensor = v2.RandomPhotometricDistort()(image)
-    return changed.permute(1, 2, 0).contiguous().numpy()
 
 
 def _mask(data: MaskedImages, index: int, max_pixels: int) -> NDArray[np.uint8]:

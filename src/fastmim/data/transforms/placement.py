@@ -21,6 +21,14 @@ class Placement:
     flip: bool = False
     """Whether the resized box is mirrored, left to right."""
 
+    def points(self, points_N2: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map points (x, y) from the image to the canvas; those outside the box stay outside it."""
+        (top, left, height, width), (tall, wide) = self.box, self.size
+        moved = (points_N2 - np.array([left, top])) * (np.array([wide, tall]) / np.array([width, height]))
+        if self.flip:
+            moved[:, 0] = wide - moved[:, 0]
+        return moved.astype(np.float32)
+
     def boxes(self, boxes_N4: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes (x1, y1, x2, y2) from the image to the canvas, clipped to the part that is shown."""
         (top, left, height, width), (tall, wide) = self.box, self.size

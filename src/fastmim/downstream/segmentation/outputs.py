@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from numpy.typing import NDArray
 from torch import nn
 
 from fastmim._version import __version__
@@ -21,6 +19,7 @@ from fastmim.data.loading.dense import EvalDense
 from fastmim.data.loading.mask_samples import WholeMasks
 from fastmim.downstream.backbone import PyramidBackbone, write_backbone
 from fastmim.downstream.segmentation.evaluation import Predictor, SegmentationScores
+from fastmim.report.masks import class_colours, coloured, displayed
 from fastmim.system.files import write_atomically
 from fastmim.weights.model_file import describe_model, save_model
 
@@ -105,30 +104,3 @@ def draw_worst(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(run / PICTURES, lambda file: file.write(buffer.getvalue()))
-
-
-def class_colours(classes: int) -> NDArray[np.uint8]:
-    """Return a colour for each class, (classes, 3)."""
-    if classes <= 20:
-        return np.array(
-            [np.rint(np.array(colour) * 255) for colour in colormaps["tab20"].colors[:classes]], np.uint8
-        )  # type: ignore[attr-defined]
-    shades = colormaps["gist_ncar"](np.linspace(0.02, 0.96, classes))[:, :3]
-    order = np.random.default_rng(0).permutation(classes)
-    return np.rint(shades[order] * 255).astype(np.uint8)
-
-
-def coloured(mask_HW: NDArray[np.uint8], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colour class numbers: (H, W, 3); ignored pixels are white."""
-    table = np.full((IGNORED + 1, 3), 255, np.uint8)
-    table[: len(colours)] = colours
-    return table[mask_HW]
-
-
-def displayed(pixels_HWC: NDArray[Any]) -> NDArray[np.uint8]:
-    """Convert pixels of any number of channels to an RGB picture: the first three, or grey."""
-    shown = pixels_HWC[..., :3] if pixels_HWC.shape[2] >= 3 else np.repeat(pixels_HWC[..., :1], 3, axis=2)
-    if shown.dtype == np.uint8:
-        return shown
-    low, high = float(shown.min()), float(shown.max())
-    return np.rint((shown - low) / max(high - low, 1e-9) * 255).astype(np.uint8)

@@ -14,8 +14,9 @@ from fastmim.config import SegmentConfig
 from fastmim.data.annotations.mask_pairs import MaskedImages
 from fastmim.data.loading.channel_stats import channel_statistics
 from fastmim.data.loading.dense import DenseDataset, DenseLoader
-from fastmim.data.loading.mask_samples import Geometry, MaskSamples, WholeMasks
+from fastmim.data.loading.mask_samples import MaskSamples, WholeMasks
 from fastmim.data.loading.unreadable import SKIPPED
+from fastmim.data.loading.whole_images import Geometry
 from fastmim.data.sources.base import digest_of
 from fastmim.downstream.backbone import INNER, PyramidBackbone
 from fastmim.downstream.segmentation.evaluation import Predictor, SegmentationScores, measure_segmentation
@@ -30,6 +31,7 @@ from fastmim.downstream.segmentation.outputs import (
 from fastmim.downstream.segmentation.uper_net import Segmenter
 from fastmim.downstream.transfer_task import TransferTask, check_readable
 from fastmim.encoders.batch_size import has_batch_norm
+from fastmim.system.size import Size
 from fastmim.train.checkpoint import Choices
 from fastmim.train.stages import Stage
 from fastmim.train.task import Ended, StageData
@@ -203,7 +205,7 @@ def evaluation_geometry(config: SegmentConfig) -> Geometry:
     return Geometry(config.size, config.known_short_side, fits)
 
 
-def _class_numbers(annotations: list[dict[str, Tensor]]) -> Tensor:
+def _class_numbers(annotations: list[dict[str, Tensor]], _: list[Size]) -> Tensor:
     """Stack the masks of a micro-batch: (B, H, W), int64."""
     return torch.cat([arrays["mask"] for arrays in annotations]).long()
 
