@@ -63,8 +63,7 @@ class FeaturePyramid(nn.Module):
         # The outputs of pre-norm blocks are not normalised; detectors based on them norm each map.
         normed = any(isinstance(module, nn.LayerNorm) for module in encoder.modules())
         self.norms = nn.ModuleList(
-            LayerNorm2d(level.width) if normed else nn.Identity()  # type: ignore[no-untyped-call]
-            for level in self.levels
+            LayerNorm2d(level.width) if normed else nn.Identity() for level in self.levels
         )
         self.resamplers = nn.ModuleList(_resampler(level.width, level.octaves) for level in self.levels)
 
@@ -161,10 +160,10 @@ def _try_size(encoder: Encoder, size: Size) -> None:
     try:
         with torch.device("meta"):
             model, _ = resize(weightless(encoder.model), name, kwargs, old, size)
-        look_at(model, name, size, encoder.in_chans)
+        look_at(model.eval(), name, size, encoder.in_chans)
     except (UsageError, *MODEL_ERRORS):  # some models read tensor values, which the meta device does not have
         model, _ = resize(copy.deepcopy(encoder.model), name, kwargs, old, size)
-        look_at(model, name, size, encoder.in_chans)
+        look_at(model.eval(), name, size, encoder.in_chans)
 
 
 def freeze_unused(pyramid: FeaturePyramid) -> list[str]:
@@ -172,11 +171,10 @@ def freeze_unused(pyramid: FeaturePyramid) -> list[str]:
     was_training = pyramid.training
     pyramid.eval()
     try:
-        stand_in = weightless(pyramid)
-        used = _with_gradients(stand_in, "meta")
+        used = _with_gradients(weightless(pyramid), pyramid, "meta")
     except MODEL_ERRORS:
         device = next(pyramid.parameters()).device
-        used = _with_gradients(pyramid, device)
+        used = _with_gradients(pyramid, pyramid, device)
     finally:
         pyramid.train(was_training)
     unused = [name for name, p in pyramid.named_parameters() if p.requires_grad and name not in used]
@@ -186,10 +184,10 @@ def freeze_unused(pyramid: FeaturePyramid) -> list[str]:
 
 
 @torch.enable_grad()
-def _with_gradients(pyramid: nn.Module, device: torch.device | str) -> set[str]:
-    """Names of the trainable parameters that the maps depend on."""
-    named = {name: p for name, p in pyramid.named_parameters() if p.requires_grad}
+def _with_gradients(module: nn.Module, pyramid: FeaturePyramid, device: torch.device | str) -> set[str]:
+    """Names of the trainable parameters of a pyramid, or of its copy ``module``, that the maps depend on."""
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     images = torch.zeros(1, pyramid.encoder.in_chans, *pyramid.image_size, device=device)
-    total = sum(map_.sum() for map_ in pyramid(images))
+    total = torch.stack([map_.sum() for map_ in module(images)]).sum()
     gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}

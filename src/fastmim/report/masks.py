@@ -12,12 +12,12 @@ from fastmim.data.annotations.masks import IGNORED
 def class_colours(classes: int) -> NDArray[np.uint8]:
     """Return a colour for each class, (classes, 3)."""
     if classes <= 20:
-        return np.array(
-            [np.rint(np.array(colour) * 255) for colour in colormaps["tab20"].colors[:classes]], np.uint8
-        )  # type: ignore[attr-defined]
+        table: NDArray[np.uint8] = colormaps["tab20"](np.arange(classes), bytes=True)[:, :3]
+        return table
     shades = colormaps["gist_ncar"](np.linspace(0.02, 0.96, classes))[:, :3]
     order = np.random.default_rng(0).permutation(classes)
-    return np.rint(shades[order] * 255).astype(np.uint8)
+    spread: NDArray[np.uint8] = np.rint(shades[order] * 255).astype(np.uint8)
+    return spread
 
 
 def coloured(mask_HW: NDArray[np.uint8], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:

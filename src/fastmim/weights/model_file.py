@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastmim._version import __version__
 from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
-from fastmim.system.documents import checked, parse_json
+from fastmim.system.documents import Whole, checked, parse_json
 from fastmim.system.files import write_atomically
 from fastmim.system.size import Size
 from fastmim.weights.encoder_file import (
@@ -21,7 +21,6 @@ from fastmim.weights.encoder_file import (
     Deviation,
     Mean,
     Side,
-    Whole,
     Word,
     check_finite,
 )

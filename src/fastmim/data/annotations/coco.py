@@ -2,10 +2,9 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastmim.data.annotations.instances import Annotated, Faults, InstanceImages, Segmentation, clean
 from fastmim.data.sources.base import FileImages
@@ -13,6 +12,9 @@ from fastmim.data.sources.index import counted
 from fastmim.errors import UsageError
 from fastmim.system.documents import read_json
 from fastmim.system.size import Size
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def read_coco(file: Path, images: Path, classes: tuple[int, ...] | None = None) -> InstanceImages:

@@ -244,5 +244,5 @@ def _pairs(
         else:
             same = by_stem.get(file.stem, [])
             beside = [path for path in same if path.parent == file.parent]
-            found = (beside or same or [None])[0]
+            found = next(iter(beside or same), None)
         yield str(name), found

@@ -137,13 +137,14 @@ def draw_mask(
         placement: position of the image on the canvas.
     """
     if isinstance(segmentation, Mapping):
-        encoded = dict(segmentation)
+        encoded: Any = dict(segmentation)
         if isinstance(encoded["counts"], list):
             encoded = coco_mask.frPyObjects(encoded, *original)
         return placement.mask(np.ascontiguousarray(coco_mask.decode(encoded)), canvas, 0)
     polygons = [placement.points(points).reshape(-1).tolist() for points in segmentation]
     # Polygons are drawn on the box, since the mask's encoder clips them at its own borders only.
-    merged = coco_mask.merge(coco_mask.frPyObjects(polygons, *placement.size))
+    parts: Any = coco_mask.frPyObjects(polygons, *placement.size)
+    merged = coco_mask.merge(parts)
     drawn = np.zeros(canvas, np.uint8)
     drawn[: placement.size[0], : placement.size[1]] = coco_mask.decode(merged)
     return drawn

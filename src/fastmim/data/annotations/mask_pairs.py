@@ -204,7 +204,7 @@ def _classes(
     root: Path, form: MaskFormat, masks: FileImages, spec: str, is_ade20k: bool
 ) -> tuple[MaskCode, tuple[str, ...], list[str]]:
     """Find the classes: of a palette, a list, or the values of the masks."""
-    notes = []
+    notes: list[str] = []
     unlabelled = is_ade20k if form.zero_is_unlabelled is None else form.zero_is_unlabelled
     if form.palette:
         rows = [_colour(row, form.palette) for row in _lines(form.palette, "palette")]
@@ -216,8 +216,8 @@ def _classes(
         names = tuple(_lines(listed, "classes"))
         notes.append(f"{len(names)} classes named in {listed}")
     elif (root / ADE20K_CLASSES).is_file():
-        rows = _lines(str(root / ADE20K_CLASSES), "classes")[1:]
-        names = tuple(row.split("\t")[-1].strip() for row in rows)
+        table = _lines(str(root / ADE20K_CLASSES), "classes")[1:]
+        names = tuple(row.split("\t")[-1].strip() for row in table)
         notes.append(f"{len(names)} classes named in {ADE20K_CLASSES}")
     else:
         names, scanned = _scan(masks, unlabelled, form.ignore_index, spec)

@@ -72,7 +72,7 @@ class DenseBatch:
     def annotations(self, device: torch.device) -> list[dict[str, Tensor]]:
         """Return the annotations of each image on a device."""
         there = copied_tensors(self.arrays, device)
-        parts = {name: value.split(self.counts[name]) for name, value in there.items()}
+        parts = {name: torch.split(value, self.counts[name]) for name, value in there.items()}
         return [{name: parts[name][row] for name in parts} for row in range(len(self.sizes))]
 
 
@@ -187,14 +187,16 @@ def to_device(pixels_BHWC: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 class EvalSamples(Protocol):
     """Images to be evaluated or predicted, whole, at a size that depends on the image only."""
 
-    source: ImageSource
+    @property
+    def source(self) -> ImageSource: ...
 
     def load_whole(self, index: int) -> tuple[list[Pixels], Size, Arrays]:
         """Return the image at each size, (H, W) of the original, and annotations. Raises UnreadableImage."""
         ...
 
 
-class EvalImage(NamedTuple):
+@dataclass(frozen=True)
+class EvalImage:
     """One evaluated image."""
 
     index: int
@@ -225,7 +227,7 @@ class EvalDense(Dataset[EvalAnswers]):
         for index in map(int, indices):
             try:
                 sizes, original, arrays = self.samples.load_whole(index)
-                tensors = [torch.from_numpy(np.require(pixels, requirements="CW")) for pixels in sizes]
+                tensors = [torch.from_numpy(np.require(pixels, requirements=("C", "W"))) for pixels in sizes]
                 images.append(EvalImage(index, tensors, original, dict(arrays)))
             except UnreadableImage as error:
                 unreadable.append(UnreadableRecord(index, self.samples.source.name(index), str(error)))

@@ -1,6 +1,6 @@
-"""Images with boxes and masks: large-scale jitter and copy-paste for training, whole images for evaluation."""
+"""Images with boxes and masks: large-scale jitter and copy-paste, for training."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ class InstanceSamples:
         pixels = placed.pixels
         if self.config.distort:
             pixels = distorted(pixels, int(generator.integers(1 << 62)))
-        arrays = {"boxes": placed.boxes, "labels": placed.labels}
+        arrays: dict[str, NDArray[Any]] = {"boxes": placed.boxes, "labels": placed.labels}
         if self.masks:
             arrays["masks"] = np.packbits(placed.masks, axis=-1)
         return Sample(pixels, arrays)
@@ -118,19 +118,22 @@ def _pasted(below: _Placed, above: _Placed, canvas: Size, generator: np.random.G
     chosen = np.flatnonzero(generator.random(len(above.boxes)) < 0.5)
     if not len(chosen) or below.pixels.dtype != above.pixels.dtype:
         return below
-    # Paste the pixels, on a part of the canvas that holds both.
-    cover = above.masks[chosen].any(0)
-    height, width = (max(a, b) for a, b in zip(below.pixels.shape[:2], above.pixels.shape[:2], strict=True))
-    pixels = np.zeros((height, width, below.pixels.shape[2]), below.pixels.dtype)
-    pixels[: below.pixels.shape[0], : below.pixels.shape[1]] = below.pixels
-    tall, wide = above.pixels.shape[:2]
-    pixels[:tall, :wide][cover[:tall, :wide]] = above.pixels[cover[:tall, :wide]]
+    # Paste the pixels, on the part of the canvas that the image below covers.
+    tall, wide = below.pixels.shape[:2]
+    pasted = above.masks[chosen].copy()
+    pasted[:, tall:], pasted[:, :, wide:] = 0, 0
+    shown = pasted.any((1, 2))
+    pasted, labels = pasted[shown], above.labels[chosen][shown]
+    cover = np.asarray(pasted.any(0))
+    pixels = below.pixels.copy()
+    tall, wide = min(tall, above.pixels.shape[0]), min(wide, above.pixels.shape[1])
+    pixels[:tall, :wide][cover[:tall, :wide]] = above.pixels[:tall, :wide][cover[:tall, :wide]]
     # Cut the objects below, and leave out those that hardly show.
     before = below.masks.sum((1, 2))
     masks = below.masks * ~cover
     kept = masks.sum((1, 2)) > LEAST_VISIBLE * before
-    masks = np.concatenate([masks[kept], above.masks[chosen]])
-    labels = np.concatenate([below.labels[kept], above.labels[chosen]])
+    masks = np.concatenate([masks[kept], pasted])
+    labels = np.concatenate([below.labels[kept], labels])
     return _Placed(pixels, boxes_of(masks), labels, masks)
 
 

@@ -27,7 +27,7 @@ class Placement:
         moved = (points_N2 - np.array([left, top])) * (np.array([wide, tall]) / np.array([width, height]))
         if self.flip:
             moved[:, 0] = wide - moved[:, 0]
-        return moved.astype(np.float32)
+        return np.asarray(moved, np.float32)
 
     def boxes(self, boxes_N4: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes (x1, y1, x2, y2) from the image to the canvas, clipped to the part that is shown."""
@@ -38,7 +38,7 @@ class Placement:
         moved = np.clip(moved, 0, np.array([wide, tall, wide, tall]))
         if self.flip:
             moved[:, [0, 2]] = wide - moved[:, [2, 0]]
-        return moved.astype(np.float32)
+        return np.asarray(moved, np.float32)
 
     def mask(self, mask_HW: NDArray[np.uint8], canvas: Size, fill: int) -> NDArray[np.uint8]:
         """Map a mask (H, W) to the canvas, by nearest neighbour; the padding has the value ``fill``."""

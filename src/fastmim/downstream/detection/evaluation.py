@@ -2,9 +2,9 @@
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from fastmim.system.size import Size
 
 MASK_THRESHOLD = 0.5  # probability above which a pixel belongs to an object
 PASTED = 16  # masks that are enlarged at a time
-METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100")
-METRICS += ("AR_small", "AR_medium", "AR_large")
+METRICS = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+)
 RECALLS = np.linspace(0, 1, 101)  # of the precision-recall curve, as COCO's
 
 
@@ -221,10 +223,10 @@ def ground_truth(data: InstanceImages, sizes: dict[int, Size]) -> dict[str, Any]
             }
             segmentation = objects.segmentations[number]
             if segmentation is not None:
-                is_polygons = not isinstance(segmentation, dict)
-                row["segmentation"] = (
-                    [points.reshape(-1).tolist() for points in segmentation] if is_polygons else segmentation
-                )
+                if isinstance(segmentation, Mapping):
+                    row["segmentation"] = dict(segmentation)
+                else:
+                    row["segmentation"] = [points.reshape(-1).tolist() for points in segmentation]
             annotations.append(row)
     return {
         "images": [
@@ -248,6 +250,7 @@ def score(
 ) -> DetectionScores:
     """Score detections by COCO's metric, for boxes and masks."""
     truth = ground_truth(data, sizes)
+    kinds: dict[str, tuple[Literal["bbox", "segm"], str]]
     kinds = {"box": ("bbox", "bbox"), **({"mask": ("segm", "segmentation")} if masks else {})}
     figures: dict[str, dict[str, float]] = {}
     per_class: dict[str, dict[str, float | None]] = {name: {} for name in data.classes}
@@ -277,7 +280,7 @@ def score(
 
 
 def coco_figures(
-    truth: dict[str, Any], rows: list[dict[str, Any]], iou_type: str
+    truth: dict[str, Any], rows: list[dict[str, Any]], iou_type: Literal["bbox", "segm"]
 ) -> tuple[dict[str, float], NDArray[np.float64]]:
     """Return the twelve figures of COCO, per cent, and the precision at each IoU, recall and class.
 
@@ -285,7 +288,7 @@ def coco_figures(
     """
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO(truth)
-        judge = COCOeval_faster(known, known.loadRes(rows), iou_type, print_function=lambda *_: None)
+        judge: Any = COCOeval_faster(known, known.loadRes(rows), iou_type, print_function=lambda *_: None)
         judge.evaluate()
         judge.accumulate()
         judge.summarize()

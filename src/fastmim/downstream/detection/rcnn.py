@@ -69,13 +69,13 @@ class RegionPool(nn.Module):
         return pooled
 
 
-class RegionHeads(RoIHeads):
+class RegionHeads(RoIHeads):  # type: ignore[misc] # torchvision has no types
     """torchvision's heads, with losses in float32 and, if aligned, exact targets of masks."""
 
     lower: torch.dtype | None = None
     """Precision in which the layers of the heads are computed, if it is lower than float32."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         features: dict[str, Tensor],
         proposals: list[Tensor],
@@ -173,8 +173,8 @@ class Detector(nn.Module):
             norm_layer=norm,
         )
         anchors = AnchorGenerator(
-            tuple((side,) for side in config.anchors),  # type: ignore[arg-type]
-            (RATIOS,) * len(config.anchors),  # type: ignore[arg-type]
+            tuple((side,) for side in config.anchors),
+            (RATIOS,) * len(config.anchors),
         )
         rpn_head = RPNHead(channels, len(RATIOS), conv_depth=2 if config.upgraded else 1)
         self.rpn = RegionProposalNetwork(
