@@ -12,6 +12,7 @@ __all__ = [
     "export_encoder",
     "finetune",
     "hog",
+    "load",
     "load_encoder",
     "load_image",
     "pack",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fastmim.downstream.classification.entry import finetune
     from fastmim.downstream.detection.entry import detect
     from fastmim.downstream.frozen.probe import probe
+    from fastmim.downstream.load_model import load_model as load
     from fastmim.downstream.segmentation.entry import segment
     from fastmim.errors import FastmimError, RunError, UsageError
     from fastmim.export.export import export_encoder
@@ -44,6 +46,7 @@ _HOMES = {
     "export_encoder": "fastmim.export.export",
     "finetune": "fastmim.downstream.classification.entry",
     "hog": "fastmim.mim.hog_features",
+    "load": "fastmim.downstream.load_model:load_model",
     "load_encoder": "fastmim.weights.load",
     "load_image": "fastmim.data.loading.eval_loader",
     "pack": "fastmim.data.packing.pack",
@@ -59,6 +62,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fastmim' has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value
     return value

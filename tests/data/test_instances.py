@@ -49,7 +49,9 @@ def write_coco(folder: Path, split: str = "train2017", count: int = 3, polygon: 
     for number in range(count):
         boxes = [(5 + number, 6, 20, 18), (30, 20 - number, 50, 38)]
         picture(boxes, [RED, BLUE]).save(folder / split / f"{number}.png")
-        content["images"].append({"id": 100 + number, "file_name": f"{number}.png", "height": 40, "width": 60})
+        content["images"].append(
+            {"id": 100 + number, "file_name": f"{number}.png", "height": 40, "width": 60}
+        )
         for box, category in zip(boxes, (7, 3), strict=True):
             row = coco_rows(box, polygon) | {"image_id": 100 + number, "category_id": category}
             content["annotations"].append(row | {"id": len(content["annotations"]) + 1})

@@ -158,11 +158,22 @@ def test_names_of_classes(tmp_path):
     ("change", "form", "message"),
     [
         (lambda d: None, MaskFormat(), "has no folders of images and masks; give a folder with images/"),
-        (lambda d: write_pairs(d, "images", "pictures", range(2)), MaskFormat(), "has no folders of images and"),
-        (lambda d: write_pairs(d, "images", "masks", range(1)), MaskFormat(), "one image with a mask; two"),
-        (lambda d: write_pairs(d, "images", "masks", range(2)), MaskFormat("/no.txt"), "classes: /no.txt cannot"),
         (
-            lambda d: (write_pairs(d, "images", "masks", range(2)), write_pairs(d, "images", "labels", range(2))),
+            lambda d: write_pairs(d, "images", "pictures", range(2)),
+            MaskFormat(),
+            "has no folders of images and",
+        ),
+        (lambda d: write_pairs(d, "images", "masks", range(1)), MaskFormat(), "one image with a mask; two"),
+        (
+            lambda d: write_pairs(d, "images", "masks", range(2)),
+            MaskFormat("/no.txt"),
+            "classes: /no.txt cannot",
+        ),
+        (
+            lambda d: (
+                write_pairs(d, "images", "masks", range(2)),
+                write_pairs(d, "images", "labels", range(2)),
+            ),
             MaskFormat(),
             "has labels, masks, and it is unclear which to use",
         ),

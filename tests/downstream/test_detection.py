@@ -1,4 +1,4 @@
-"""Detection: the model against torchvision's, scores against pycocotools and by hand, and a run to its files."""
+"""Detection: the model against torchvision's, scores against pycocotools and by hand, and a run."""
 
 import json
 
@@ -16,8 +16,14 @@ from fastmim.cli.entry import main
 from fastmim.config.detect import RcnnConfig
 from fastmim.data.annotations.instances import Annotated, InstanceImages
 from fastmim.data.sources.base import ArrayImages
-from fastmim.downstream.detection.evaluation import as_results, coco_figures, ground_truth, pasted, score
-from fastmim.downstream.detection.evaluation import Detections
+from fastmim.downstream.detection.evaluation import (
+    Detections,
+    as_results,
+    coco_figures,
+    ground_truth,
+    pasted,
+    score,
+)
 from fastmim.downstream.detection.model import unpacked
 from fastmim.downstream.detection.rcnn import Detector, RegionPool
 from fastmim.errors import UsageError
@@ -53,7 +59,10 @@ def squares(tmp_path_factory):
             pixels = generator.integers(110, 146, (64, 64, 3), np.uint8)
             for half, category in ((0, 1), (32, 2)):
                 side = int(generator.integers(14, 24))
-                top, left = int(generator.integers(0, 64 - side)), half + int(generator.integers(0, 31 - side))
+                top, left = (
+                    int(generator.integers(0, 64 - side)),
+                    half + int(generator.integers(0, 31 - side)),
+                )
                 pixels[top : top + side, left : left + side] = (250, 0, 0) if category == 1 else (0, 0, 250)
                 corners = [left, top, left + side, top, left + side, top + side, left, top + side]
                 content["annotations"].append(
@@ -196,7 +205,9 @@ def test_an_upgraded_detector_has_more_layers():
 
     assert count(plain, nn.BatchNorm2d) == 0
     assert count(upgraded.fpn, nn.BatchNorm2d) == 8
-    assert count(upgraded.heads.box_head, nn.BatchNorm2d) == count(upgraded.heads.mask_head, nn.BatchNorm2d) == 4
+    assert (
+        count(upgraded.heads.box_head, nn.BatchNorm2d) == count(upgraded.heads.mask_head, nn.BatchNorm2d) == 4
+    )
     assert count(upgraded.rpn.head.conv, nn.Conv2d) == 2
     assert count(upgraded.heads.box_head, nn.Linear) == 1
 
@@ -304,7 +315,9 @@ def test_figures_are_those_of_pycocotools():
     known = ground_truth(data, {0: (100, 100)})
     results = as_results(detections, 42, data.category_ids)
     for kind, key in (("bbox", "bbox"), ("segm", "segmentation")):
-        rows = [{**{k: row[k] for k in ("image_id", "category_id", "score")}, key: row[key]} for row in results]
+        rows = [
+            {**{k: row[k] for k in ("image_id", "category_id", "score")}, key: row[key]} for row in results
+        ]
         figures, _ = coco_figures(known, [dict(row) for row in rows], kind)
         theirs = coco.COCO()
         theirs.dataset = known
@@ -331,7 +344,13 @@ def test_a_run_writes_its_files(finished):
     names = {path.name for path in finished.iterdir() if not path.name.startswith("events.out")}
     assert names == {
         *("config.yaml", "metrics.jsonl", "last.ckpt", "skipped.jsonl", "results.json", "detections.json"),
-        *("validation.png", "precision_recall.png", "model.safetensors", "encoder.safetensors", "encoder.json"),
+        *(
+            "validation.png",
+            "precision_recall.png",
+            "model.safetensors",
+            "encoder.safetensors",
+            "encoder.json",
+        ),
     }
     results = json.loads((finished / "results.json").read_text())
     assert results["images"] == 4
@@ -406,7 +425,18 @@ def test_wrong_settings_are_one_line(squares, tmp_path, settings, message):
 
 def test_the_command(squares, tmp_path, capsys):
     words = ["detect", "--data", str(squares), "--out", str(tmp_path / "run"), "--encoder", "none"]
-    words += ["--model", "resnet10t", "--image-size", "64", "--steps", "1", "--batch-size", "2", "--workers", "0"]
+    words += [
+        "--model",
+        "resnet10t",
+        "--image-size",
+        "64",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+    ]
     words += ["--head.channels", "8", "--head.hidden", "8", "--kernels.memory-format", "contiguous"]
     words += ["--kernels.compile", "none", "--kernels.threads", "1", "--kernels.attention", "fused"]
     assert main([*words, "--kernels.optimizer", "fused"]) == 0

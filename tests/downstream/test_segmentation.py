@@ -190,7 +190,9 @@ def test_flips_and_scales_are_averaged():
     pixels = torch.randint(0, 256, (20, 24, 3), dtype=torch.uint8)
     image = EvalImage(0, [pixels, pixels], (20, 24), {})
     zeros, ones = torch.zeros(3), torch.ones(3)
-    once = Predictor(Pixelwise(), (8, 8), SlidingConfig(), zeros, ones, 4)(EvalImage(0, [pixels], (20, 24), {}))
+    once = Predictor(Pixelwise(), (8, 8), SlidingConfig(), zeros, ones, 4)(
+        EvalImage(0, [pixels], (20, 24), {})
+    )
     twice = Predictor(Pixelwise(), (8, 8), SlidingConfig(flip=True), zeros, ones, 4)(image)
     torch.testing.assert_close(once, twice)
     assert torch.allclose(once.sum(0), torch.ones(20, 24))
@@ -278,7 +280,9 @@ def test_a_run_writes_its_files(finished):
 
 def test_the_backbone_of_a_run_starts_another_one(finished, scenes, tmp_path):
     settings = {name: value for name, value in QUICK.items() if name != "model"}
-    result = fastmim.segment(data=scenes, out=tmp_path / "run", **{**settings, "encoder": finished, "steps": 1})
+    result = fastmim.segment(
+        data=scenes, out=tmp_path / "run", **{**settings, "encoder": finished, "steps": 1}
+    )
     assert result.complete
     model = fastmim.load_encoder(finished)
     assert same(dict(model.state_dict()), weights(finished))
@@ -305,7 +309,13 @@ def test_a_killed_run_resumes_exactly(scenes, tmp_path, monkeypatch, more):
 
 
 def test_it_learns_the_scenes_that_it_sees(scenes, tmp_path):
-    settings = {**QUICK, "steps": 60, "optim": {"base_lr": 0.3}, "evaluations": 1, "jitter": {"scale": [0.8, 1.2]}}
+    settings = {
+        **QUICK,
+        "steps": 60,
+        "optim": {"base_lr": 0.3},
+        "evaluations": 1,
+        "jitter": {"scale": [0.8, 1.2]},
+    }
     result = fastmim.segment(data=scenes, out=tmp_path / "run", **settings)
     assert result.miou > 50  # 9 before
     assert lines(tmp_path / "run")[-1]["loss"] < 0.5 * lines(tmp_path / "run")[0]["loss"]
@@ -342,7 +352,18 @@ def test_wrong_settings_are_one_line(scenes, tmp_path, settings, message):
 
 def test_the_command(scenes, tmp_path, capsys):
     words = ["segment", "--data", str(scenes), "--out", str(tmp_path / "run"), "--encoder", "none"]
-    words += ["--model", "resnet10t", "--image-size", "32", "--steps", "1", "--batch-size", "2", "--workers", "0"]
+    words += [
+        "--model",
+        "resnet10t",
+        "--image-size",
+        "32",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+    ]
     words += ["--head.channels", "8", "--kernels.memory-format", "contiguous", "--kernels.compile", "none"]
     words += ["--kernels.threads", "1", "--kernels.attention", "fused", "--kernels.optimizer", "fused"]
     assert main(words) == 0

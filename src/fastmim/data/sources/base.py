@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -85,6 +85,26 @@ class ArrayImages:
     def read(self, index: int) -> NDArray[Any]:
         image: NDArray[Any] = self._images[index]
         return image
+
+
+class MixedImages:
+    """A list of files and arrays (H, W) or (H, W, C)."""
+
+    def __init__(self, images: Sequence[str | os.PathLike[str] | NDArray[Any]]) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        image = self._images[index]
+        return f"image {index}" if isinstance(image, np.ndarray) else os.fspath(image)
+
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        image = self._images[index]
+        if isinstance(image, np.ndarray):
+            return image[..., None] if image.ndim == 2 else image
+        return read_regular(os.fspath(image))
 
 
 class Subset:

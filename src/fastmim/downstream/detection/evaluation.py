@@ -21,6 +21,7 @@ from fastmim.data.loading.dataset import UnreadableRecord
 from fastmim.data.loading.dense import EvalDense, EvalImage, EvalSamples, Sample, collate, to_device
 from fastmim.data.loading.workers import answers
 from fastmim.downstream.detection.rcnn import Detector
+from fastmim.report.objects import Detections
 from fastmim.system.size import Size
 
 MASK_THRESHOLD = 0.5  # probability above which a pixel belongs to an object
@@ -30,18 +31,6 @@ METRICS = (
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 )
 RECALLS = np.linspace(0, 1, 101)  # of the precision-recall curve, as COCO's
-
-
-class Detections(NamedTuple):
-    """Objects found in one image, the most certain first."""
-
-    boxes: NDArray[np.float32]
-    """(N, 4), x1, y1, x2, y2, in pixels of the upright image."""
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    """(N,), class numbers from 0."""
-    masks: NDArray[np.bool_] | None
-    """(N, H, W) of the image; None for a detector of boxes only."""
 
 
 @dataclass(frozen=True)

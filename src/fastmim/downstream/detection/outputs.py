@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
-from numpy.typing import NDArray
+from matplotlib.patches import Patch
 from torch import nn
 
 from fastmim._version import __version__
@@ -20,8 +18,9 @@ from fastmim.data.annotations.instances import Annotated, InstanceImages, draw_m
 from fastmim.data.loading.dense import EvalDense, EvalSamples
 from fastmim.data.transforms.placement import whole
 from fastmim.downstream.backbone import PyramidBackbone, write_backbone
-from fastmim.downstream.detection.evaluation import RECALLS, DetectionPredictor, Detections, DetectionScores
+from fastmim.downstream.detection.evaluation import RECALLS, DetectionPredictor, DetectionScores
 from fastmim.report.masks import class_colours, displayed
+from fastmim.report.objects import Detections, draw_objects, kept
 from fastmim.system.files import write_atomically
 from fastmim.weights.model_file import describe_model, save_model
 
@@ -32,7 +31,6 @@ CURVE = "precision_recall.png"
 SHOWN = 8  # images in the picture, the worst ones first
 SHOWN_SCORE = 0.5  # least score of a detection in the picture
 LEGEND = 24  # classes named in the picture
-COVER = 0.45  # opacity of masks
 
 
 def write_results(run: Path, scores: DetectionScores, facts: dict[str, Any]) -> None:
@@ -129,12 +127,6 @@ def draw_worst(
     write_atomically(run / PICTURES, lambda file: file.write(buffer.getvalue()))
 
 
-def kept(found: Detections, chosen: NDArray[np.bool_]) -> Detections:
-    """Return some of the detections."""
-    masks = None if found.masks is None else found.masks[chosen]
-    return Detections(found.boxes[chosen], found.scores[chosen], found.labels[chosen], masks)
-
-
 def as_detections(objects: Annotated, size: tuple[int, int], masks: bool) -> Detections:
     """Return true objects as if they were detected."""
     place = whole(size, 1.0)
@@ -148,29 +140,3 @@ def as_detections(objects: Annotated, size: tuple[int, int], masks: bool) -> Det
         objects.labels,
         np.array(drawn, bool).reshape(-1, *size) if masks else None,
     )
-
-
-def draw_objects(
-    axes: Axes,
-    pixels: NDArray[np.uint8],
-    found: Detections,
-    original: tuple[int, int],
-    colours: NDArray[np.uint8],
-) -> None:
-    """Draw boxes and masks over a picture of any size."""
-    picture = pixels.astype(np.float32)
-    factor = np.array([pixels.shape[1] / original[1], pixels.shape[0] / original[0]] * 2)
-    rows = np.minimum((np.arange(pixels.shape[0]) / factor[1]).astype(int), original[0] - 1)
-    columns = np.minimum((np.arange(pixels.shape[1]) / factor[0]).astype(int), original[1] - 1)
-    for number, label in enumerate(found.labels):
-        if found.masks is not None:
-            small = found.masks[number][np.ix_(rows, columns)]
-            picture[small] = (1 - COVER) * picture[small] + COVER * colours[label]
-    axes.imshow(picture.astype(np.uint8))
-    for box, label in zip(found.boxes * factor, found.labels, strict=True):
-        x1, y1, x2, y2 = box
-        colour = tuple(colours[label] / 255)
-        axes.add_patch(
-            Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.2)
-        )
-    axes.set_axis_off()
