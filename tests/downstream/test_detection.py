@@ -254,7 +254,7 @@ def found(boxes: list[list[float]], scores: list[float], labels: list[int]) -> D
     return Detections(corners, np.array(scores, np.float32), np.array(labels), masks)
 
 
-A, B, C = [10, 10, 50, 50], [60, 60, 90, 95], [5, 60, 30, 90]
+A, B, C = [10.0, 10.0, 50.0, 50.0], [60.0, 60.0, 90.0, 95.0], [5.0, 60.0, 30.0, 90.0]
 
 
 def scored(data: InstanceImages, detections: Detections):

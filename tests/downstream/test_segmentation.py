@@ -382,3 +382,17 @@ def test_a_head_without_auxiliary_loss(scenes, tmp_path):
     with safe_open(run / "model.safetensors", "pt") as file:
         assert not [key for key in file.keys() if key.startswith("aux_head")]  # noqa: SIM118
     assert UperNetConfig(**head).aux_weight == 0
+
+
+def test_windows_and_relative_positions_of_a_plain_transformer(scenes, tmp_path):
+    """The run has them, its model file too; the encoder file has timm's own keys."""
+    vit = {"model": "vit_tiny_patch16_224", "model_kwargs": {"embed_dim": 32, "depth": 8, "num_heads": 2}}
+    settings = {**QUICK, **vit, "image_size": 64, "vit_windows": 2, "relative_positions": True, "steps": 1}
+    run = fastmim.segment(data=scenes, out=tmp_path / "run", **settings).run
+    assert not [key for key in weights(run) if "relative" in key]
+    fastmim.load_encoder(run)
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    (found,) = fastmim.load(run, "cpu").predict(image)
+    assert found.mask.shape == (40, 40)
+    with pytest.raises(UsageError, match="vit_windows = 2: resnet10t is not a plain vision transformer"):
+        fastmim.segment(data=scenes, out=tmp_path / "other", **QUICK, vit_windows=2)

@@ -99,6 +99,13 @@ class TransferConfig(RunConfig):
 class DenseConfig(TransferConfig):
     """Settings that detection and segmentation share."""
 
+    vit_windows: PositiveInt | None = None
+    """For plain vision transformers: side of a window in tokens, within which all blocks attend but four
+    evenly spaced ones (ViTDet: 14). Needed for large images. Default: none."""
+    relative_positions: bool = False
+    """For plain vision transformers: add relative positions, initialised with zeros, to the attention (paper:
+    table 6, MAE setting)."""
+
     def known_schedule(self, images: int) -> ScheduleConfig:
         """Return the schedule, with the default length of the warm-up for a number of training images."""
         if self.schedule.warmup_steps is not None or self.schedule.warmup_epochs is not None:

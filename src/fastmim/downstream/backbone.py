@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from fastmim.config.transfer import TransferConfig
+from fastmim.config.transfer import DenseConfig, TransferConfig
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.names import is_custom
+from fastmim.encoders.plain_attention import TABLE, set_plain_attention
 from fastmim.encoders.pyramid import FeaturePyramid, fit_image_size, freeze_unused
 from fastmim.encoders.registry import arguments_of, create, without_memory
 from fastmim.encoders.sizes import working_sizes
@@ -44,7 +45,7 @@ class PyramidBackbone:
         return self.pyramid.encoder
 
 
-def load_backbone(config: TransferConfig, module: nn.Module | None = None) -> PyramidBackbone:
+def load_backbone(config: DenseConfig, module: nn.Module | None = None) -> PyramidBackbone:
     """Build the feature pyramid that ``config`` describes, at its image size.
 
     Random weights are drawn from torch's generator.
@@ -78,6 +79,7 @@ def load_backbone(config: TransferConfig, module: nn.Module | None = None) -> Py
         raise UsageError(f"in_chans = {config.in_chans}: the encoder was trained on {trained_on}")
     encoder = Encoder(loaded.model, loaded.name, loaded.kwargs, loaded.size, metadata["in_chans"])
     fit_image_size(encoder, config.size)
+    set_plain_attention(encoder, config.vit_windows, config.relative_positions)
     # Build the pyramid.
     encoder.model.requires_grad_(True)
     pyramid = FeaturePyramid(encoder, config.size)
@@ -129,10 +131,18 @@ def with_factory(config: C, trust: Trust) -> C:
     return replace(config, model=name)
 
 
+def attention_settings(config: DenseConfig) -> dict[str, Any]:
+    """Return the settings of `set_plain_attention`, for the description of a model."""
+    return {"vit_windows": config.vit_windows, "relative_positions": config.relative_positions}
+
+
 def write_backbone(
     run: Path, backbone: PyramidBackbone, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """Write the backbone in ``model`` as encoder.safetensors, which every command accepts as --encoder."""
+    """Write the backbone in ``model`` as encoder.safetensors, which every command accepts as --encoder.
+
+    Tables of relative positions, which timm's model does not have, are left out.
+    """
     encoder = backbone.encoder
     past = ("from", "model", "method", "target")
     metadata = {
@@ -140,7 +150,7 @@ def write_backbone(
         "fine_tuned_from": {key: backbone.metadata[key] for key in past if key in backbone.metadata},
     }
     del metadata["target"]
-    save_encoder(run, model.get_submodule(INNER), metadata)
+    save_encoder(run, model.get_submodule(INNER), metadata, leave_out=TABLE)
 
 
 def _floats(values: list[float] | None) -> tuple[float, ...] | None:

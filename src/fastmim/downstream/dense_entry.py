@@ -11,7 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from fastmim.config import TransferConfig, launch, merge, run_settings
+from fastmim.config import launch, merge, run_settings
+from fastmim.config.transfer import DenseConfig
 from fastmim.config.usage import check_transfer
 from fastmim.downstream.backbone import PyramidBackbone, check_out, load_backbone, with_factory
 from fastmim.encoders.build import name_of
@@ -22,7 +23,7 @@ from fastmim.train.run import train
 from fastmim.train.settings import Resume, StartMode
 from fastmim.train.task import Ended, Task
 
-C = TypeVar("C", bound=TransferConfig)
+C = TypeVar("C", bound=DenseConfig)
 D = TypeVar("D")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -72,7 +73,7 @@ def configured(
 
 
 def run_dense(
-    config: TransferConfig, start: StartMode, module: nn.Module | None, trust_code: bool, kind: Kind
+    config: DenseConfig, start: StartMode, module: nn.Module | None, trust_code: bool, kind: Kind
 ) -> Any:
     """Run a configuration, on one device in this process or on several devices in new processes.
 
@@ -105,7 +106,7 @@ def run_dense(
     return launch(config, resumes, worker)
 
 
-def build(config: TransferConfig, module: nn.Module | None) -> PyramidBackbone:
+def build(config: DenseConfig, module: nn.Module | None) -> PyramidBackbone:
     """Build the backbone that ``config`` describes; newly initialised weights depend on the seed."""
     torch.manual_seed(config.seed)
     return load_backbone(config, module)
@@ -115,7 +116,7 @@ def _run_on(
     fabric: Fabric,
     training: Any,
     validation: Any,
-    config: TransferConfig,
+    config: DenseConfig,
     start: StartMode,
     module: nn.Module | None,
     backbone: PyramidBackbone | None,

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,17 +22,19 @@ from fastmim.data.loading.whole_images import Geometry, WholeImages
 from fastmim.data.loading.workers import answers
 from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.base import ImageSource, MixedImages
-from fastmim.downstream.detection.evaluation import DetectionPredictor, Detections, detect_all
+from fastmim.downstream.detection.evaluation import DetectionPredictor, detect_all
 from fastmim.downstream.detection.rcnn import Detector
 from fastmim.downstream.segmentation.evaluation import Predictor
 from fastmim.downstream.segmentation.uper_net import Segmenter
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.described import check_described, most_parameters
 from fastmim.encoders.limits import limited
+from fastmim.encoders.plain_attention import set_plain_attention
 from fastmim.encoders.pyramid import FeaturePyramid
 from fastmim.encoders.registry import create
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
+from fastmim.report.objects import Detections
 from fastmim.system.size import Size
 from fastmim.train.distributed import build_fabric
 from fastmim.weights.encoder_file import WEIGHTS
@@ -42,7 +44,8 @@ from fastmim.weights.rebuild import count
 
 BATCH = 8
 Task = Literal["classify", "segment", "detect"]
-Images = str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.PathLike[str] | NDArray[Any]]
+Image = str | os.PathLike[str] | NDArray[Any]
+"""A path, or an array (H, W) or (H, W, C)."""
 
 
 class Classified(NamedTuple):
@@ -87,7 +90,7 @@ class LoadedModel:
         return f"LoadedModel({self.task}, {len(self.classes)} classes, {height}x{width} pixels)"
 
     def predict(
-        self, images: Images, batch: int = BATCH, max_pixels: int = MAX_PIXELS
+        self, images: Image | Sequence[Image], batch: int = BATCH, max_pixels: int = MAX_PIXELS
     ) -> list[Prediction | UnreadableRecord]:
         """Predict images: paths, or arrays (H, W, C) as PIL and NumPy read them.
 
@@ -100,7 +103,7 @@ class LoadedModel:
             For each image, in order: `Classified`, `Segmented` or `Detections`; or, if it cannot be read, an
             `UnreadableRecord` with the reason.
         """
-        given = images if isinstance(images, list | tuple) else [images]
+        given: Sequence[Image] = images if isinstance(images, list | tuple) else [cast("Image", images)]
         if not given:
             return []
         source: ImageSource = MixedImages(given)
@@ -207,11 +210,12 @@ def _dense(path: Path, fabric: Fabric, model: nn.Module | str | None, trust_code
     where = str(path / MODEL if path.is_dir() else path)
     backbone = _backbone(described, state, where, model, trust_code)
     encoder = Encoder(backbone, described.model, described.kwargs, described.encoder_size, described.in_chans)
-    pyramid = FeaturePyramid(encoder, described.image_size)
     settings, classes = described.settings, len(described.classes)
     whole: nn.Module
     more: dict[str, Any] = {}
     try:
+        set_plain_attention(encoder, settings["vit_windows"], bool(settings["relative_positions"]))
+        pyramid = FeaturePyramid(encoder, described.image_size)
         if described.task == "segment":
             whole = Segmenter(pyramid, classes, build(UperNetConfig, settings["head"]))
             more = {

@@ -17,7 +17,7 @@ from fastmim.config import DetectConfig
 from fastmim.data.annotations.instances import Annotated, InstanceImages, draw_mask
 from fastmim.data.loading.dense import EvalDense, EvalSamples
 from fastmim.data.transforms.placement import whole
-from fastmim.downstream.backbone import PyramidBackbone, write_backbone
+from fastmim.downstream.backbone import PyramidBackbone, attention_settings, write_backbone
 from fastmim.downstream.detection.evaluation import RECALLS, DetectionPredictor, DetectionScores
 from fastmim.report.masks import class_colours, displayed
 from fastmim.report.objects import Detections, draw_objects, kept
@@ -63,7 +63,7 @@ def write_detector(
     masks: bool,
 ) -> None:
     """Write the whole model as model.safetensors, and its backbone as encoder.safetensors."""
-    settings = {"head": asdict(config.head), "masks": masks}
+    settings = {"head": asdict(config.head), "masks": masks, **attention_settings(config)}
     mean, std = config.jitter.statistics
     save_model(
         run, model, describe_model("detect", backbone.encoder, config.size, mean, std, classes, settings)

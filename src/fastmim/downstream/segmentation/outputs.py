@@ -17,7 +17,7 @@ from fastmim.config import SegmentConfig
 from fastmim.data.annotations.masks import IGNORED
 from fastmim.data.loading.dense import EvalDense
 from fastmim.data.loading.mask_samples import WholeMasks
-from fastmim.downstream.backbone import PyramidBackbone, write_backbone
+from fastmim.downstream.backbone import PyramidBackbone, attention_settings, write_backbone
 from fastmim.downstream.segmentation.evaluation import Predictor, SegmentationScores
 from fastmim.report.masks import class_colours, coloured, displayed
 from fastmim.system.files import write_atomically
@@ -60,6 +60,7 @@ def write_segmenter(
         "head": asdict(config.head),
         "evaluation": asdict(config.evaluation),
         "short_side": config.known_short_side,
+        **attention_settings(config),
     }
     mean, std = config.jitter.statistics
     save_model(
