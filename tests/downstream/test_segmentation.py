@@ -24,6 +24,7 @@ from fastmim.downstream.segmentation.evaluation import (
 )
 from fastmim.downstream.segmentation.model import pixel_loss
 from fastmim.downstream.segmentation.uper_net import FcnHead, UperNetHead
+from fastmim.downstream.transfer_task import synchronise_norms
 from fastmim.errors import UsageError
 from fastmim.train import loop as loop_module
 from fastmim.train.layer_decay import layer_decay_groups
@@ -250,6 +251,21 @@ def test_layers_of_the_backbone_have_smaller_rates_and_heads_the_full_one():
     assert scale[id(model.inner[1][1][0].weight)] == 0.5
     assert scale[id(model.inner[1][0][0].weight)] == 0.25
     assert scale[id(model.inner[0].weight)] == 0.125
+
+
+# Several processes.
+
+
+def test_norms_of_the_head_are_synchronised_and_those_of_the_backbone_are_not():
+    def block() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    model = nn.ModuleDict({"inner": block(), "head": block()})
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    synchronise_norms(model, "inner")
+    assert type(model["inner"][1]) is nn.BatchNorm2d
+    assert type(model["head"][1]) is nn.SyncBatchNorm
+    assert same(before, dict(model.state_dict()))
 
 
 # A run.

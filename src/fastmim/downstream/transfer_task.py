@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmim.config import ALWAYS_FREE, check_resumed
 from fastmim.config.transfer import TransferConfig
@@ -75,6 +76,8 @@ class TransferTask(Task):
         share = stage.batch_size // self.fabric.world_size
         check_batch(learner.model, name, stage.image_size, config.in_chans, share, stage.micro_batch)
         self.backbone_name, self.backbone_kwargs = name, kwargs
+        if inner and self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
+            synchronise_norms(learner.model, inner)
         self.learner = learner.to(self.fabric.device)
         self.optimizer = build_layered_adamw(
             learner.model, config.known_layer_decay, config.optim, config.layer_decay_blocks, inner
@@ -192,6 +195,18 @@ class TransferTask(Task):
                 f"{broken} unreadable images were left out, {in_validation} of them in validation: "
                 f"{self.run / SKIPPED} lists the training images"
             )
+
+
+def synchronise_norms(model: nn.Module, backbone: str) -> None:
+    """Let the batch norms of ``model`` outside its ``backbone`` use the statistics of all processes.
+
+    A process often has one or two images, too few for the statistics of a new head. PyTorch has such norms for
+    CUDA only.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, _BatchNorm) and not name.startswith(f"{backbone}."):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, nn.SyncBatchNorm.convert_sync_batchnorm(module))
 
 
 def check_readable(unreadable: int, example: UnreadableRecord | None, images: int, limit: float) -> None:

@@ -47,7 +47,7 @@ class Recipe:
     @property
     def command(self) -> str:
         """Command line of the run, on the paper's hardware and data."""
-        data = "imagenet"
+        data = {"detect": "coco", "segment": "ade20k"}.get(self.verb, "imagenet")
         if self.verb == "pretrain":
             data = "imagenet22k" if "in22k" in self.name else "imagenet/train"
         return f"fastmim {self.verb} --recipe {self.name} --data {data} --out runs/{self.name} --devices 8"
