@@ -200,8 +200,8 @@ class TransferTask(Task):
 def synchronise_norms(model: nn.Module, backbone: str) -> None:
     """Let the batch norms of ``model`` outside its ``backbone`` use the statistics of all processes.
 
-    A process often has one or two images, too few for the statistics of a new head. PyTorch has such norms for
-    CUDA only.
+    A process often has one or two images, too few for the statistics of a new head. PyTorch has such norms
+    for CUDA only.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, _BatchNorm) and not name.startswith(f"{backbone}."):
