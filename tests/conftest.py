@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -20,6 +21,9 @@ from fastmim.data.decode.resize import Box
 from fastmim.train.trial_process import Trial
 from fastmim.train.trials import Trials
 from simulated_device import ON_DEVICE, install
+
+settings.register_profile("unhurried", deadline=None)  # no test has a clock
+settings.load_profile("unhurried")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -30,10 +30,10 @@ LAYERS = [
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Folders of a room, the lowest first; a file that lies in the room itself may import all of them.
 FOLDERS = {
-    "data": ["decode", "transforms", "sources", "loading", "packing"],
+    "data": ["decode", "transforms", "sources", "annotations", "loading", "packing"],
     "methods": ["masked"],
     "encoders": ["architectures", "visible"],
-    "downstream": ["classification", "frozen"],
+    "downstream": ["classification", "detection", "frozen", "segmentation"],
     "cli": ["commands"],
 }
 NEVER = {("downstream", *pair) for pair in itertools.permutations(FOLDERS["downstream"], 2)}

@@ -89,6 +89,9 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
     for place in (
         "pretraining.run_pretraining",
         "downstream.classification.entry.run_finetuning",
+        "downstream.detection.entry.run_detection",
+        "downstream.segmentation.entry.run_segmentation",
+        "downstream.predict.predict",
         "studies.payoff.payoff",
         "studies.sweep.sweep",
         "downstream.frozen.probe.run_probe",
@@ -110,6 +113,7 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
     monkeypatch.setattr("fastmim.config.usage.check_start", lambda *_: False)
     words = shlex.split(command, comments=True)[1:]
     words = ["demo:photos" if word in ("photos/", "tiles/") else word for word in words]
+    words = [str(tmp_path) if words[0] == "predict" and word.startswith("runs/") else word for word in words]
     if "--resume" in words:
         words += ["--data", "demo:photos"]  # as the run's config.yaml has it
     if words[0] == "recipes":

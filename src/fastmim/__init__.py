@@ -8,14 +8,17 @@ __all__ = [
     "FastmimError",
     "RunError",
     "UsageError",
+    "detect",
     "export_encoder",
     "finetune",
     "hog",
+    "load",
     "load_encoder",
     "load_image",
     "pack",
     "pretrain",
     "probe",
+    "segment",
     "wait_briefly",
 ]
 
@@ -23,7 +26,10 @@ if TYPE_CHECKING:
     from fastmim.data.loading.eval_loader import load_image
     from fastmim.data.packing.pack import pack
     from fastmim.downstream.classification.entry import finetune
+    from fastmim.downstream.detection.entry import detect
     from fastmim.downstream.frozen.probe import probe
+    from fastmim.downstream.load_model import load_model as load
+    from fastmim.downstream.segmentation.entry import segment
     from fastmim.errors import FastmimError, RunError, UsageError
     from fastmim.export.export import export_encoder
     from fastmim.mim.hog_features import hog
@@ -36,14 +42,17 @@ _HOMES = {
     "FastmimError": "fastmim.errors",
     "RunError": "fastmim.errors",
     "UsageError": "fastmim.errors",
+    "detect": "fastmim.downstream.detection.entry",
     "export_encoder": "fastmim.export.export",
     "finetune": "fastmim.downstream.classification.entry",
     "hog": "fastmim.mim.hog_features",
+    "load": "fastmim.downstream.load_model:load_model",
     "load_encoder": "fastmim.weights.load",
     "load_image": "fastmim.data.loading.eval_loader",
     "pack": "fastmim.data.packing.pack",
     "pretrain": "fastmim.pretraining",
     "probe": "fastmim.downstream.frozen.probe",
+    "segment": "fastmim.downstream.segmentation.entry",
     "wait_briefly": "fastmim.system.threads",
 }
 
@@ -53,6 +62,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fastmim' has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value
     return value

@@ -22,6 +22,9 @@ print(json.dumps([code, [name for name in {HEAVY} if name in sys.modules]]))
 """
 USAGE = {  # what a verb needs besides the folder that is not there
     "pretrain": "--out {tmp}/run --data {missing}",
+    "detect": "--data {missing} --encoder none --model resnet18 --out {tmp}/run",
+    "segment": "--data {missing} --encoder none --model resnet18 --out {tmp}/run",
+    "predict": "--data demo:photos --run {missing} --out {tmp}/out",
     "finetune": "--encoder none --model resnet18 --out {tmp}/run --data {missing}",
     "payoff": "--encoder {tmp} --out {tmp}/run --data {missing}",
     "sweep": "--encoder {tmp} --out {tmp}/run --data {missing}",

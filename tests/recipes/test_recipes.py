@@ -510,3 +510,59 @@ def test_a_recipe_of_another_verb_says_which(tmp_path, capsys):
     arguments = ["--data", "demo:photos", "--out", str(tmp_path / "run")]
     assert main(["pretrain", "--recipe", "table4/vit-b/finetune", *arguments]) == 2
     assert "fastmim finetune" in capsys.readouterr().err
+
+
+# Detection and segmentation.
+
+DENSE = [name for name in ALL if recipe(name).verb in ("detect", "segment")]
+
+
+def test_dense_rows_are_the_papers():
+    """13 of table 5's rows, of which BEiT's and the one without a schedule are not ours; 4 of table 6's."""
+    figures = paper_figures()
+    five = [name for name in DENSE if name.startswith("table5/")]
+    assert len(five) == 13
+    assert len([name for name in DENSE if name.startswith("table6/")]) == 4
+    assert len([name for name in DENSE if name.startswith("table1b/")]) == 6
+    box, *_, mask, _, _ = figures["table5_coco"]["mae_setting_25e"]["fastmim_vit_b"]
+    assert recipe("table5/mae-setting-25e/fastmim-vit-b").paper == f"{box} % box AP, {mask} % mask AP"
+    assert recipe("table6/simmim-setting/fastmim-swin-b").paper == "52.6 % mIoU"
+    assert recipe("table1b/vit-b-hog-128px/detect").paper == "50.7 % box AP, 45.1 % mask AP"
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_recipes_start_from_the_encoder_of_a_recipe(name):
+    found = recipe(name)
+    run = recipe_config(name).encoder.removeprefix("runs/")
+    assert run in ALL
+    assert recipe(run).backbone == found.backbone
+    assert yaml.safe_load(found.settings)["encoder"] == f"runs/{run}"
+    assert build(type(found.config), yaml.safe_load(found.settings)) == found.config
+
+
+def test_settings_of_the_papers_appendix():
+    """Peak learning rate, batch, weight decay, epochs, drop path, schedule (appendix A.3.4)."""
+
+    def facts(name: str) -> tuple:
+        config = recipe_config(name)
+        peak = config.optim.base_lr * config.batch_size / 256
+        return (
+            round(peak, 9),
+            config.batch_size,
+            config.optim.weight_decay,
+            config.drop_path,
+            config.schedule.name,
+        )
+
+    assert facts("table5/mae-setting-100e/mae-vit-b") == (8e-5, 32, 0.1, 0.1, "cosine")
+    assert facts("table5/simmim-setting/fastmim-swin-b") == (6e-5, 32, 0.05, 0.2, "step")
+    assert facts("table5/simmim-setting/fastmim-p-swin-l-ft") == (6e-5, 32, 0.05, 0.3, "step")
+    assert facts("table5/greenmim-setting/greenmim-swin-b") == (1e-4, 16, 0.05, 0.2, "step")
+    assert facts("table6/mae-setting/fastmim-vit-b") == (1e-3, 16, 0.05, 0.1, "linear")
+    assert facts("table6/simmim-setting/fastmim-swin-b") == (3e-4, 16, 0.05, 0.1, "linear")
+    assert [recipe_config(f"table5/mae-setting-{e}e/mae-vit-b").epochs for e in (25, 100)] == [25, 100]
+    assert recipe_config("table5/simmim-setting/fastmim-swin-b").epochs == 36
+    assert recipe_config("table6/mae-setting/fastmim-vit-b").layer_decay == 0.65
+    assert recipe_config("table6/simmim-setting/fastmim-swin-b").layer_decay == 0.9
+    assert {recipe_config(name).schedule.warmup_steps for name in DENSE} == {1500}
+    assert recipe_config("table6/mae-setting/fastmim-vit-b").steps == 160_000

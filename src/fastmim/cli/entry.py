@@ -14,6 +14,9 @@ from fastmim.train.signals import interruptible
 VERBS = {
     "pretrain": "pre-train a backbone on unlabelled images",
     "finetune": "fine-tune for classification",
+    "detect": "train a detector of objects on a backbone",
+    "segment": "train a model for semantic segmentation on a backbone",
+    "predict": "write the predictions of a trained model for images",
     "payoff": "compare pre-training with training from scratch",
     "sweep": "search base learning rate and layer decay",
     "probe": "classify frozen features: linear, nearest neighbours, attentive",

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fastmim.config.finetune import FinetuneConfig
 from fastmim.config.pretrain import PretrainConfig
 from fastmim.config.resume import config_text, resume_flags
 from fastmim.config.run import RunConfig
+from fastmim.config.transfer import TransferConfig
 from fastmim.train.settings import KernelConfig, LoopConfig, RunSettings, StartMode
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def run_settings(
-    config: PretrainConfig | FinetuneConfig, start: StartMode, kernels: KernelConfig
+    config: PretrainConfig | TransferConfig, start: StartMode, kernels: KernelConfig
 ) -> RunSettings:
     """Return the engine's part of a resolved configuration.
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from fastmim.config.finetune import FinetuneConfig
 from fastmim.config.pretrain import PretrainConfig
 from fastmim.config.run import RunConfig
+from fastmim.config.transfer import TransferConfig
 from fastmim.data.sources.files import check_data
 from fastmim.errors import UsageError
 from fastmim.train.run_dir import check_start
@@ -15,11 +15,12 @@ FOR_PRETRAINING = {
     "data": "give a folder of images, or demo:photos to try it",
     "out": "give an output folder for the run",
 }
-FOR_FINETUNING = {
-    "encoder": "give a run's folder, an encoder.safetensors, timm:NAME or none",
-    "data": "give a folder with train/ and val/, or demo:digits to try it",
-    "out": "give an output folder for the run",
+FOR_TRANSFER = {
+    "finetune": "give a folder with train/ and val/, or demo:digits to try it",
+    "detect": "give a folder in the layout of COCO, Pascal VOC or YOLO",
+    "segment": "give a folder with images/ and masks/, each with train/ and val/",
 }
+"""Verb -> what data it needs."""
 
 
 def check_pretraining(config: PretrainConfig, start: StartMode = NEW_RUN) -> bool:
@@ -34,9 +35,14 @@ def check_pretraining(config: PretrainConfig, start: StartMode = NEW_RUN) -> boo
     return _check(config, FOR_PRETRAINING, start)
 
 
-def check_finetuning(config: FinetuneConfig, start: StartMode = NEW_RUN) -> bool:
-    """Check the settings and folders of fine-tuning; see `check_pretraining`."""
-    resumes = _check(config, FOR_FINETUNING, start)
+def check_transfer(config: TransferConfig, start: StartMode = NEW_RUN) -> bool:
+    """Check the settings and folders of a task on a backbone; see `check_pretraining`."""
+    hints = {
+        "encoder": "give a run's folder, an encoder.safetensors, timm:NAME or none",
+        "data": FOR_TRANSFER[config.verb],
+        "out": "give an output folder for the run",
+    }
+    resumes = _check(config, hints, start)
     run = Path(config.out).expanduser()
     if run.resolve() == Path(config.data).expanduser().resolve():
         raise UsageError(f"out: {run} is the folder of the data; give another folder")

@@ -11,19 +11,14 @@ from fastmim.errors import UsageError
 from fastmim.system.bounds import Chance, NonNegativeFloat, check_bounds
 
 MAX_PIXELS = 100_000_000  # default limit for a decoded image
+MOST_JITTER = 10.0  # times the fitted size
 Strength = Annotated[float, Field(ge=0, le=10)]
 
 
 @dataclass(frozen=True)
-class CropConfig:
-    """Crop area, aspect ratio, flips and normalisation of the images."""
+class PixelConfig:
+    """Normalisation and decoding of images."""
 
-    scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image's area in a crop."""
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest ratio of a crop's width to its height."""
-    flip: bool = True
-    """Mirror half of the crops."""
     mean: tuple[float, ...] | None = None
     """Mean to subtract from each channel (8-bit values as 0..1). Default: the encoder's in fine-tuning; else
     ImageNet's for 3 channels, or measured on the data."""
@@ -34,21 +29,18 @@ class CropConfig:
     decoded to fewer pixels than the crop has; faster on large files, but HOG targets differ by a fifth of
     the error of predicting their mean. Evaluation never uses fast."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UsageError(f"crop.scale = {self.scale} must be two shares, 0 < least <= largest <= 1")
-        if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise UsageError(f"crop.aspect = {self.aspect} must be two ratios, 0 < least <= largest")
+    def check_statistics(self, group: str) -> None:
+        """Raise UsageError unless mean and std have a number a channel each, or both are missing."""
         if (self.mean is None) != (self.std is None):
             raise UsageError(
-                f"crop.mean = {self.mean} and crop.std = {self.std} go together: give both or neither"
+                f"{group}.mean = {self.mean} and {group}.std = {self.std} go together: give both or neither"
             )
         if self.mean is not None and self.std is not None:
             finite = all(math.isfinite(number) for number in (*self.mean, *self.std))
             if not finite or len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
                 raise UsageError(
-                    f"crop.mean = {self.mean} and crop.std = {self.std} must be one finite number a channel "
-                    "each, and std above 0"
+                    f"{group}.mean = {self.mean} and {group}.std = {self.std} must be one finite number a "
+                    "channel each, and std above 0"
                 )
 
     @property
@@ -57,6 +49,45 @@ class CropConfig:
         if self.mean is None or self.std is None:
             raise ValueError("the channels' mean and std are not known yet")
         return self.mean, self.std
+
+
+@dataclass(frozen=True)
+class CropConfig(PixelConfig):
+    """Crop area, aspect ratio, flips and normalisation of the images."""
+
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the image's area in a crop."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest ratio of a crop's width to its height."""
+    flip: bool = True
+    """Mirror half of the crops."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UsageError(f"crop.scale = {self.scale} must be two shares, 0 < least <= largest <= 1")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise UsageError(f"crop.aspect = {self.aspect} must be two ratios, 0 < least <= largest")
+        self.check_statistics("crop")
+
+
+@dataclass(frozen=True)
+class JitterConfig(PixelConfig):
+    """Scale jitter, flips, colours and normalisation of images with masks or boxes."""
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor by which an image is scaled before it is cropped. A factor of 1 fits it
+    to --image-size."""
+    flip: bool = True
+    """Mirror half of the crops."""
+    distort: bool = True
+    """Change brightness, contrast, saturation and hue at random (8-bit RGB images only)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= MOST_JITTER:
+            raise UsageError(
+                f"jitter.scale = {self.scale} must be two factors, 0 < least <= largest <= {MOST_JITTER:g}"
+            )
+        self.check_statistics("jitter")
 
 
 @dataclass(frozen=True)

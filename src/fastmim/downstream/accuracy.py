@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fastmim.data.loading.dataset import UnreadableRecord
 from fastmim.data.loading.eval_loader import EvalLoader
-from fastmim.errors import RunError
 
 MOST_GUESSES = 5
 
@@ -90,14 +89,3 @@ def count_hits(scores_BK: Tensor, labels_B: NDArray[np.int64], classes: int) -> 
         for chosen in (hits[:, 0], hits.any(1), np.ones(len(labels_B), dtype=bool))
     )
     return Accuracy(right, five, images)
-
-
-def check_readable(accuracy: Accuracy, images: int, limit: float) -> None:
-    """Raise RunError if more than the share ``limit`` of the images could not be read."""
-    if accuracy.unreadable > limit * images:
-        one = accuracy.example
-        example = f"; one is {one.name}: {one.reason}" if one else ""
-        raise RunError(
-            f"{accuracy.unreadable} of {images} validation images cannot be read, more than max_unreadable = "
-            f"{limit:g} allows{example}"
-        )

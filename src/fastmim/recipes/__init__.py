@@ -2,7 +2,7 @@
 
 from fastmim.recipes.base import base_config
 from fastmim.recipes.catalogue import catalogue, recipe, recipes_under
-from fastmim.recipes.definition import Recipe, resolve, smoke, smoke_finetuning
+from fastmim.recipes.definition import Recipe, resolve, smoke, smoke_transfer
 
 __all__ = [
     "Recipe",
@@ -12,5 +12,5 @@ __all__ = [
     "recipes_under",
     "resolve",
     "smoke",
-    "smoke_finetuning",
+    "smoke_transfer",
 ]

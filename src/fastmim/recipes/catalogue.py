@@ -5,6 +5,7 @@ from functools import cache
 
 from fastmim.errors import UsageError
 from fastmim.recipes.definition import Recipe
+from fastmim.recipes.dense import dense_recipes
 from fastmim.recipes.finetuning import finetuning_recipes
 from fastmim.recipes.methods import method_recipes
 from fastmim.recipes.tables import TABLES, paper_figures, recipes_of
@@ -12,11 +13,13 @@ from fastmim.recipes.tables import TABLES, paper_figures, recipes_of
 
 @cache
 def catalogue() -> dict[str, Recipe]:
-    """Return all recipes by name: tables, then methods; each fine-tuning follows its pre-training."""
+    """Return all recipes by name: tables, methods, dense tasks; a fine-tuning follows its pre-training."""
     recipes = [recipe for table in TABLES for recipe in recipes_of(table)]
     pretraining = {recipe.name: recipe for recipe in (*recipes, *method_recipes(paper_figures()))}
     found = {recipe.name: recipe for recipe in finetuning_recipes(pretraining, paper_figures())}
-    return dict(sorted((pretraining | found).items(), key=lambda item: _place(item[0], list(pretraining))))
+    order = list(pretraining)
+    both = dict(sorted((pretraining | found).items(), key=lambda item: _place(item[0], order)))
+    return both | {recipe.name: recipe for recipe in dense_recipes(paper_figures())}
 
 
 def recipe(name: str) -> Recipe:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from fastmim.config import FinetuneConfig, PretrainConfig, resolved, to_yaml
+from fastmim.config import FinetuneConfig, PretrainConfig, TransferConfig, resolved, to_yaml
 from fastmim.methods.settings import DistillConfig
 from fastmim.recipes.backbones import narrow_kwargs
 from fastmim.weights.spec import SCRATCH
@@ -12,6 +12,7 @@ from fastmim.weights.spec import SCRATCH
 if TYPE_CHECKING:
     from fastmim.encoders.adapter import Encoder
 
+C = TypeVar("C", bound=TransferConfig)
 NO_FIGURE = "no figure"
 MARKED = " (the paper's; not measured here)"
 SMOKE_SIDE = 64  # pixels
@@ -29,7 +30,7 @@ class Recipe:
     title: str
     notes: str
     """Settings that the paper omits or contradicts."""
-    config: PretrainConfig | FinetuneConfig
+    config: PretrainConfig | TransferConfig
     """Complete settings but for ``data`` and ``out``."""
     paper: str
     """The paper's figure, which was not measured with this code."""
@@ -46,7 +47,7 @@ class Recipe:
     @property
     def command(self) -> str:
         """Command line of the run, on the paper's hardware and data."""
-        data = "imagenet"
+        data = {"detect": "coco", "segment": "ade20k"}.get(self.verb, "imagenet")
         if self.verb == "pretrain":
             data = "imagenet22k" if "in22k" in self.name else "imagenet/train"
         return f"fastmim {self.verb} --recipe {self.name} --data {data} --out runs/{self.name} --devices 8"
@@ -117,17 +118,14 @@ def _smoke_teacher(config: PretrainConfig) -> DistillConfig:
     return replace(config.distill, teacher=SCRATCH, model=config.model, model_kwargs=kwargs)
 
 
-def smoke_finetuning(config: FinetuneConfig, model: str) -> FinetuneConfig:
-    """Return the same fine-tuning of a narrow ``model``, from scratch, on a CPU, for two steps."""
-    return replace(
+def smoke_transfer(config: C, model: str) -> C:
+    """Return the same task on a narrow ``model``, from scratch, on a CPU, for two steps."""
+    few = replace(
         config,
         encoder=SCRATCH,
         model=model,
         model_kwargs=narrow_kwargs(model),
-        data=config.data or "demo:digits",
         image_size=SMOKE_SIDE,
-        labels="2/class",
-        val_share=SMOKE_SHARE,
         steps=2,
         batch_size=4,
         workers=0,
@@ -135,3 +133,7 @@ def smoke_finetuning(config: FinetuneConfig, model: str) -> FinetuneConfig:
         log_every_steps=1,
         evaluations=1,
     )
+    if not isinstance(few, FinetuneConfig):
+        return few
+    digits = config.data or "demo:digits"
+    return cast("C", replace(few, data=digits, labels="2/class", val_share=SMOKE_SHARE))

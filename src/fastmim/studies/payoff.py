@@ -15,7 +15,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fastmim.config import FinetuneConfig, build, read_yaml
-from fastmim.downstream.classification.entry import run_finetuning, with_factory
+from fastmim.downstream.backbone import with_factory
+from fastmim.downstream.classification.entry import run_finetuning
 from fastmim.downstream.classification.outputs import RESULTS
 from fastmim.encoders.names import is_custom
 from fastmim.encoders.trust import Trust

@@ -6,8 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fastmim.config.finetune import PAPERS_LAYER_DECAY, PAPERS_LR, FinetuneConfig
-from fastmim.config.usage import check_finetuning
+from fastmim.config.finetune import FinetuneConfig
+from fastmim.config.transfer import PAPERS_LAYER_DECAY, PAPERS_LR
+from fastmim.config.usage import check_transfer
 from fastmim.errors import UsageError
 from fastmim.system.bounds import PositiveFloat, PositiveInt, check_bounds
 from fastmim.weights.spec import SCRATCH, parse_weights
@@ -87,13 +88,13 @@ def check_payoff(config: FinetuneConfig) -> None:
         raise UsageError("encoder is missing: give a run's folder or an encoder.safetensors to compare")
     if not config.out:
         raise UsageError("out is missing: give a folder for the runs and the comparison")
-    check_finetuning(config)
+    check_transfer(config)
 
 
 def check_sweep(config: FinetuneConfig) -> None:
     """Raise UsageError if a search cannot start with these fine-tuning settings."""
     if not config.out:
         raise UsageError("out is missing: give a folder for the runs and the heat map")
-    check_finetuning(config)
+    check_transfer(config)
     if find_spec("optuna") is None:
         raise UsageError("a sweep needs optuna: pip install 'fastmim[sweep]'")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastmim.config import FinetuneConfig
-from fastmim.downstream.classification.entry import run_finetuning, with_factory
+from fastmim.downstream.backbone import with_factory
+from fastmim.downstream.classification.entry import run_finetuning
 from fastmim.encoders.trust import Trust
 from fastmim.errors import RunError, StoppedError
 from fastmim.studies.grid import wanted_points

@@ -23,15 +23,28 @@ class _Levelled:
 
 
 def layer_decay_groups(
-    model: nn.Module, layer_decay: float, optim: OptimConfig, blocks: int = 1
+    model: nn.Module, layer_decay: float, optim: OptimConfig, blocks: int = 1, backbone: str = ""
 ) -> list[dict[str, Any]]:
     """Group parameters by layer, the last one with the full learning rate (paper: appendix A.3.2, table 12).
 
     A layer is a block (`encoders.levels`), or ``blocks`` consecutive blocks. In a model without recognisable
-    blocks, twelve consecutive tensors count as a layer, as in timm.
+    blocks, twelve consecutive tensors count as a layer, as in timm; within another model, such a backbone
+    counts as one layer.
+
+    Args:
+        backbone: name of the module in ``model`` whose layers count; all others have the full rate. Empty:
+            the model itself.
     """
-    undecayed: Iterable[str] = getattr(model, "no_weight_decay", set)()
-    levels = parameter_levels(model, blocks)
+    inner = model.get_submodule(backbone)
+    undecayed: Iterable[str] = getattr(inner, "no_weight_decay", set)()
+    levels = parameter_levels(inner, blocks)
+    if backbone:
+        named = [name for name, p in inner.named_parameters() if p.requires_grad]
+        levels = dict.fromkeys(named, 0) if levels is None else levels
+        head = max(levels.values(), default=0) + 1
+        within = {f"{backbone}.{name}": level for name, level in levels.items()}
+        levels = {n: within.get(n, head) for n, p in model.named_parameters() if p.requires_grad}
+        undecayed = [f"{backbone}.{name}" for name in undecayed]
     groups: list[dict[str, Any]] = param_groups_layer_decay(
         model if levels is None else cast("nn.Module", _Levelled(model, levels)),
         optim.weight_decay,
@@ -50,8 +63,8 @@ def levels_line(groups: list[dict[str, Any]], layer_decay: float) -> str:
 
 
 def build_layered_adamw(
-    model: nn.Module, layer_decay: float, optim: OptimConfig, blocks: int = 1
+    model: nn.Module, layer_decay: float, optim: OptimConfig, blocks: int = 1, backbone: str = ""
 ) -> torch.optim.AdamW:
     """Build AdamW with groups that have an ``lr_scale``, which `train.optim.guarded_step` applies."""
-    groups = layer_decay_groups(model, layer_decay, optim, blocks)
+    groups = layer_decay_groups(model, layer_decay, optim, blocks, backbone)
     return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)

@@ -1,4 +1,4 @@
-"""Learning rate schedules: linear warm-up, then cosine or step decay."""
+"""Learning rate schedules: linear warm-up, then cosine, linear or step decay."""
 
 import math
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ class Schedule:
     done: float = 0.0
     """Steps of the first batch size before ``first_step``."""
     pace: float = 1.0
+    steps_per_epoch: float = 1.0
+    """In steps of the first batch size."""
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -34,9 +36,14 @@ class Schedule:
         if position < self.warmup_steps:
             return self.peak_lr * (position + 1) / self.warmup_steps
         if self.config.name == "step":
+            if self.config.milestones:
+                passed = sum(position >= epoch * self.steps_per_epoch for epoch in self.config.milestones)
+                return self.peak_lr * float(0.1**passed)
             return self.peak_lr * float(0.1 ** (position // self.decay_steps))
         share = (position - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         low = min(self.config.min_lr, self.peak_lr)
+        if self.config.name == "linear":
+            return low + (self.peak_lr - low) * (1 - min(share, 1.0))
         return low + (self.peak_lr - low) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
@@ -50,7 +57,9 @@ def build_schedule(config: ScheduleConfig, base_lr: float, plan: TrainingPlan, s
     batch = plan.stages[0].batch_size
     steps_per_epoch = plan.images / batch
     total_steps = plan.stages[-1].samples_before(plan.total_steps) / batch
-    if config.warmup_epochs is None:
+    if config.warmup_steps is not None:
+        warmup = float(config.warmup_steps)
+    elif config.warmup_epochs is None:
         warmup = min(10 * steps_per_epoch, WARMUP_SHARE * total_steps)
     else:
         warmup = config.warmup_epochs * steps_per_epoch
@@ -63,4 +72,5 @@ def build_schedule(config: ScheduleConfig, base_lr: float, plan: TrainingPlan, s
         first_step=stage.first_step,
         done=stage.first_sample / batch,
         pace=stage.batch_size / batch,
+        steps_per_epoch=steps_per_epoch,
     )

@@ -39,14 +39,20 @@ class OptimConfig:
 class ScheduleConfig:
     """Learning rate schedule (paper: table 11)."""
 
-    name: Literal["cosine", "step"] = "cosine"
-    """cosine: down to --schedule.min-lr. step: a tenth every --schedule.decay-epochs (paper: Swin-L)."""
+    name: Literal["cosine", "linear", "step"] = "cosine"
+    """cosine, linear: down to --schedule.min-lr. step: a tenth every --schedule.decay-epochs (paper: Swin-L),
+    or at --schedule.milestones."""
     warmup_epochs: NonNegativeFloat | None = None
     """Epochs of linear warm-up. Default: 10 as in the paper (fine-tuning: 5), at most a tenth of the run."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps of linear warm-up, instead of --schedule.warmup-epochs (paper, dense tasks: 1500)."""
     decay_epochs: PositiveFloat = 30.0
     """Epochs after which the step schedule divides the learning rate by ten."""
+    milestones: tuple[PositiveFloat, ...] = ()
+    """Epochs at which the step schedule divides the learning rate by ten, instead of every
+    --schedule.decay-epochs."""
     min_lr: NonNegativeFloat = 0.0
-    """Learning rate at the end of the cosine schedule."""
+    """Learning rate at the end of the cosine and linear schedules."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "schedule")

@@ -80,11 +80,17 @@ def describe_encoder(
     }
 
 
-def save_encoder(run: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
-    """Write encoder.safetensors (timm's keys, with the description in its header) and encoder.json."""
+def save_encoder(run: Path, model: nn.Module, metadata: dict[str, Any], leave_out: str | None = None) -> None:
+    """Write encoder.safetensors (timm's keys, with the description in its header) and encoder.json.
+
+    Args:
+        leave_out: name of modules whose weights are not written.
+    """
     state = {}
     written = set()
     for name, value in model.state_dict().items():
+        if leave_out in name.split("."):
+            continue
         shared = value.data_ptr() in written  # safetensors stores no tensor under two names
         written.add(value.data_ptr())
         state[name] = (

@@ -144,6 +144,25 @@ def _whole_jpeg(data: bytes, short_side: int, chans: int, max_pixels: int) -> _W
     return _Whole(pixels, height * eighths / 8, width * eighths / 8, orientation)
 
 
+def image_size(source: bytes | NDArray[Any], chans: int = 3, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return (H, W) of the upright image, from the header where the format allows. Raises UnreadableImage."""
+    with _readable():
+        if isinstance(source, bytes) and source.startswith(jpeg.MAGIC):
+            header = jpeg.read_header(source, max_pixels)
+            if header is not None:
+                sides = (header.height, header.width)
+                return sides if header.orientation < 5 else (sides[1], sides[0])
+        if isinstance(source, bytes) and not source.startswith((NPY_MAGIC, *tiff.MAGICS)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(io.BytesIO(source), formats=_formats()) as opened:
+                    check_pixels(opened.height, opened.width, max_pixels)
+                    sides = (opened.height, opened.width)
+                    return sides if jpeg.exif_orientation(opened) < 5 else (sides[1], sides[0])
+        pixels = _decode_part(source, chans, max_pixels)
+        return pixels.shape[0], pixels.shape[1]
+
+
 def decode(source: bytes | NDArray[Any], chans: int = 3, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode a whole image at its own size: (H, W, chans), see `crop_and_resize`. Raises UnreadableImage."""
     with _readable():

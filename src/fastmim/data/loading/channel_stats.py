@@ -16,7 +16,7 @@ from fastmim.data.decode.resize import Box
 from fastmim.data.loading.dataset import read_crop
 from fastmim.data.loading.workers import answers
 from fastmim.data.seeds import STATS_SEED
-from fastmim.data.settings import MAX_PIXELS, CropConfig
+from fastmim.data.settings import MAX_PIXELS, PixelConfig
 from fastmim.data.sources.base import ImageSource
 from fastmim.errors import UsageError
 from fastmim.system.size import Size
@@ -125,7 +125,7 @@ def quietly(_: str) -> None:
 
 
 def channel_statistics(
-    crop: CropConfig,
+    pixels: PixelConfig,
     source: ImageSource,
     in_chans: int,
     size: Size,
@@ -137,8 +137,8 @@ def channel_statistics(
 
     Floating-point RGB outside the range of photographs (0..1) is also measured.
     """
-    if crop.mean is not None:
-        return crop.statistics
+    if pixels.mean is not None:
+        return pixels.statistics
     why = f"images of {in_chans} channels"
     if in_chans == len(IMAGENET_DEFAULT_MEAN):
         least, most = value_range(source, in_chans, seed, max_pixels)

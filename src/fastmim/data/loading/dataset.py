@@ -1,10 +1,10 @@
 """Load whole batches of crops in worker processes, in an order that is a function of the seed."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -115,39 +115,70 @@ class CropDataset(Dataset[Batch]):
         if draw.whole is not None:
             draws = draws.part(slice(draw.first, draw.first + count))
         canvas = Canvas(count, self.size, self.chans)
-        shown: list[int] = []
-        tried: list[int] = []
-        unreadable: list[UnreadableRecord] = []
-        for row, index in enumerate(draw.indices):
-            seeds = (*draw.seeds, draw.first + row)
-            for candidate in self._candidates(int(index), seeds):
-                tried.append(candidate)
-                try:
-                    box = partial(draws.box, row)
-                    place = canvas.place(row)
-                    crop = self._read(candidate, box, place)
-                    canvas.put(row, self.augment(crop, seeds))
-                    shown.append(candidate)
-                    break
-                except UnreadableImage as error:
-                    unreadable.append(UnreadableRecord(candidate, self.source.name(candidate), str(error)))
-            else:
-                last = unreadable[-1]
-                raise RunError(
-                    f"{REPLACEMENTS} images in a row cannot be read; the last is {last.name}: {last.reason}"
-                )
+
+        def load(candidate: int, row: int, seeds: tuple[int, ...]) -> None:
+            crop = self._read(candidate, partial(draws.box, row), canvas.place(row))
+            canvas.put(row, self.augment(crop, seeds))
+
+        read = read_all(draw, self.pool, self.source, load)
         flips = torch.from_numpy(draws.flips)
-        return Batch(canvas.batch(count), flips, np.array(shown), np.unique(tried), unreadable)
+        return Batch(canvas.batch(count), flips, read.shown, read.tried, read.unreadable)
 
     def _read(self, index: int, box: BoxChooser, place: NDArray[np.uint8] | None) -> Pixels:
         quality = self.config.decode
         return read_crop(self.source, index, box, self.size, self.chans, place, quality, self.max_pixels)
 
-    def _candidates(self, index: int, seeds: tuple[int, ...]) -> Iterator[int]:
-        yield index
-        generator = np.random.default_rng(seeds)
-        for _ in range(REPLACEMENTS):
-            yield int(generator.choice(self.pool))
+
+class Read(NamedTuple):
+    """Images of a batch request that were read."""
+
+    shown: NDArray[np.int64]
+    """Index of the image in each row."""
+    tried: NDArray[np.int64]
+    """Indices of all opened images."""
+    unreadable: list[UnreadableRecord]
+
+
+def read_all(
+    draw: BatchRequest,
+    pool: NDArray[np.int64],
+    source: ImageSource,
+    load: Callable[[int, int, tuple[int, ...]], None],
+) -> Read:
+    """Load an image for each row of a request; an unreadable one is replaced by another of ``pool``.
+
+    Args:
+        load: called with an image's index, its row, and the seeds of the row; raises UnreadableImage.
+
+    Raises:
+        RunError: `REPLACEMENTS` images in a row are unreadable.
+    """
+    shown: list[int] = []
+    tried: list[int] = []
+    unreadable: list[UnreadableRecord] = []
+    for row, index in enumerate(draw.indices):
+        seeds = (*draw.seeds, draw.first + row)
+        for candidate in _candidates(int(index), pool, seeds):
+            tried.append(candidate)
+            try:
+                load(candidate, row, seeds)
+                shown.append(candidate)
+                break
+            except UnreadableImage as error:
+                unreadable.append(UnreadableRecord(candidate, source.name(candidate), str(error)))
+        else:
+            last = unreadable[-1]
+            raise RunError(
+                f"{REPLACEMENTS} images in a row cannot be read; the last is {last.name}: {last.reason}"
+            )
+    return Read(np.array(shown), np.unique(tried), unreadable)
+
+
+def _candidates(index: int, pool: NDArray[np.int64], seeds: tuple[int, ...]) -> Iterator[int]:
+    yield index
+    generator = np.random.default_rng(seeds)
+    for _ in range(REPLACEMENTS):
+        yield int(generator.choice(pool))
 
 
 def read_crop(
@@ -216,16 +247,23 @@ def copied(batch: Batch, device: torch.device) -> Batch:
     """Copy a batch to ``device``; to a GPU on a separate stream, in parallel with the steps queued ahead."""
     if device.type != "cuda":
         return batch
+    there = copied_tensors({"pixels": batch.pixels_BHWC, "flips": batch.flips_B}, device)
+    return replace(batch, pixels_BHWC=there["pixels"], flips_B=there["flips"])
+
+
+def copied_tensors(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copy tensors to ``device``; to a GPU on a separate stream, in parallel with the steps queued ahead."""
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
     with torch.cuda.device(device):
         copies = _copies(torch.cuda.current_device())
         with torch.cuda.stream(copies):
-            pixels = batch.pixels_BHWC.to(device, non_blocking=True)
-            flips = batch.flips_B.to(device, non_blocking=True)
+            there = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         current = torch.cuda.current_stream()
         current.wait_stream(copies)
-        for tensor in (pixels, flips):
+        for tensor in there.values():
             tensor.record_stream(current)
-    return replace(batch, pixels_BHWC=pixels, flips_B=flips)
+    return there
 
 
 @cache
@@ -242,6 +280,10 @@ def to_images(batch: Batch, mean: Tensor, std: Tensor) -> Tensor:
     flips_B1 = batch.flips_B.to(mean.device, non_blocking=True).view(-1, 1)
     columns = torch.arange(pixels_BCHW.shape[3], device=mean.device)
     columns_BW = torch.where(flips_B1, columns.flip(0), columns)
-    flipped = pixels_BCHW.gather(3, columns_BW[:, None, None, :].expand_as(pixels_BCHW))
-    images = flipped.float() / 255 if flipped.dtype == torch.uint8 else flipped
+    return normalised(pixels_BCHW.gather(3, columns_BW[:, None, None, :].expand_as(pixels_BCHW)), mean, std)
+
+
+def normalised(pixels_BCHW: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Subtract ``mean`` (C,) and divide by ``std``, after division of uint8 pixels by 255; float32."""
+    images = pixels_BCHW.float() / 255 if pixels_BCHW.dtype == torch.uint8 else pixels_BCHW
     return images.sub_(mean.view(1, -1, 1, 1)).div_(std.view(1, -1, 1, 1))

@@ -7,14 +7,22 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastmim.data.loading.dataset import Batch
+from fastmim.data.loading.dataset import UnreadableRecord
 from fastmim.errors import RunError
 
 SKIPPED = "skipped.jsonl"
+
+
+class ReadBatch(Protocol):
+    """A batch of images, with those that were opened and those that could not be read."""
+
+    tried: NDArray[np.int64]
+    unreadable: list[UnreadableRecord]
 
 
 class UnreadableLog:
@@ -37,7 +45,7 @@ class UnreadableLog:
         self.skipped = dict(self._listed())
         self._tried[list(self.skipped)] = True
 
-    def note(self, batch: Batch) -> None:
+    def note(self, batch: ReadBatch) -> None:
         """Record the unreadable images of a batch. Raises RunError if their share exceeds the limit."""
         self._tried[batch.tried] = True
         for item in batch.unreadable:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -87,6 +87,26 @@ class ArrayImages:
         return image
 
 
+class MixedImages:
+    """A list of files and arrays (H, W) or (H, W, C)."""
+
+    def __init__(self, images: Sequence[str | os.PathLike[str] | NDArray[Any]]) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        image = self._images[index]
+        return f"image {index}" if isinstance(image, np.ndarray) else os.fspath(image)
+
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        image = self._images[index]
+        if isinstance(image, np.ndarray):
+            return image[..., None] if image.ndim == 2 else image
+        return read_regular(os.fspath(image))
+
+
 class Subset:
     """Some of the images of a source."""
 
@@ -113,4 +133,15 @@ def fingerprint(source: ImageSource) -> str:
     else:
         for index in range(len(source)):
             digest.update(os.fsencode(source.name(index)) + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def digest_of(parts: Iterable[tuple[ImageSource, NDArray[np.int64]]], names: Iterable[str]) -> str:
+    """Return a short digest of the chosen images of several sources, and of further names."""
+    digest = hashlib.sha256()
+    for source, indices in parts:
+        digest.update(fingerprint(source).encode())
+        digest.update(np.ascontiguousarray(indices).tobytes())
+    for name in names:
+        digest.update(name.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()[:16]

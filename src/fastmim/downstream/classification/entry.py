@@ -11,20 +11,17 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from fastmim.config import FinetuneConfig, launch, merge, run_settings
-from fastmim.config.usage import check_finetuning
+from fastmim.config.usage import check_transfer
 from fastmim.data.labelled import Labelled, few_labels, open_labelled
+from fastmim.downstream.backbone import check_out, with_factory
 from fastmim.downstream.classification.start import InitialModel, build_classifier
 from fastmim.downstream.classification.task import ClassificationTask, FinetuneResult, resolve
 from fastmim.encoders.build import name_of
-from fastmim.encoders.names import is_custom
 from fastmim.encoders.trust import Trust
-from fastmim.errors import UsageError
 from fastmim.recipes import base_config
 from fastmim.train.distributed import starts_processes, teller
 from fastmim.train.run import train
 from fastmim.train.settings import NEW_RUN, Resume, StartMode
-from fastmim.weights.load import factory_of
-from fastmim.weights.spec import parse_weights
 
 
 def finetune(  # noqa: PLR0913 - public
@@ -84,7 +81,7 @@ def run_finetuning(
         module: the model itself, if ``config.model`` is not a name that it can be built from.
         trust_code: also import the factory that the encoder's file names.
     """
-    resumes = check_finetuning(config, start)
+    resumes = check_transfer(config, start)
     run = Path(config.out).expanduser()
     if trust_code and module is None:
         config = with_factory(config, Trust(everything=True))
@@ -95,8 +92,7 @@ def run_finetuning(
         config.data, config.val_share, config.split_seed, config.columns, config.out
     )
     training = few_labels(training, config.labels, config.seed)
-    if run.resolve() in (place := parse_weights(config.encoder).path.resolve(), *place.parents[:1]):
-        raise UsageError(f"out: {run} is the encoder's folder; give another folder")
+    check_out(config)
     classifier = build(config, len(training.classes), module)
     with torch.random.fork_rng(devices=[]):
         config = resolve(config, classifier, training, say)
@@ -132,17 +128,3 @@ def run_on(
         classifier = build(config, len(training.classes), module)
     task = ClassificationTask(fabric, training, validation, config, classifier)
     return task.result(train(task, fabric, run_settings(config, start, config.kernels)))
-
-
-def with_factory(config: FinetuneConfig, trust: Trust) -> FinetuneConfig:
-    """Set ``model`` to the factory that the encoder's file names, if any; every process may then import it.
-
-    Raises:
-        UsageError: the factory is not trusted, or the file cannot be read.
-    """
-    named = config.model is not None and not is_custom(config.model)  # for a file that names no model
-    name = None if named else factory_of(config.encoder)
-    if name is None:
-        return config
-    trust.check(name, config.encoder)
-    return replace(config, model=name)

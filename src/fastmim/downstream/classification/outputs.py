@@ -7,7 +7,8 @@ from typing import Any
 from fastmim._version import __version__
 from fastmim.data.settings import CropConfig
 from fastmim.downstream.accuracy import Accuracy
-from fastmim.downstream.classification.model import ClassificationModel, PooledClassifier
+from fastmim.downstream.averaged import AveragedModel
+from fastmim.downstream.classification.model import PooledClassifier
 from fastmim.downstream.classification.start import InitialModel
 from fastmim.system.files import write_atomically
 from fastmim.system.size import Size
@@ -43,7 +44,7 @@ def write_results(
 def write_classifier(
     run: Path,
     start: InitialModel,
-    learner: ClassificationModel,
+    learner: AveragedModel,
     classes: tuple[str, ...],
     image_size: Size,
     crop: CropConfig,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fastmim.config import FinetuneConfig
+from fastmim.downstream.backbone import drop_path_changes
 from fastmim.downstream.classification.model import PooledClassifier
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.registry import arguments_of, create, weights_tag, without_memory
@@ -119,12 +120,7 @@ def _changes(
     plain = {key: value for key, value in kwargs.items() if key != "img_size"}
     shape = without_memory(partial(create, name, plain))
     takes = arguments_of(name, shape)
-    changes: dict[str, Any] = {}
-    notes = []
-    if "drop_path_rate" in takes:
-        changes["drop_path_rate"] = config.drop_path
-    elif config.drop_path:
-        notes.append(f"{name} has no drop path: drop_path = {config.drop_path} is ignored")
+    changes, notes = drop_path_changes(config.drop_path, name, kwargs)
     chooses = getattr(shape, "global_pool", None) in ("avg", "token") and "global_pool" in takes
     if config.pool != "model" and chooses and getattr(shape, "num_prefix_tokens", 0) > 0:
         changes["global_pool"] = config.pool

@@ -12,33 +12,26 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from fastmim.config import ALWAYS_FREE, FinetuneConfig, check_resumed
+from fastmim.config import FinetuneConfig
 from fastmim.data.labelled import Labelled, imbalance
 from fastmim.data.loading.channel_stats import channel_statistics
 from fastmim.data.loading.dataset import CropDataset, identity
 from fastmim.data.loading.eval_loader import EvalLoader
-from fastmim.data.loading.train_loader import Share, TrainLoader
-from fastmim.data.loading.unreadable import SKIPPED, UnreadableLog
+from fastmim.data.loading.train_loader import TrainLoader
+from fastmim.data.loading.unreadable import SKIPPED
 from fastmim.data.sources.base import fingerprint
 from fastmim.data.transforms.augment import Mixing, RandAugment
-from fastmim.downstream.accuracy import Accuracy, check_readable, measure_accuracy
+from fastmim.downstream.accuracy import Accuracy, measure_accuracy
 from fastmim.downstream.classification.model import ClassificationModel
 from fastmim.downstream.classification.outputs import RESULTS, write_classifier, write_results
 from fastmim.downstream.classification.start import InitialModel
-from fastmim.encoders.batch_size import check_batch, has_batch_norm
+from fastmim.downstream.transfer_task import TransferTask, check_readable
+from fastmim.encoders.batch_size import has_batch_norm
 from fastmim.errors import UsageError
-from fastmim.system.hardware import loader_workers
-from fastmim.train.autotune import StepToTune
-from fastmim.train.checkpoint import Checkpoint, Choices
-from fastmim.train.distributed import hardware
-from fastmim.train.kernels import KernelChoices, apply, checkpoint_activations
-from fastmim.train.layer_decay import build_layered_adamw, levels_line
-from fastmim.train.optim import scaled_lr, use_kernel
-from fastmim.train.sampler import InfiniteSampler
+from fastmim.train.checkpoint import Choices
 from fastmim.train.stages import Stage, build_plan
-from fastmim.train.task import Ended, StageData, StageSetup, Task
-from fastmim.weights.encoder_file import ORIGIN, WEIGHTS, encoder_digest
-from fastmim.weights.spec import SCRATCH
+from fastmim.train.task import Ended, StageData
+from fastmim.weights.encoder_file import ORIGIN, WEIGHTS
 
 WARMUP_EPOCHS = 5.0  # as in the paper, but at most a tenth of the run
 EVALUATION_BATCH = 256
@@ -59,7 +52,7 @@ class FinetuneResult(NamedTuple):
     """Number of the signal that stopped the run early."""
 
 
-class ClassificationTask(Task):
+class ClassificationTask(TransferTask):
     """Train a classifier on labelled images.
 
     Args:
@@ -68,6 +61,7 @@ class ClassificationTask(Task):
     """
 
     files: tuple[str, ...] = (WEIGHTS, ORIGIN, RESULTS, SKIPPED)
+    config: FinetuneConfig
 
     def __init__(
         self,
@@ -77,81 +71,33 @@ class ClassificationTask(Task):
         config: FinetuneConfig,
         start: InitialModel,
     ) -> None:
-        self.fabric = fabric
+        super().__init__(fabric, config, len(training))
         self.training = training
         self.validation = validation
-        self.config = config
         self.start = start
-        self.run = Path(config.out)
         self.classes = len(training.classes)
-        self.plan = build_plan(config.planned_stages, len(training), config.batch_size, config.micro_batch)
         self.mean, self.std = (torch.tensor(v, device=fabric.device) for v in config.crop.statistics)
-        (stage,) = self.plan.stages
-        share = stage.batch_size // fabric.world_size
-        check_batch(start.model, start.name, stage.image_size, start.in_chans, share, stage.micro_batch)
-        self.learner = ClassificationModel(start.model, config.ema).to(fabric.device)
-        self.optimizer = build_layered_adamw(
-            self.learner.model, config.known_layer_decay, config.optim, config.layer_decay_blocks
-        )
-        if config.activation_checkpointing:
-            checkpoint_activations(self.learner.model, start.name)
+        self.prepare(ClassificationModel(start.model, config.ema), start.model, start.name, start.kwargs)
         self.accuracy: Accuracy | None = None
 
-    def identity(self) -> dict[str, str]:
-        """Return digests of the labelled images and of the initial weights."""
-        return {
-            "data_digest": _digest(self.training, self.validation),
-            "encoder_digest": encoder_digest(self.config.encoder),
-        }
+    def data_digest(self) -> str:
+        """Return a digest of the labelled images."""
+        return _digest(self.training, self.validation)
 
-    def check_resumable(self, checkpoint: Checkpoint) -> None:
-        """Raise UsageError unless settings, images and weights are those that the run started with."""
-        free = ALWAYS_FREE if self.config.encoder == SCRATCH else ALWAYS_FREE | {"model"}  # its file names it
-        check_resumed(self.config, free, checkpoint.identity, self.identity())
-
-    def enter(self, stage: Stage, say: Callable[[str], None]) -> StageSetup:
-        """Return the newly built classifier and its optimiser; a run has a single stage."""
-        self.say = say
-        world = self.fabric.world_size
-        name, arguments = self.start.name, repr(self.start.kwargs)
-        return StageSetup(
-            self.learner,
-            self.optimizer,
-            StepToTune(
-                self.learner,
-                self._noise,
-                min(TRIAL_IMAGES, max(1, stage.batch_size // world)),
-                self.plan.total_steps * stage.batch_size / world,
-                {"model": name, "arguments": arguments, "size": list(stage.image_size)},
-            ),
-            use=self._use,
-            forward=lambda count: self.learner(*self._noise(count)),
-        )
-
-    def _noise(self, count: int) -> tuple[Tensor, Tensor]:
+    def noise(self, count: int) -> tuple[Tensor, Tensor]:
         """Return images and soft targets for a trial step."""
-        config, device = self.config, self.fabric.device
-        images = torch.randn(count, config.in_chans, *config.size, generator=torch.Generator().manual_seed(0))
-        return images.to(device), torch.full((count, self.classes), 1 / self.classes, device=device)
-
-    def _use(self, kernels: KernelChoices) -> None:
-        apply(self.learner, kernels)
-        use_kernel(self.optimizer, kernels.optimizer)
+        device = self.fabric.device
+        targets = torch.full((count, self.classes), 1 / self.classes, device=device)
+        return self.noise_images(count).to(device), targets
 
     def load(self, stage: Stage, choices: Choices) -> StageData:
         """Build the loader of augmented and mixed images, and the evaluation on the validation images."""
         config, training, rank = self.config, self.training, self.fabric.global_rank
         size, chans = stage.image_size, config.in_chans
         world = self.fabric.world_size
-        workers = loader_workers(config.workers, world // config.num_nodes)
+        workers, stream, share = self.start_loading(stage, choices, training.source, training.indices)
         labels = torch.from_numpy(training.by_index())
         varies = config.augment.rand_magnitude > 0
-        stream, share = (
-            InfiniteSampler(training.indices, config.seed),
-            Share.of(stage.batch_size, rank, world),
-        )
-        self.unreadable_log = UnreadableLog(self.run / SKIPPED, len(training.source), config.max_unreadable)
-        self.choices = choices
         loader = TrainLoader(
             CropDataset(
                 training.source,
@@ -208,61 +154,30 @@ class ClassificationTask(Task):
             f"{len(self.validation)} validation images"
         )
 
-    def progress_line(self, stage: Stage, choices: Choices) -> Iterator[str]:
-        """Yield lines about batch, precision, kernels, and the learning rate of each layer."""
-        total = self.plan.total_steps
-        yield (
-            f"batch {stage.batch_size} as {self.fabric.world_size} x {choices.micro_batch} on "
-            f"{self.fabric.device.type} in {choices.precision}, {choices.kernels}"
-        )
-        yield (
-            f"peak lr {scaled_lr(self.config.optim.base_lr, stage.batch_size):.3g}, {total} steps; "
-            + levels_line(self.optimizer.param_groups, self.config.known_layer_decay)
-        )
-        if total < FEW_STEPS:
-            yield f"only {total} steps: raise --epochs or --steps to train longer"
-
-    def after_step(self) -> None:
-        """Update the moving average of the weights."""
-        self.learner.after_step()
-
     def finish(self, ended: Ended, say: Callable[[str], None]) -> None:
         """Evaluate the classifier; write it and results.json. Do nothing if the run was stopped."""
         if not ended.complete:
             return
         config, training = self.config, self.training
         self.accuracy = accuracy = self._measure()
-        check_readable(accuracy, len(self.validation), config.max_unreadable)
-        steps, seconds = ended.progress.step, ended.progress.seconds
+        check_readable(accuracy.unreadable, accuracy.example, len(self.validation), config.max_unreadable)
         if self.fabric.is_global_zero:
             write_classifier(self.run, self.start, self.learner, training.classes, config.size, config.crop)
             per_class = training.per_class.tolist()
             facts = {
                 "training_images": len(training),
                 "data_notes": training.notes,
-                "unreadable_training": len(self.unreadable_log.skipped),
                 "training_images_per_class": dict(zip(training.classes, per_class, strict=True)),
-                "micro_batch": self.choices.micro_batch,
-                "epochs": self.plan.total_epochs,
-                "steps": steps,
-                "seconds": seconds,
-                "images_per_second": steps * config.batch_size / seconds if seconds else None,
-                **hardware(self.fabric),
-                "precision": self.choices.precision,
-                "image_size": list(config.size),
-                "seed": config.seed,
+                **self.facts(ended),
                 "labels": config.labels,
             }
             write_results(self.run, self.start, accuracy, training.classes, facts)
         say(
             f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, mean over classes "
-            f"{accuracy.mean_class_top1:.2f} %, on {int(accuracy.images.sum())} images, after {seconds:.0f} s"
+            f"{accuracy.mean_class_top1:.2f} %, on {int(accuracy.images.sum())} images, after "
+            f"{ended.progress.seconds:.0f} s"
         )
-        if broken := len(self.unreadable_log.skipped) + accuracy.unreadable:
-            say(
-                f"{broken} unreadable images were left out, {accuracy.unreadable} of them in validation: "
-                f"{self.run / SKIPPED} lists the training images"
-            )
+        self.say_unreadable(accuracy.unreadable, say)
         say(f"{self.run / RESULTS}: the figures; {self.run / WEIGHTS}: the classifier")
 
     def result(self, ended: Ended) -> FinetuneResult:

@@ -1,0 +1,1 @@
+"""Annotations of images other than one class for each: masks and boxes."""
