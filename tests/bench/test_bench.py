@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import mostly_slow
-from fastmim.bench import document, growth, hog, measure, methods, parts, shared, step
+from fastmim.bench import dense, document, growth, hog, measure, methods, parts, shared, step
 from fastmim.bench.document import Results, as_markdown, read_results, write_page
 from fastmim.bench.flops import flops_per_image
 from fastmim.bench.growth import Cost
@@ -254,10 +254,14 @@ def test_all_is_its_parts_each_in_a_process_of_its_own(tmp_path, monkeypatch, ca
         "memory",
         "shared",
         "growth",
+        "dense",
     ]
     assert all(words[-4:-1] == ["--rounds", "1", "--json"] for words in run)
     found = read_results(tmp_path / "bench.json")
-    assert list(found.figures) == ["step", "hog", "loader", "packs", "memory", "shared", "growth"]
+    assert list(found.figures) == [
+        *("step", "hog", "loader", "packs"),
+        *("memory", "shared", "growth", "dense"),
+    ]
     assert found.command == "fastmim bench all --rounds 1"
     monkeypatch.setattr(parts.subprocess, "run", lambda words: subprocess.CompletedProcess(words, 2))
     assert main(["bench", "all"]) == 1
@@ -317,3 +321,13 @@ def test_where_figures_cannot_lie_nothing_is_measured(place, tmp_path, monkeypat
     assert main(["bench", "hog", "--json", str(tmp_path / place)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("fastmim: json: ")
+
+
+@pytest.mark.slow
+def test_dense_steps_are_compared_with_other_libraries():
+    said = []
+    figures = dense.bench_dense(64, 2, 1, torch.device("cpu"), said.append)
+    assert "resnet50 at 64x64, batch 2" in said[0]
+    assert figures[0].against == "torchvision's maskrcnn_resnet50_fpn"
+    assert figures[0].ratio == pytest.approx(figures[0].ours / figures[0].baseline)
+    assert len(figures) == 1 + (dense.NOT_COMPARED not in said)

@@ -11,13 +11,17 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fastmim.bench.dense import bench_dense
 from fastmim.bench.document import Results, as_table, methods_table, read_results, write_page
 from fastmim.bench.growth import bench_growth, bench_memory, blocks_of
 from fastmim.bench.hog import bench_hog
 from fastmim.bench.loader import bench_loader, bench_pack_quality
 from fastmim.bench.measure import machine
-from fastmim.bench.methods import bench_methods
+from fastmim.bench.methods import MethodCost, bench_methods
 from fastmim.bench.settings import (
+    DENSE_BATCH,
+    DENSE_LEAST,
+    DENSE_ROUNDS,
     HOG_ROUNDS,
     LOADER_ROUNDS,
     NOT_IN_ALL,
@@ -116,21 +120,12 @@ def _run_part(part: str, command: BenchConfig, results: Results, say: Callable[[
         small = replace(command.config(SMALL, command.batch_size), image_size=SMALL_SIZE)
         large = command.config(command.model, SHARED_BATCH)
         results.figures[part] = bench_shared([small, large], command.rounds, say)
-    elif part == "methods":
-        batch = command.methods_batch
-        say(f"batch {batch}, the recipes' own sizes; each in a separate process")
-
-        def told(stored: PretrainConfig) -> PretrainConfig:
-            return replace(
-                stored,
-                batch_size=batch,
-                accelerator=command.accelerator,
-                precision=command.precision,
-                kernels=command.kernels,
-            )
-
+    elif part == "dense":
         device = build_fabric(command.accelerator, 1, 1, command.precision).device
-        results.methods = bench_methods(told, device, say)
+        size, rounds = max(command.image_size, DENSE_LEAST), DENSE_ROUNDS * command.rounds
+        results.figures[part] = bench_dense(size, DENSE_BATCH, rounds, device, say)
+    elif part == "methods":
+        results.methods = _methods(command, say)
     elif part == "growth":
         blocks = blocks_of(build_method(command.config(command.model, 2)).encoder.model)
         if blocks is None:
@@ -142,3 +137,21 @@ def _run_part(part: str, command: BenchConfig, results: Results, say: Callable[[
             blocks,
             say,
         )
+
+
+def _methods(command: BenchConfig, say: Callable[[str], None]) -> list[MethodCost]:
+    """Measure a step of each method."""
+    batch = command.methods_batch
+    say(f"batch {batch}, the recipes' own sizes; each in a separate process")
+
+    def told(stored: PretrainConfig) -> PretrainConfig:
+        return replace(
+            stored,
+            batch_size=batch,
+            accelerator=command.accelerator,
+            precision=command.precision,
+            kernels=command.kernels,
+        )
+
+    device = build_fabric(command.accelerator, 1, 1, command.precision).device
+    return bench_methods(told, device, say)

@@ -10,13 +10,27 @@ from fastmim.config import PretrainConfig
 from fastmim.system.bounds import PositiveInt, check_bounds
 from fastmim.train.settings import KernelConfig, Precision
 
-Part = Literal["step", "hog", "loader", "packs", "memory", "shared", "growth", "methods", "all", "document"]
+Part = Literal[
+    "step",
+    "hog",
+    "loader",
+    "packs",
+    "memory",
+    "shared",
+    "growth",
+    "dense",
+    "methods",
+    "all",
+    "document",
+]
 PARTS: tuple[str, ...] = get_args(Part)[:-2]
 NOT_IN_ALL = "methods"  # takes as long as all the rest
 STEP_MODELS = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
 HOG_ROUNDS = 5  # for each round of steps, since HOG is fast
 LOADER_ROUNDS = 2
 SMALL, SMALL_SIZE = "vit_tiny_patch16_224", 64
+DENSE_BATCH, DENSE_ROUNDS = 2, 3
+DENSE_LEAST = 256  # side of the images: detectors need some
 SHARED_BATCH = 8  # of the large model: a step must be much shorter than a turn
 
 
@@ -28,7 +42,8 @@ class BenchConfig:
     implementation; loader: against torchvision's pipeline; packs: similarity of crops of packs to crops of
     the files, by short side; memory: against the same step at 224; shared: a small and a large model's step
     on a CPU, quiet and alongside a busy process; growth: time and memory against batch, resolution and depth;
-    all: all of these; methods: a step of each method against FastMIM's (paper: figure 2 and table 3);
+    dense: a step of Mask R-CNN and UperNet against those of other libraries; all: all of these;
+    methods: a step of each method against FastMIM's (paper: figure 2 and table 3);
     document: a page from the JSON of an earlier run.
     """
 
