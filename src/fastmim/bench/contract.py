@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fastmim.encoders.adapter import Encoder
@@ -33,6 +34,8 @@ from fastmim.weights.encoder_file import describe_encoder, save_encoder
 from fastmim.weights.load import load_encoder
 
 NEAR = 128  # pixels, as in the paper
+LARGE_SHARE = 0.2  # of the free memory: models that need more are checked one at a time
+LOCK = "fastmim-large-model.lock"  # in the folder for temporary files
 BYTES_PER_PARAMETER = 24  # of a run with kernel timing: weights, gradients, AdamW's moments and copies
 
 
@@ -74,8 +77,21 @@ def check_by_pretraining(name: str) -> tuple[Backbone, Check]:
         return backbone, Check(NEAR, (backbone.reason,))
     side = backbone.sizes.best(NEAR)
     needed = BYTES_PER_PARAMETER * 1e6 * backbone.parameters
-    if needed > free_bytes(torch.device("cpu")):
-        return backbone, Check(side, (f"not tried: it needs about {needed / 2**30:.0f} GiB of memory",))
+    with _alone(needed > LARGE_SHARE * free_bytes(torch.device("cpu"))):
+        if needed > free_bytes(torch.device("cpu")):
+            reason = f"not tried: it needs about {needed / 2**30:.0f} GiB of memory"
+            return backbone, Check(side, (reason,))
+        return backbone, _pretrained(name, side)
+
+
+@contextlib.contextmanager
+def _alone(large: bool) -> Iterator[None]:
+    """Let one large model at a time, of all processes, be checked within the block."""
+    with FileLock(Path(tempfile.gettempdir()) / LOCK) if large else contextlib.nullcontext():
+        yield
+
+
+def _pretrained(name: str, side: int) -> Check:
     with tempfile.TemporaryDirectory(prefix="fastmim-") as folder:
         run = Path(folder) / "run"
         settings = {"data": "demo:photos", "model": name, "image-size": side, "batch-size": 4, "steps": 1}
@@ -89,9 +105,9 @@ def check_by_pretraining(name: str) -> tuple[Backbone, Check]:
         )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [""]
-            return backbone, Check(side, (f"exit code {done.returncode}: {lines[-1]}",))
+            return Check(side, (f"exit code {done.returncode}: {lines[-1]}",))
         notes = tuple(line for line in done.stdout.splitlines() if line.endswith("not taken"))
-        return backbone, Check(side, tuple(_unusable(run, side)), notes)
+        return Check(side, tuple(_unusable(run, side)), notes)
 
 
 def _unusable(run: Path, side: int) -> Iterator[str]:
