@@ -7,7 +7,6 @@ from pydantic import Field
 
 from fastmim.config.run import BatchSize
 from fastmim.config.transfer import DenseConfig
-from fastmim.data.settings import JitterConfig
 from fastmim.errors import UsageError
 from fastmim.system.bounds import Chance, NonNegativeFloat, PositiveFloat, PositiveInt, check_bounds
 from fastmim.train.settings import OptimConfig, ScheduleConfig
@@ -80,7 +79,6 @@ class SegmentConfig(DenseConfig):
     """Largest share of a crop that one class may cover, of up to 10 crops that are tried."""
     head: UperNetConfig = field(default_factory=UperNetConfig)
     evaluation: SlidingConfig = field(default_factory=SlidingConfig)
-    jitter: JitterConfig = field(default_factory=JitterConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(base_lr=1.6e-3, betas=(0.9, 0.999)))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(name="linear"))
 

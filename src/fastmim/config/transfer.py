@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fastmim.config.run import BatchSize, RunConfig, check_size
+from fastmim.data.settings import JitterConfig
 from fastmim.encoders.names import is_custom
 from fastmim.errors import UsageError
 from fastmim.system.bounds import PositiveFloat, PositiveInt, Share
@@ -105,6 +106,7 @@ class DenseConfig(TransferConfig):
     relative_positions: bool = False
     """For plain vision transformers: add relative positions, initialised with zeros, to the attention (paper:
     table 6, MAE setting)."""
+    jitter: JitterConfig = field(default_factory=JitterConfig)
 
     def known_schedule(self, images: int) -> ScheduleConfig:
         """Return the schedule, with the default length of the warm-up for a number of training images."""

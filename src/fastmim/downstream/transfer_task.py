@@ -206,7 +206,8 @@ def synchronise_norms(model: nn.Module, backbone: str) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, _BatchNorm) and not name.startswith(f"{backbone}."):
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+            shared = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+            setattr(model.get_submodule(parent), leaf, shared)
 
 
 def check_readable(unreadable: int, example: UnreadableRecord | None, images: int, limit: float) -> None:

@@ -98,7 +98,7 @@ class _Windows:
         tokens = given[0]
         (height, width), side = self.grid, self.side
         prefix, places = tokens[:, : self.prefix], tokens[:, self.prefix :]
-        map_ = places.unflatten(1, (height, width))
+        map_ = torch.unflatten(places, 1, (height, width))
         map_ = F.pad(map_, (0, 0, 0, self.columns * side - width, 0, self.rows * side - height))
         count = self.rows * self.columns
         windows = torch.cat([prefix.repeat_interleave(count, 0), self._split(map_)], dim=1)
@@ -106,15 +106,16 @@ class _Windows:
 
     def leave(self, block: nn.Module, given: Sequence[Any], output: Tensor) -> Tensor:
         (height, width), side, count = self.grid, self.side, self.rows * self.columns
-        prefix = output[:, : self.prefix].unflatten(0, (-1, count)).mean(1)
-        windows = output[:, self.prefix :].unflatten(0, (-1, self.rows, self.columns))
-        map_ = windows.unflatten(3, (side, side)).permute(0, 1, 3, 2, 4, 5)
+        prefix = torch.unflatten(output[:, : self.prefix], 0, (-1, count)).mean(1)
+        windows = torch.unflatten(output[:, self.prefix :], 0, (-1, self.rows, self.columns))
+        map_ = torch.unflatten(windows, 3, (side, side)).permute(0, 1, 3, 2, 4, 5)
         map_ = map_.flatten(3, 4).flatten(1, 2)[:, :height, :width]
         return torch.cat([prefix, map_.flatten(1, 2)], dim=1)
 
     def _split(self, map_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) -> (B * windows, side * side, C)."""
-        parts = map_BHWC.unflatten(2, (self.columns, self.side)).unflatten(1, (self.rows, self.side))
+        parts = torch.unflatten(map_BHWC, 2, (self.columns, self.side))
+        parts = torch.unflatten(parts, 1, (self.rows, self.side))
         return parts.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(0, 2)
 
 

@@ -1,6 +1,5 @@
 """Load batches of images with masks or boxes; each image is cropped together with its annotations."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +19,7 @@ from fastmim.data.loading.dataset import (
     normalised,
     read_all,
 )
-from fastmim.data.loading.train_loader import Share, micro_batches
+from fastmim.data.loading.train_loader import Share, micro_slices
 from fastmim.data.loading.unreadable import UnreadableLog
 from fastmim.data.loading.workers import answers
 from fastmim.data.seeds import CROP_SEED
@@ -158,7 +157,7 @@ class DenseLoader:
     mean: Tensor
     std: Tensor
     avoid_single: bool = False
-    """See `micro_batches`."""
+    """See `train_loader.micro_batches`."""
 
     def __call__(self, first_step: int) -> Iterator[Iterable[tuple[tuple[Any, ...], int]]]:
         draws = (
@@ -172,10 +171,10 @@ class DenseLoader:
     def _micro_batches(self, batch: DenseBatch) -> Iterator[tuple[tuple[Any, ...], int]]:
         count = len(batch.sizes)
         annotations = batch.annotations(self.mean.device)
-        ends = list(itertools.accumulate(micro_batches(count, self.micro_batch, self.avoid_single)))
-        for start, end in itertools.pairwise([0, *ends]):
-            images = to_device(batch.pixels_BHWC[start:end], self.mean, self.std)
-            yield (images, self.collate(annotations[start:end], batch.sizes[start:end])), end - start
+        for part in micro_slices(count, self.micro_batch, self.avoid_single):
+            images = to_device(batch.pixels_BHWC[part], self.mean, self.std)
+            targets = self.collate(annotations[part], batch.sizes[part])
+            yield (images, targets), part.stop - part.start
 
 
 def to_device(pixels_BHWC: Tensor, mean: Tensor, std: Tensor) -> Tensor:

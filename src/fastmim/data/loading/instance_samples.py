@@ -9,7 +9,7 @@ from fastmim.data.annotations.instances import InstanceImages, draw_mask
 from fastmim.data.decode.image import crop_and_resize, image_size
 from fastmim.data.decode.pixels import Pixels, UnreadableImage
 from fastmim.data.loading.dense import Sample
-from fastmim.data.loading.whole_images import Geometry, distorted
+from fastmim.data.loading.whole_images import Geometry, JitteredImages
 from fastmim.data.settings import MAX_PIXELS, JitterConfig
 from fastmim.data.transforms.placement import Placement, crop
 from fastmim.system.size import Size
@@ -28,7 +28,7 @@ class _Placed(NamedTuple):
     """(N, H, W) of the canvas, 0 or 1; without objects if masks are not used."""
 
 
-class InstanceSamples:
+class InstanceSamples(JitteredImages):
     """Jittered crops of images with their objects.
 
     Args:
@@ -51,15 +51,10 @@ class InstanceSamples:
         paste: float = 0.0,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.source = data.source
-        self.indices = data.indices
+        super().__init__(data.source, data.indices, config, geometry, chans, max_pixels)
         self.data = data
-        self.config = config
-        self.geometry = geometry
-        self.chans = chans
         self.masks = masks
         self.paste = paste
-        self.max_pixels = max_pixels
 
     def load(self, index: int, seeds: tuple[int, ...]) -> Sample:
         """Return a crop with ``boxes`` (N, 4), ``labels`` (N,) from 0, and packed ``masks`` (N, H, W / 8)."""
@@ -69,8 +64,7 @@ class InstanceSamples:
             other = int(generator.choice(self.indices))
             placed = _pasted(placed, self._place(other, generator), self.geometry.canvas, generator)
         pixels = placed.pixels
-        if self.config.distort:
-            pixels = distorted(pixels, int(generator.integers(1 << 62)))
+        pixels = self.finished(pixels, generator)
         arrays: dict[str, NDArray[Any]] = {"boxes": placed.boxes, "labels": placed.labels}
         if self.masks:
             arrays["masks"] = np.packbits(placed.masks, axis=-1)

@@ -9,7 +9,7 @@ from fastmim.data.decode.pixels import Pixels, UnreadableImage
 from fastmim.data.decode.resize import Box, cut
 from fastmim.data.loading.dataset import read_crop
 from fastmim.data.loading.dense import Arrays, Sample
-from fastmim.data.loading.whole_images import Geometry, WholeImages, distorted
+from fastmim.data.loading.whole_images import Geometry, JitteredImages, WholeImages
 from fastmim.data.settings import MAX_PIXELS, JitterConfig
 from fastmim.data.transforms.placement import Placement, crop
 from fastmim.system.size import Size
@@ -17,7 +17,7 @@ from fastmim.system.size import Size
 ATTEMPTS = 10  # crops tried until none of the classes covers more than `max_class_share`
 
 
-class MaskSamples:
+class MaskSamples(JitteredImages):
     """Jittered crops of images and their masks.
 
     Args:
@@ -38,14 +38,9 @@ class MaskSamples:
         max_class_share: float = 1.0,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.source = data.source
-        self.indices = data.indices
+        super().__init__(data.source, data.indices, config, geometry, chans, max_pixels)
         self.data = data
-        self.config = config
-        self.geometry = geometry
-        self.chans = chans
         self.max_class_share = max_class_share
-        self.max_pixels = max_pixels
 
     def load(self, index: int, seeds: tuple[int, ...]) -> Sample:
         """Return a crop with its mask ``mask`` (1, H, W), uint8, ignored where the canvas is padded."""
@@ -63,8 +58,7 @@ class MaskSamples:
         )
         if placement.flip:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
-        if self.config.distort:
-            pixels = distorted(pixels, int(generator.integers(1 << 62)))
+        pixels = self.finished(pixels, generator)
         target = placement.mask(mask, self.geometry.canvas, IGNORED)
         return Sample(pixels, {"mask": target[None]})
 

@@ -63,6 +63,13 @@ def micro_batches(count: int, most: int, avoid_single: bool) -> list[int]:
     return [least + 1] * larger + [least] * (parts - larger)
 
 
+def micro_slices(count: int, most: int, avoid_single: bool) -> Iterator[slice]:
+    """Yield the slices of a batch that `micro_batches` describes."""
+    ends = itertools.accumulate(micro_batches(count, most, avoid_single))
+    for start, end in itertools.pairwise([0, *ends]):
+        yield slice(start, end)
+
+
 @dataclass(frozen=True)
 class Share:
     """One process's part of each batch."""
@@ -122,10 +129,8 @@ class TrainLoader:
     ) -> Iterator[tuple[tuple[Tensor, ...], int]]:
         count = len(batch.flips_B)
         extra_inputs = extra_inputs.to(self.mean.device, non_blocking=True)
-        ends = list(itertools.accumulate(micro_batches(count, self.micro_batch, self.avoid_single)))
-        for start, end in itertools.pairwise([0, *ends]):
-            part = slice(start, end)
+        for part in micro_slices(count, self.micro_batch, self.avoid_single):
             images = to_images(copied(batch.part(part), self.mean.device), self.mean, self.std)
-            place = self.share.first + start
+            place = self.share.first + part.start
             pair = self.mix(images, extra_inputs[part], (MIX_SEED, self.seed, step, place))
-            yield pair, end - start
+            yield pair, part.stop - part.start

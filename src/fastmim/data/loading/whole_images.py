@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from fastmim.data.decode.image import crop_and_resize, image_size
 from fastmim.data.decode.pixels import Pixels, UnreadableImage
 from fastmim.data.loading.dense import Arrays
-from fastmim.data.settings import MAX_PIXELS
+from fastmim.data.settings import MAX_PIXELS, JitterConfig
 from fastmim.data.sources.base import ImageSource
 from fastmim.data.transforms.placement import Placement, fitted, whole
 from fastmim.system.size import Size
@@ -67,6 +67,39 @@ class WholeImages:
         return crop_and_resize(
             content, lambda *_: placement.box, placement.size, self.chans, max_pixels=self.max_pixels
         )
+
+
+class JitteredImages:
+    """What samples of images with annotations have in common.
+
+    Args:
+        source: the images.
+        indices: the images that are used.
+        config: scale jitter, flips, colours.
+        geometry: sizes.
+        chans: number of channels.
+        max_pixels: limit for an image.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        indices: NDArray[np.int64],
+        config: JitterConfig,
+        geometry: Geometry,
+        chans: int,
+        max_pixels: int,
+    ) -> None:
+        self.source = source
+        self.indices = indices
+        self.config = config
+        self.geometry = geometry
+        self.chans = chans
+        self.max_pixels = max_pixels
+
+    def finished(self, pixels: Pixels, generator: np.random.Generator) -> Pixels:
+        """Change the colours of a crop, if the settings ask for it."""
+        return distorted(pixels, int(generator.integers(1 << 62))) if self.config.distort else pixels
 
 
 def distorted(pixels: Pixels, seed: int) -> Pixels:

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from fastmim.config import DetectConfig
 from fastmim.data.annotations.instances import InstanceImages
-from fastmim.data.loading.channel_stats import channel_statistics
-from fastmim.data.loading.dense import DenseDataset, DenseLoader
 from fastmim.data.loading.instance_samples import InstanceSamples
 from fastmim.data.loading.unreadable import SKIPPED
 from fastmim.data.loading.whole_images import Geometry, WholeImages
 from fastmim.data.sources.base import digest_of
-from fastmim.downstream.backbone import INNER, PyramidBackbone
+from fastmim.downstream.backbone import PyramidBackbone
+from fastmim.downstream.dense_task import DenseTask, resolve_dense
 from fastmim.downstream.detection.evaluation import DetectionPredictor, DetectionScores, measure_detection
 from fastmim.downstream.detection.model import DetectionModel, Objects, unpacked
 from fastmim.downstream.detection.outputs import (
@@ -32,8 +31,7 @@ from fastmim.downstream.detection.outputs import (
     write_results,
 )
 from fastmim.downstream.detection.rcnn import Detector
-from fastmim.downstream.transfer_task import TransferTask, check_readable
-from fastmim.encoders.batch_size import has_batch_norm
+from fastmim.downstream.transfer_task import check_readable
 from fastmim.errors import UsageError
 from fastmim.system.size import Size
 from fastmim.train.checkpoint import Choices
@@ -59,7 +57,7 @@ class DetectResult(NamedTuple):
     """Number of the signal that stopped the run early."""
 
 
-class DetectionTask(TransferTask):
+class DetectionTask(DenseTask):
     """Train a detector on images with boxes and, for Mask R-CNN, masks.
 
     Args:
@@ -79,17 +77,13 @@ class DetectionTask(TransferTask):
         config: DetectConfig,
         backbone: PyramidBackbone,
     ) -> None:
-        super().__init__(fabric, config, len(training))
+        super().__init__(fabric, config, training, backbone)
         self.training = training
         self.validation = validation
-        self.backbone = backbone
         self.masks = config.head.masks == "yes"
         self.classes = len(training.classes)
-        self.mean, self.std = (torch.tensor(v, device=fabric.device) for v in config.jitter.statistics)
         detector = Detector(backbone.pyramid, self.classes, config.head, self.masks)
-        encoder = backbone.encoder
-        learner = DetectionModel(detector, config.ema)
-        self.prepare(learner, encoder.model, encoder.model_name, encoder.model_kwargs, INNER)
+        self.prepare_dense(DetectionModel(detector, config.ema))
         self.scores: DetectionScores | None = None
 
     def data_digest(self) -> str:
@@ -129,24 +123,12 @@ class DetectionTask(TransferTask):
     def load(self, stage: Stage, choices: Choices) -> StageData:
         """Build the loader of jittered crops, and the evaluation on the whole validation images."""
         config, training = self.config, self.training
-        workers, stream, share = self.start_loading(stage, choices, training.source, training.indices)
         geometry = Geometry(config.size, min(config.size), fits=True)
         samples = InstanceSamples(
             training, config.jitter, geometry, config.in_chans, self.masks, config.paste, config.max_pixels
         )
-        loader = DenseLoader(
-            DenseDataset(samples, config.size, config.in_chans, config.jitter.statistics[0]),
-            batches=lambda step: stream.batches(stage, step, share.part),
-            collate=partial(objects_of, size=config.size),
-            unreadable_log=self.unreadable_log,
-            micro_batch=choices.micro_batch,
-            workers=workers,
-            seed=config.seed,
-            share=share,
-            mean=self.mean,
-            std=self.std,
-            avoid_single=has_batch_norm(self.learner.model),
-        )
+        collate = partial(objects_of, size=config.size)
+        loader, workers = self.dense_loader(stage, choices, samples, collate)
         self.wholes = WholeImages(
             self.validation.source, geometry.scale, config.in_chans, max_pixels=config.max_pixels
         )
@@ -174,9 +156,7 @@ class DetectionTask(TransferTask):
 
     def summary(self, stage: Stage) -> Iterator[str]:
         """Yield lines about the detector and the data."""
-        millions = sum(p.numel() for p in self.learner.model.parameters()) / 1e6
-        origin, kind = self.backbone.metadata["from"], "Mask R-CNN" if self.masks else "Faster R-CNN"
-        yield f"{kind} on {self.backbone_name} from {origin}: {millions:.1f} M parameters"
+        yield self.introduction("Mask R-CNN" if self.masks else "Faster R-CNN")
         if not self.training.has_masks:
             yield "the data has boxes only, so masks are not trained"
         yield from self.backbone.notes
@@ -195,14 +175,7 @@ class DetectionTask(TransferTask):
         check_readable(scores.unreadable, scores.example, len(self.validation), config.max_unreadable)
         if self.fabric.is_global_zero:
             write_detector(self.run, self.backbone, self.learner.best, training.classes, config, self.masks)
-            facts = {
-                "training_images": len(training),
-                "training_objects": training.object_count,
-                "data_notes": training.notes,
-                **self.facts(ended),
-                "encoder": self.backbone.metadata,
-                "notes": self.backbone.notes,
-            }
+            facts = {"training_objects": training.object_count, **self.dense_facts(training, ended)}
             write_results(self.run, scores, facts)
             draw_curve(self.run, scores)
             draw_worst(self.run, self.predictor(), self.wholes, self.validation, scores)
@@ -243,13 +216,7 @@ def resolve(
     config: DetectConfig, backbone: PyramidBackbone, training: InstanceImages, say: Callable[[str], None]
 ) -> DetectConfig:
     """Return ``config`` with the values that follow from the encoder and the data filled in."""
-    jitter, chans, head = config.jitter, backbone.encoder.in_chans, config.head
-    if jitter.mean is None:
-        mean, std = backbone.mean, backbone.std
-        if mean is None or std is None:
-            source, seed = training.source, config.split_seed
-            mean, std = channel_statistics(jitter, source, chans, config.size, seed, config.max_pixels, say)
-        jitter = replace(jitter, mean=mean, std=std)
+    head = config.head
     if head.masks == "auto":
         head = replace(head, masks="yes" if training.has_masks else "no")
     for setting, wanted in (
@@ -258,11 +225,4 @@ def resolve(
     ):
         if wanted and not training.has_masks:
             raise UsageError(f"{setting}: {config.data} has boxes only, and no masks")
-    return replace(
-        config,
-        in_chans=chans,
-        jitter=jitter,
-        head=head,
-        schedule=config.known_schedule(len(training)),
-        layer_decay=config.known_layer_decay,
-    )
+    return replace(resolve_dense(config, backbone, training, say), head=head)

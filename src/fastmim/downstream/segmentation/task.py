@@ -12,13 +12,12 @@ from torch import Tensor
 
 from fastmim.config import SegmentConfig
 from fastmim.data.annotations.mask_pairs import MaskedImages
-from fastmim.data.loading.channel_stats import channel_statistics
-from fastmim.data.loading.dense import DenseDataset, DenseLoader
 from fastmim.data.loading.mask_samples import MaskSamples, WholeMasks
 from fastmim.data.loading.unreadable import SKIPPED
 from fastmim.data.loading.whole_images import Geometry
 from fastmim.data.sources.base import digest_of
-from fastmim.downstream.backbone import INNER, PyramidBackbone
+from fastmim.downstream.backbone import PyramidBackbone
+from fastmim.downstream.dense_task import DenseTask, resolve_dense
 from fastmim.downstream.segmentation.evaluation import Predictor, SegmentationScores, measure_segmentation
 from fastmim.downstream.segmentation.model import SegmentationModel
 from fastmim.downstream.segmentation.outputs import (
@@ -29,8 +28,7 @@ from fastmim.downstream.segmentation.outputs import (
     write_segmenter,
 )
 from fastmim.downstream.segmentation.uper_net import Segmenter
-from fastmim.downstream.transfer_task import TransferTask, check_readable
-from fastmim.encoders.batch_size import has_batch_norm
+from fastmim.downstream.transfer_task import check_readable
 from fastmim.system.size import Size
 from fastmim.train.checkpoint import Choices
 from fastmim.train.stages import Stage
@@ -52,7 +50,7 @@ class SegmentResult(NamedTuple):
     """Number of the signal that stopped the run early."""
 
 
-class SegmentationTask(TransferTask):
+class SegmentationTask(DenseTask):
     """Train a segmenter on images with masks.
 
     Args:
@@ -72,16 +70,12 @@ class SegmentationTask(TransferTask):
         config: SegmentConfig,
         backbone: PyramidBackbone,
     ) -> None:
-        super().__init__(fabric, config, len(training))
+        super().__init__(fabric, config, training, backbone)
         self.training = training
         self.validation = validation
-        self.backbone = backbone
         self.classes = len(training.classes)
-        self.mean, self.std = (torch.tensor(v, device=fabric.device) for v in config.jitter.statistics)
         segmenter = Segmenter(backbone.pyramid, self.classes, config.head)
-        learner = SegmentationModel(segmenter, config.ema, config.head.aux_weight)
-        encoder = backbone.encoder
-        self.prepare(learner, encoder.model, encoder.model_name, encoder.model_kwargs, INNER)
+        self.prepare_dense(SegmentationModel(segmenter, config.ema, config.head.aux_weight))
         self.scores: SegmentationScores | None = None
 
     def data_digest(self) -> str:
@@ -103,7 +97,6 @@ class SegmentationTask(TransferTask):
     def load(self, stage: Stage, choices: Choices) -> StageData:
         """Build the loader of jittered crops, and the evaluation on the whole validation images."""
         config, training = self.config, self.training
-        workers, stream, share = self.start_loading(stage, choices, training.source, training.indices)
         samples = MaskSamples(
             training,
             config.jitter,
@@ -112,19 +105,7 @@ class SegmentationTask(TransferTask):
             config.max_class_share,
             config.max_pixels,
         )
-        loader = DenseLoader(
-            DenseDataset(samples, config.size, config.in_chans, config.jitter.statistics[0]),
-            batches=lambda step: stream.batches(stage, step, share.part),
-            collate=_class_numbers,
-            unreadable_log=self.unreadable_log,
-            micro_batch=choices.micro_batch,
-            workers=workers,
-            seed=config.seed,
-            share=share,
-            mean=self.mean,
-            std=self.std,
-            avoid_single=has_batch_norm(self.learner.model),
-        )
+        loader, workers = self.dense_loader(stage, choices, samples, _class_numbers)
         self.wholes = WholeMasks(
             self.validation,
             evaluation_geometry(config),
@@ -155,9 +136,7 @@ class SegmentationTask(TransferTask):
 
     def summary(self, stage: Stage) -> Iterator[str]:
         """Yield lines about the segmenter and the data."""
-        millions = sum(p.numel() for p in self.learner.model.parameters()) / 1e6
-        origin = self.backbone.metadata["from"]
-        yield f"UperNet on {self.backbone_name} from {origin}: {millions:.1f} M parameters"
+        yield self.introduction("UperNet")
         yield from self.backbone.notes
         yield from (f"data: {note}" for note in self.training.notes)
         yield (
@@ -174,14 +153,7 @@ class SegmentationTask(TransferTask):
         check_readable(scores.unreadable, scores.example, len(self.validation), config.max_unreadable)
         if self.fabric.is_global_zero:
             write_segmenter(self.run, self.backbone, self.learner.best, training.classes, config)
-            facts = {
-                "training_images": len(training),
-                "data_notes": training.notes,
-                **self.facts(ended),
-                "encoder": self.backbone.metadata,
-                "notes": self.backbone.notes,
-            }
-            write_results(self.run, scores, training.classes, facts)
+            write_results(self.run, scores, training.classes, self.dense_facts(training, ended))
             draw_worst(self.run, self.predictor(), self.wholes, scores, training.classes)
         say(
             f"mIoU {scores.miou:.2f} %, pixel accuracy {scores.pixel_accuracy:.2f} %, on {scores.images} "
@@ -214,18 +186,5 @@ def resolve(
     config: SegmentConfig, backbone: PyramidBackbone, training: MaskedImages, say: Callable[[str], None]
 ) -> SegmentConfig:
     """Return ``config`` with the values that follow from the encoder and the data filled in."""
-    jitter, chans = config.jitter, backbone.encoder.in_chans
-    if jitter.mean is None:
-        mean, std = backbone.mean, backbone.std
-        if mean is None or std is None:
-            source, seed = training.source, config.split_seed
-            mean, std = channel_statistics(jitter, source, chans, config.size, seed, config.max_pixels, say)
-        jitter = replace(jitter, mean=mean, std=std)
-    return replace(
-        config,
-        in_chans=chans,
-        jitter=jitter,
-        schedule=config.known_schedule(len(training)),
-        short_side=config.known_short_side,
-        layer_decay=config.known_layer_decay,
-    )
+    resolved = resolve_dense(config, backbone, training, say)
+    return replace(resolved, short_side=config.known_short_side)
