@@ -54,7 +54,7 @@ def set_plain_attention(encoder: Encoder, window: int | None, relative_positions
                 raise UsageError(
                     f"{setting}: {encoder.model_name} has {prefix} prefix tokens; one is supported"
                 )
-            table = RelPosBias(size, attention.num_heads, prefix)  # type: ignore[arg-type]
+            table = RelPosBias(size, attention.num_heads, prefix)
             nn.init.zeros_(table.relative_position_bias_table)
             attention.add_module(TABLE, table.to(next(attention.parameters()).device))
         if relative_positions or mask is not None:
