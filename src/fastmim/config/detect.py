@@ -1,4 +1,4 @@
-"""Configuration of object detection and instance segmentation (paper: table 5, appendix A.3.4)."""
+"""Configuration of object detection and instance segmentation (paper: table 5, table 13)."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""Configuration of semantic segmentation (paper: table 6, appendix A.3.4)."""
+"""Configuration of semantic segmentation (paper: table 6, table 14)."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

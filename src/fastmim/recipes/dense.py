@@ -1,7 +1,7 @@
 """Detection and segmentation of the paper: tables 5 and 6, and the COCO columns of table 1b.
 
 Each starts from the encoder that a pre-training or fine-tuning recipe wrote. Settings are those of the
-paper's appendix A.3.4; it gives peak learning rates, which are divided here by batch / 256. None of the
+paper's tables 13 and 14, which give peak learning rates, which are divided here by batch / 256. None of the
 figures was measured with this code.
 """
 

@@ -27,7 +27,7 @@ def detect(  # noqa: PLR0913 - public
     trust_code: bool = False,
     **settings: Any,
 ) -> DetectResult:
-    """Train Mask R-CNN, or Faster R-CNN, on a backbone (paper: table 5, appendix A.3.4).
+    """Train Mask R-CNN, or Faster R-CNN, on a backbone (paper: table 5, table 13).
 
     Args:
         encoder: a run's folder, its encoder.safetensors, ``timm:NAME`` or ``none``.

@@ -26,7 +26,7 @@ def segment(  # noqa: PLR0913 - public
     trust_code: bool = False,
     **settings: Any,
 ) -> SegmentResult:
-    """Train UperNet on a backbone for semantic segmentation (paper: table 6, appendix A.3.4).
+    """Train UperNet on a backbone for semantic segmentation (paper: table 6, table 14).
 
     Args:
         encoder: a run's folder, its encoder.safetensors, ``timm:NAME`` or ``none``.
