@@ -155,6 +155,11 @@ def test_a_signal_in_the_first_step_ends_a_run_that_can_be_resumed(photos, tmp_p
     assert fastmim.pretrain(out=tmp_path, resume=True, quiet=True).complete
 
 
+def first_line(process: subprocess.Popen) -> str:
+    """The first line of a process that torch's Gloo, which announces itself up to 2.9, did not write."""
+    return next((line for line in process.stdout if not line.startswith("[Gloo]")), "")
+
+
 PROGRAM = """
 import os, signal, sys, time
 import torch
@@ -272,7 +277,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 )
 def test_signals_reach_two_processes(program, what, number, times, code, words):
     process = program(what)
-    assert process.stdout.readline() == "ready\n"
+    assert first_line(process) == "ready\n"
     for _ in range(times):
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches them all
@@ -323,7 +328,7 @@ def test_an_error_of_one_process_is_the_runs(last, kind, told):
 @needs_proc
 def test_processes_do_not_outlive_the_one_that_started_them(program):
     process = program("heeds")
-    assert process.stdout.readline() == "ready\n"
+    assert first_line(process) == "ready\n"
     process.kill()
     process.wait()  # the fixture sees that nobody is left
 
