@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fastmim.config.pretrain import PretrainConfig
 from fastmim.config.run import RunConfig
-from fastmim.config.transfer import TransferConfig
+from fastmim.config.transfer import DenseConfig, TransferConfig
 from fastmim.data.sources.files import check_data
 from fastmim.errors import UsageError
 from fastmim.train.run_dir import check_start
@@ -42,6 +42,8 @@ def check_transfer(config: TransferConfig, start: StartMode = NEW_RUN) -> bool:
         "data": FOR_TRANSFER[config.verb],
         "out": "give an output folder for the run",
     }
+    if isinstance(config, DenseConfig) and config.data and not Path(config.data).expanduser().is_dir():
+        raise UsageError(f"data: {config.data} is not a folder; {FOR_TRANSFER[config.verb]}")
     resumes = _check(config, hints, start)
     run = Path(config.out).expanduser()
     if run.resolve() == Path(config.data).expanduser().resolve():

@@ -13,7 +13,7 @@ from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.names import is_custom
 from fastmim.encoders.plain_attention import TABLE, set_plain_attention
 from fastmim.encoders.pyramid import FeaturePyramid, fit_image_size, freeze_unused
-from fastmim.encoders.registry import arguments_of, create, without_memory
+from fastmim.encoders.registry import arguments_of, check_model_name, create, without_memory
 from fastmim.encoders.sizes import working_sizes
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
@@ -70,6 +70,7 @@ def load_backbone(config: DenseConfig, module: nn.Module | None = None) -> Pyram
     if spec.kind == "scratch":
         own_size = config.size
         if isinstance(model, str):
+            check_model_name(model)
             best = working_sizes(model, config.model_kwargs, config.in_chans).best()
             own_size = (best, best)
     loaded = load(spec, own_size, model, config.model_kwargs, config.in_chans, changes)
