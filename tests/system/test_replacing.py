@@ -40,6 +40,22 @@ def test_a_write_that_fails_names_the_file_and_keeps_the_earlier_one(tmp_path):
         write_atomically(tmp_path / "nowhere" / "a.txt", lambda file: None)
 
 
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_full_disk_is_named_where_torch_does_not(tmp_path, chained):
+    """Also when the partial file, once deleted, has left room."""
+
+    def full(file):
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            if chained:
+                raise RuntimeError("[enforce fail]") from None
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2 vs 1")
+
+    with pytest.raises(RunError, match="No space left on device; free some, then resume"):
+        write_atomically(tmp_path / "last.ckpt", full)
+
+
 def test_a_markdown_table_has_a_rule_for_each_column():
     expected = "| name | a | b |\n| --- | ---: | ---: |\n| x | 1 | 2 |"
     assert table(("name", "a", "b"), [("x", "1", "2")]) == expected

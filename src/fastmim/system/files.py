@@ -10,6 +10,7 @@ from typing import IO
 
 from fastmim.errors import RunError
 
+TORCH_FULL = "unexpected pos"  # how torch's archive writer reports that fewer bytes were written
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
@@ -54,9 +55,18 @@ def _reason(error: OSError | RuntimeError, folder: Path) -> str:
     """Return why a write failed; torch reports a full disk as an internal error."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if shutil.disk_usage(folder).free < 1 << 20:
+    # The partial file is deleted by now, and with it the sign of a full disk.
+    lost = any(isinstance(part, OSError) and part.errno == errno.ENOSPC for part in _chain(error))
+    if lost or TORCH_FULL in str(error) or shutil.disk_usage(folder).free < 1 << 20:
         return "No space left on device; free some, then resume with --resume"
     return str(error).splitlines()[0]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those in whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _flush_folder(folder: Path) -> None:
