@@ -113,7 +113,8 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
     monkeypatch.setattr("fastmim.config.usage.check_start", lambda *_: False)
     words = shlex.split(command, comments=True)[1:]
     words = ["demo:photos" if word in ("photos/", "tiles/") else word for word in words]
-    words = [str(tmp_path) if words[0] == "predict" and word.startswith("runs/") else word for word in words]
+    theirs = ("coco/", "scenes/", "runs/masks") if words[0] == "predict" else ("coco/", "scenes/")
+    words = [str(tmp_path) if word in theirs else word for word in words]
     if "--resume" in words:
         words += ["--data", "demo:photos"]  # as the run's config.yaml has it
     if words[0] == "recipes":
