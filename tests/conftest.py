@@ -194,6 +194,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images with masks of three classes."""
+    from annotated import write_scenes
+
+    write_scenes(folder := tmp_path_factory.mktemp("scenes"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images with boxes and masks of two classes, in COCO's layout."""
+    from annotated import write_squares
+
+    write_squares(folder := tmp_path_factory.mktemp("squares"))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pretrained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a tiny ViT."""
     run = tmp_path_factory.mktemp("pretrained") / "run"

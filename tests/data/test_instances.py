@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 from faster_coco_eval import mask as coco_mask
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from fastmim.data.annotations.coco import read_coco
 from fastmim.data.annotations.find_instances import open_instances
 from fastmim.data.annotations.instances import draw_mask
+from fastmim.data.annotations.run_lengths import check_encoding, run_lengths
+from fastmim.data.decode.pixels import UnreadableImage
 from fastmim.data.decode.resize import Box
 from fastmim.data.loading.instance_samples import InstanceSamples, boxes_of
 from fastmim.data.loading.whole_images import Geometry
@@ -129,6 +133,57 @@ def test_faults_are_handled_counted_and_told(tmp_path):
     assert data.objects[1].crowd.tolist() == [True]
     assert len(data) == 3  # images without objects count
     assert data.object_count == 2
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99), st.sampled_from([0.0, 0.02, 0.5, 1.0]))
+def test_run_lengths_are_those_of_the_library(height, width, seed, share):
+    mask = (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
+    encoded = coco_mask.encode(np.asfortranarray(mask))
+    check_encoding({"size": [height, width], "counts": encoded["counts"]}, (height, width))
+    runs = run_lengths(encoded["counts"])
+    columns = np.repeat(np.arange(len(runs)) % 2, runs)
+    np.testing.assert_array_equal(columns.reshape(width, height).T, mask)
+    assert run_lengths(encoded["counts"].decode()).tolist() == run_lengths(runs.tolist()).tolist()
+
+
+@given(st.text(max_size=20) | st.text("0123456789PQabcdo", max_size=20))
+def test_a_text_is_accepted_only_if_its_runs_fill_the_mask(text):
+    try:
+        check_encoding({"size": [6, 5], "counts": text}, (6, 5))
+    except ValueError:
+        return
+    assert coco_mask.decode({"size": [6, 5], "counts": text.encode()}).shape == (6, 5)
+
+
+WRONG_ENCODINGS = [
+    {"size": [40, 60], "counts": [100, 20]},  # too few pixels
+    {"size": [40, 60], "counts": [2400, 2400]},
+    {"size": [40, 60], "counts": [-100, 2500]},
+    {"size": [40, 60], "counts": ["100", 2300]},
+    {"size": [40, 60], "counts": 7},
+    {"size": [40, 60], "counts": "\n\nx"},
+    {"size": [40, 60], "counts": "oooooooooooooooooooooooooo"},
+    {"size": [60, 40], "counts": [2400]},  # of another image
+    {"size": [10**9, 10**9], "counts": [10**18]},
+    {"size": [2400], "counts": [2400]},
+    {"size": "40x60", "counts": [2400]},
+]
+
+
+@pytest.mark.parametrize("encoding", WRONG_ENCODINGS)
+def test_a_wrong_mask_costs_the_mask_and_is_told(encoding, tmp_path):
+    file = write_coco(tmp_path)
+    change(file, lambda content: content["annotations"][0].update(segmentation=encoding))
+    data = read_coco(file, tmp_path / "train2017")
+    assert data.objects[0].segmentations[0] is None
+    assert len(data.objects[0].boxes) == 2
+    told = " ".join(data.notes)
+    assert "1 masks whose run-length encoding does not fit left out (such as in 0.png)" in told
+
+
+def test_a_mask_of_another_size_costs_the_image():
+    with pytest.raises(UnreadableImage, match="a mask of 40x60 pixels does not fit the image of 30x30"):
+        draw_mask({"size": [40, 60], "counts": [2400]}, (30, 30), (8, 8), whole((30, 30), 0.2))
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.ops import MultiScaleRoIAlign
 
 import fastmim
-from conftest import USUAL, Killed, lines, same, weights
+from annotated import DETECT
+from conftest import Killed, lines, same, weights
 from fastmim.cli.entry import main
 from fastmim.config.detect import RcnnConfig
 from fastmim.data.annotations.instances import Annotated, InstanceImages
@@ -28,54 +28,6 @@ from fastmim.downstream.detection.model import unpacked
 from fastmim.downstream.detection.rcnn import Detector, RegionPool
 from fastmim.errors import UsageError
 from fastmim.train import loop as loop_module
-
-QUICK = {
-    "encoder": "none",
-    "model": "resnet10t",
-    "image_size": 64,
-    "batch_size": 2,
-    "steps": 4,
-    "workers": 0,
-    "log_every_steps": 2,
-    "evaluations": 2,
-    "head": {"channels": 16, "hidden": 32, "anchors": [8, 16, 32, 64, 128]},
-    "accelerator": "cpu",
-    "kernels": USUAL,
-    "quiet": True,
-}
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory):
-    """Red and blue squares on grey, in COCO's layout."""
-    folder = tmp_path_factory.mktemp("squares")
-    (folder / "annotations").mkdir()
-    for split, count in (("train2017", 8), ("val2017", 4)):
-        (folder / split).mkdir()
-        content = {"categories": [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]}
-        content |= {"images": [], "annotations": []}
-        for number in range(count):
-            generator = np.random.default_rng([number, count])
-            pixels = generator.integers(110, 146, (64, 64, 3), np.uint8)
-            for half, category in ((0, 1), (32, 2)):
-                side = int(generator.integers(14, 24))
-                top, left = (
-                    int(generator.integers(0, 64 - side)),
-                    half + int(generator.integers(0, 31 - side)),
-                )
-                pixels[top : top + side, left : left + side] = (250, 0, 0) if category == 1 else (0, 0, 250)
-                corners = [left, top, left + side, top, left + side, top + side, left, top + side]
-                content["annotations"].append(
-                    {"id": len(content["annotations"]) + 1, "image_id": number, "category_id": category}
-                    | {"bbox": [left, top, side, side], "area": side * side, "iscrowd": 0}
-                    | {"segmentation": [corners]}
-                )
-            Image.fromarray(pixels).save(folder / split / f"{number}.png")
-            row = {"id": number, "file_name": f"{number}.png", "height": 64, "width": 64}
-            content["images"].append(row)
-        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return folder
-
 
 # The model.
 
@@ -336,7 +288,7 @@ def test_figures_are_those_of_pycocotools():
 @pytest.fixture(scope="module")
 def finished(squares, tmp_path_factory):
     run = tmp_path_factory.mktemp("detect") / "run"
-    assert fastmim.detect(data=squares, out=run, **QUICK).complete
+    assert fastmim.detect(data=squares, out=run, **DETECT).complete
     return run
 
 
@@ -361,7 +313,7 @@ def test_a_run_writes_its_files(finished):
 
 @pytest.mark.parametrize("more", [{}, {"ema": 0.9, "paste": 0.5, "head.upgraded": True}])
 def test_a_killed_run_resumes_exactly(squares, tmp_path, monkeypatch, more):
-    settings = {**QUICK, "data": squares, "checkpoint_every_steps": 1, **more}
+    settings = {**DETECT, "data": squares, "checkpoint_every_steps": 1, **more}
     fastmim.detect(out=tmp_path / "whole", **settings)
     step, calls = loop_module.guarded_step, []
 
@@ -380,7 +332,7 @@ def test_a_killed_run_resumes_exactly(squares, tmp_path, monkeypatch, more):
 
 
 def test_it_learns_the_squares_that_it_sees(squares, tmp_path):
-    settings = {**QUICK, "steps": 60, "batch_size": 4, "evaluations": 1, "optim": {"base_lr": 0.2}}
+    settings = {**DETECT, "steps": 60, "batch_size": 4, "evaluations": 1, "optim": {"base_lr": 0.2}}
     jitter = {"scale": [0.9, 1.1], "distort": False}
     result = fastmim.detect(data=squares, out=tmp_path / "run", **settings, jitter=jitter)
     scores = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -397,7 +349,7 @@ def test_boxes_only_train_faster_rcnn(squares, tmp_path, capsys):
         for row in content["annotations"]:
             del row["segmentation"]
         file.write_text(json.dumps(content))
-    settings = {**QUICK, "steps": 1, "quiet": False}
+    settings = {**DETECT, "steps": 1, "quiet": False}
     result = fastmim.detect(data=folder, out=tmp_path / "run", **settings)
     said = capsys.readouterr().out
     assert "Faster R-CNN on resnet10t" in said
@@ -419,7 +371,7 @@ def test_boxes_only_train_faster_rcnn(squares, tmp_path, capsys):
 )
 def test_wrong_settings_are_one_line(squares, tmp_path, settings, message):
     with pytest.raises(UsageError, match=message):
-        fastmim.detect(data=squares, out=tmp_path / "run", **{**QUICK, **settings})
+        fastmim.detect(data=squares, out=tmp_path / "run", **{**DETECT, **settings})
     assert not (tmp_path / "run").exists()
 
 

@@ -6,12 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_detection import QUICK as DETECT
-from test_detection import squares  # noqa: F401 - a fixture
-from test_segmentation import QUICK as SEGMENT
-from test_segmentation import scenes  # noqa: F401 - a fixture
 
 import fastmim
+from annotated import DETECT, SEGMENT
 from conftest import QUICK as CLASSIFY
 from conftest import USUAL
 from fastmim.cli.entry import main
@@ -25,14 +22,14 @@ from fastmim.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def segmenter(scenes, tmp_path_factory):  # noqa: F811
+def segmenter(scenes, tmp_path_factory):
     run = tmp_path_factory.mktemp("predict") / "segment"
     fastmim.segment(data=scenes, out=run, **{**SEGMENT, "steps": 30, "optim": {"base_lr": 0.3}})
     return run
 
 
 @pytest.fixture(scope="module")
-def detector(squares, tmp_path_factory):  # noqa: F811
+def detector(squares, tmp_path_factory):
     run = tmp_path_factory.mktemp("predict") / "detect"
     fastmim.detect(data=squares, out=run, **{**DETECT, "steps": 2, "head.score": 0.0})
     return run
@@ -46,7 +43,7 @@ def classifier(photos, tmp_path_factory):
     return run
 
 
-def test_masks_give_the_miou_of_the_run(segmenter, scenes):  # noqa: F811
+def test_masks_give_the_miou_of_the_run(segmenter, scenes):
     model = fastmim.load(segmenter, "cpu")
     assert repr(model) == "LoadedModel(segment, 3 classes, 32x32 pixels)"
     files = sorted((scenes / "images" / "val").iterdir())
@@ -61,7 +58,7 @@ def test_masks_give_the_miou_of_the_run(segmenter, scenes):  # noqa: F811
     assert results["confusion"] == confusion.tolist()
 
 
-def test_detections_are_those_of_the_run(detector, squares):  # noqa: F811
+def test_detections_are_those_of_the_run(detector, squares):
     model = fastmim.load(detector, "cpu")
     files = sorted((squares / "val2017").iterdir())
     rows = [

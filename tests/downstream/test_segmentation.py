@@ -9,11 +9,14 @@ from PIL import Image
 from torch import nn
 
 import fastmim
-from conftest import USUAL, Killed, lines, lively, same, weights
+from annotated import SEGMENT
+from conftest import Killed, lines, lively, same, weights
 from fastmim.cli.entry import main
-from fastmim.config.segment import SlidingConfig, UperNetConfig
+from fastmim.config.segment import SegmentConfig, SlidingConfig, UperNetConfig
+from fastmim.data.annotations.mask_pairs import MaskFormat, open_masks
 from fastmim.data.annotations.masks import IGNORED
 from fastmim.data.loading.dense import EvalImage
+from fastmim.downstream.dense_entry import few_images
 from fastmim.downstream.segmentation.evaluation import (
     Predictor,
     SegmentationScores,
@@ -29,50 +32,6 @@ from fastmim.errors import UsageError
 from fastmim.train import loop as loop_module
 from fastmim.train.layer_decay import layer_decay_groups
 from fastmim.train.settings import OptimConfig
-
-QUICK = {
-    "encoder": "none",
-    "model": "resnet10t",
-    "image_size": 32,
-    "batch_size": 4,
-    "steps": 4,
-    "workers": 0,
-    "log_every_steps": 2,
-    "evaluations": 2,
-    "head": {"channels": 16, "aux_channels": 8},
-    "accelerator": "cpu",
-    "kernels": USUAL,
-    "quiet": True,
-}
-
-
-def scene(seed: int, size: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """A bright square (class 1) and a dark disc (class 2) on noise (class 0), and a strip without a class."""
-    generator = np.random.default_rng(seed)
-    image = generator.integers(100, 156, (size, size, 3), np.uint8)
-    mask = np.zeros((size, size), np.uint8)
-    top, left = generator.integers(0, size - 16, 2)
-    image[top : top + 14, left : left + 14], mask[top : top + 14, left : left + 14] = 250, 1
-    rows, columns = np.mgrid[:size, :size]
-    y, x = generator.integers(8, size - 8, 2)
-    disc = (rows - y) ** 2 + (columns - x) ** 2 < 49
-    image[disc], mask[disc] = 5, 2
-    mask[:2] = 255
-    return image, mask
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    for split, numbers in (("train", range(8)), ("val", range(8, 12))):
-        for kind in ("images", "masks"):
-            (folder / kind / split).mkdir(parents=True)
-        for number in numbers:
-            image, mask = scene(number)
-            Image.fromarray(image).save(folder / "images" / split / f"{number}.png")
-            Image.fromarray(mask).save(folder / "masks" / split / f"{number}.png")
-    return folder
-
 
 # The head.
 
@@ -274,7 +233,7 @@ def test_norms_of_the_head_are_synchronised_and_those_of_the_backbone_are_not():
 @pytest.fixture(scope="module")
 def finished(scenes, tmp_path_factory):
     run = tmp_path_factory.mktemp("segment") / "run"
-    assert fastmim.segment(data=scenes, out=run, **QUICK).complete
+    assert fastmim.segment(data=scenes, out=run, **SEGMENT).complete
     return run
 
 
@@ -295,7 +254,7 @@ def test_a_run_writes_its_files(finished):
 
 
 def test_the_backbone_of_a_run_starts_another_one(finished, scenes, tmp_path):
-    settings = {name: value for name, value in QUICK.items() if name != "model"}
+    settings = {name: value for name, value in SEGMENT.items() if name != "model"}
     result = fastmim.segment(
         data=scenes, out=tmp_path / "run", **{**settings, "encoder": finished, "steps": 1}
     )
@@ -306,7 +265,7 @@ def test_the_backbone_of_a_run_starts_another_one(finished, scenes, tmp_path):
 
 @pytest.mark.parametrize("more", [{}, {"ema": 0.9}])
 def test_a_killed_run_resumes_exactly(scenes, tmp_path, monkeypatch, more):
-    settings = {**QUICK, "data": scenes, "checkpoint_every_steps": 1, **more}
+    settings = {**SEGMENT, "data": scenes, "checkpoint_every_steps": 1, **more}
     fastmim.segment(out=tmp_path / "whole", **settings)
     step, calls = loop_module.guarded_step, []
 
@@ -326,7 +285,7 @@ def test_a_killed_run_resumes_exactly(scenes, tmp_path, monkeypatch, more):
 
 def test_it_learns_the_scenes_that_it_sees(scenes, tmp_path):
     settings = {
-        **QUICK,
+        **SEGMENT,
         "steps": 60,
         "optim": {"base_lr": 0.3},
         "evaluations": 1,
@@ -343,7 +302,7 @@ def test_an_unreadable_mask_costs_its_image(scenes, tmp_path):
     folder = shutil.copytree(scenes, tmp_path / "data")
     (folder / "masks" / "train" / "0.png").write_bytes(b"no mask")
     (folder / "masks" / "val" / "8.png").write_bytes(b"no mask")
-    result = fastmim.segment(data=folder, out=tmp_path / "run", **QUICK, max_unreadable=0.5)
+    result = fastmim.segment(data=folder, out=tmp_path / "run", **SEGMENT, max_unreadable=0.5)
     assert result.complete
     assert json.loads((tmp_path / "run" / "results.json").read_text())["unreadable"] == 1
     assert "its mask cannot be read" in (tmp_path / "run" / "skipped.jsonl").read_text()
@@ -362,7 +321,7 @@ def test_an_unreadable_mask_costs_its_image(scenes, tmp_path):
 )
 def test_wrong_settings_are_one_line(scenes, tmp_path, settings, message):
     with pytest.raises(UsageError, match=message):
-        fastmim.segment(data=scenes, out=tmp_path / "run", **{**QUICK, **settings})
+        fastmim.segment(data=scenes, out=tmp_path / "run", **{**SEGMENT, **settings})
     assert not (tmp_path / "run").exists()
 
 
@@ -392,7 +351,7 @@ def test_the_command(scenes, tmp_path, capsys):
 
 def test_a_head_without_auxiliary_loss(scenes, tmp_path):
     head = {"channels": 8, "aux_weight": 0}
-    run = fastmim.segment(data=scenes, out=tmp_path / "run", **{**QUICK, "head": head, "steps": 1}).run
+    run = fastmim.segment(data=scenes, out=tmp_path / "run", **{**SEGMENT, "head": head, "steps": 1}).run
     from safetensors import safe_open
 
     with safe_open(run / "model.safetensors", "pt") as file:
@@ -403,7 +362,7 @@ def test_a_head_without_auxiliary_loss(scenes, tmp_path):
 def test_windows_and_relative_positions_of_a_plain_transformer(scenes, tmp_path):
     """The run has them, its model file too; the encoder file has timm's own keys."""
     vit = {"model": "vit_tiny_patch16_224", "model_kwargs": {"embed_dim": 32, "depth": 8, "num_heads": 2}}
-    settings = {**QUICK, **vit, "image_size": 64, "vit_windows": 2, "relative_positions": True, "steps": 1}
+    settings = {**SEGMENT, **vit, "image_size": 64, "vit_windows": 2, "relative_positions": True, "steps": 1}
     run = fastmim.segment(data=scenes, out=tmp_path / "run", **settings).run
     assert not [key for key in weights(run) if "relative" in key]
     fastmim.load_encoder(run)
@@ -411,4 +370,21 @@ def test_windows_and_relative_positions_of_a_plain_transformer(scenes, tmp_path)
     (found,) = fastmim.load(run, "cpu").predict(image)
     assert found.mask.shape == (40, 40)
     with pytest.raises(UsageError, match="vit_windows = 2: resnet10t is not a plain vision transformer"):
-        fastmim.segment(data=scenes, out=tmp_path / "other", **QUICK, vit_windows=2)
+        fastmim.segment(data=scenes, out=tmp_path / "other", **SEGMENT, vit_windows=2)
+
+
+def test_few_labels_are_drawn_by_the_seed_and_nested(scenes, tmp_path):
+    def shown(labels, seed):
+        config = SegmentConfig(encoder="none", model="resnet10t", labels=labels, seed=seed)
+        training, _ = open_masks(str(scenes), MaskFormat(), 0.2, 0)
+        return {training.source.name(index) for index in few_images(training, config).indices}
+
+    assert len(shown(None, 0)) == len(shown("1", 0)) == 8
+    assert len(shown("0.25", 0)) == len(shown("2", 0)) == 2
+    assert shown("2", 0) < shown("5", 0)
+    assert len({frozenset(shown("2", seed)) for seed in range(6)}) > 1
+    with pytest.raises(UsageError, match="labels = 9: there are only 8 training images"):
+        shown("9", 0)
+    run = fastmim.segment(data=scenes, out=tmp_path / "run", labels="5", **SEGMENT).run
+    results = json.loads((run / "results.json").read_text())
+    assert (results["training_images"], results["labels"]) == (5, "5")

@@ -13,6 +13,7 @@ import yaml
 from scipy.stats import binomtest
 
 import fastmim
+from annotated import DETECT, SEGMENT
 from conftest import TINY
 from fastmim.cli.entry import main
 from fastmim.config import FinetuneConfig
@@ -45,7 +46,7 @@ def test_the_card_is_written_and_goes_on_where_it_stopped(encoder, tmp_path, cap
     found = json.loads((out / "payoff.json").read_text())
     places = {(cell["arm"], cell["share"]): cell for cell in found["cells"]}
     assert len(places) == 5
-    assert all(len(cell["top1"]) == 2 for cell in places.values())
+    assert all(len(cell["scores"]) == 2 for cell in places.values())
     assert places[OURS, "1/class"]["training_images"] == 10
     assert (out / "payoff.png").read_bytes().startswith(b"\x89PNG")
     assert "| scratch |" in (out / "payoff.md").read_text()
@@ -63,8 +64,52 @@ def test_the_card_is_written_and_goes_on_where_it_stopped(encoder, tmp_path, cap
     shutil.rmtree(runs["scratch_0.1_seed1"])
     assert main([*command, *FLAGS.split(), "--quiet"]) == 0
     again = json.loads((out / "payoff.json").read_text())
-    assert [cell["top1"] for cell in again["cells"]] == [cell["top1"] for cell in found["cells"]]
+    assert [cell["scores"] for cell in again["cells"]] == [cell["scores"] for cell in found["cells"]]
     assert set(before) == {run.name for run in (out / "runs").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "settings", "score"),
+    [("segment", "scenes", SEGMENT, "mIoU"), ("detect", "squares", DETECT, "mask AP")],
+)
+def test_dense_tasks_are_compared_by_their_own_score(task, data, settings, score, request, tmp_path, capsys):
+    folder = request.getfixturevalue(data)
+    given = {name: value for name, value in settings.items() if name not in ("encoder", "model", "quiet")}
+    run = tmp_path / "encoder"
+    backbone = {name: given[name] for name in ("image_size", "batch_size", "workers", "kernels")}
+    fastmim.pretrain(
+        data=folder, out=run, model=settings["model"], steps=1, decoder={"width": 8}, quiet=True, **backbone
+    )
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(given | {"steps": 2, "evaluations": 1}))
+    command = ["payoff", "--task", task, "--encoder", str(run), "--data", str(folder), "--out"]
+    flags = ["--config", str(tmp_path / "settings.yaml"), "--shares", "3", "1", "--seeds", "2", "--quiet"]
+    flags += ["--score", "mask"] if task == "detect" else []
+    assert main([*command, str(tmp_path / "card"), *flags]) == 0
+    text = capsys.readouterr().out
+    assert f"| {score}, % | 3 images | 100 % (8 images) |" in text
+    assert f"3 labelled images: pre-training changed {score} by" in text
+    assert "whose choice it leaves out" in text
+    found = json.loads((tmp_path / "card" / "payoff.json").read_text())
+    assert found["metric"] == score
+    by_place = {(cell["arm"], cell["share"]): cell for cell in found["cells"]}
+    assert by_place[OURS, "3"]["training_images"] == by_place[FROM_SCRATCH, "3"]["training_images"] == 3
+    assert len(by_place) == 5
+    for arm in (OURS, FROM_SCRATCH):  # the scores are those of the runs
+        for seed, value in enumerate(by_place[arm, "1"]["scores"]):
+            results = json.loads((tmp_path / "card/runs" / f"{arm}_1_seed{seed}/results.json").read_text())
+            assert value == (results["miou"] if task == "segment" else results["mask"]["AP"])
+
+
+def test_another_task_is_one_line(capsys):
+    assert main(["payoff", "--task", "caption"]) == 2
+    assert capsys.readouterr().err == ("fastmim: task = caption must be one of classify, detect, segment\n")
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "-2", "10/class", "many"])
+def test_shares_of_images_are_shares_or_numbers(share, scenes, tmp_path, capsys):
+    command = ["payoff", "--task", "segment", "--encoder", "timm:resnet10t", "--data", str(scenes)]
+    assert main([*command, "--out", str(tmp_path / "card"), "--shares", share]) == 2
+    assert f"labels = {share} must be a share of the images" in capsys.readouterr().err
 
 
 def test_without_the_run_there_is_no_equal_time(encoder, tmp_path, capsys):

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fastmim.config.run import BatchSize, RunConfig, check_size
-from fastmim.data.settings import JitterConfig
+from fastmim.data.settings import JitterConfig, images_wanted
 from fastmim.encoders.names import is_custom
 from fastmim.errors import UsageError
 from fastmim.system.bounds import PositiveFloat, PositiveInt, Share
@@ -49,6 +49,8 @@ class TransferConfig(RunConfig):
     Default: 0.75, or 1 from scratch."""
     layer_decay_blocks: PositiveInt = 1
     """Consecutive blocks that count as one layer of --layer-decay (ConvNeXt V2's authors: 3)."""
+    labels: str | None = None
+    """Training images whose labels are used. Default: all."""
     ema: Share | None = None
     """Decay of a moving average of the weights (EMA), which is evaluated and exported. Default: none."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(base_lr=PAPERS_LR, betas=(0.9, 0.999)))
@@ -103,10 +105,17 @@ class DenseConfig(TransferConfig):
     vit_windows: PositiveInt | None = None
     """For plain vision transformers: side of a window in tokens, within which all blocks attend but four
     evenly spaced ones (ViTDet: 14). Needed for large images. Default: none."""
+    labels: str | None = None
+    """Training images to use: a share (0.1), or a number above 1 (20), drawn by --seed. Default: all."""
     relative_positions: bool = False
     """For plain vision transformers: add relative positions, initialised with zeros, to the attention (paper:
     table 6, MAE setting)."""
     jitter: JitterConfig = field(default_factory=JitterConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels is not None:
+            images_wanted(self.labels, 1)
 
     def known_schedule(self, images: int) -> ScheduleConfig:
         """Return the schedule, with the default length of the warm-up for a number of training images."""

@@ -126,3 +126,21 @@ def parse_labels(wanted: str) -> tuple[float, int | None]:
     if match or not 0 < share <= 1:
         raise UsageError(f"labels = {wanted} must be a share, 0 < share <= 1, or a number such as 10/class")
     return share, None
+
+
+def images_wanted(wanted: str, images: int) -> int:
+    """Return how many images ``wanted`` names: a share (``0.1``) of ``images``, or a number (``20``).
+
+    Raises UsageError if ``wanted`` is neither.
+    """
+    try:
+        value = float(wanted)
+    except ValueError:
+        value = 0.0
+    if 0 < value <= 1:
+        return max(1, round(value * images))
+    if value > 1 and value.is_integer():
+        return int(value)
+    raise UsageError(
+        f"labels = {wanted} must be a share of the images, 0 < share <= 1, or a number of images above 1"
+    )

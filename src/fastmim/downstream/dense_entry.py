@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
@@ -14,18 +15,21 @@ from torch import nn
 from fastmim.config import launch, merge, run_settings
 from fastmim.config.transfer import DenseConfig
 from fastmim.config.usage import check_transfer
+from fastmim.data.seeds import FEW_SEED
+from fastmim.data.settings import images_wanted
 from fastmim.downstream.backbone import PyramidBackbone, check_out, load_backbone, with_factory
+from fastmim.downstream.dense_task import AnnotatedImages
 from fastmim.encoders.build import name_of
 from fastmim.encoders.trust import Trust
+from fastmim.errors import UsageError
 from fastmim.recipes import base_config
 from fastmim.train.distributed import starts_processes, teller
 from fastmim.train.run import train
 from fastmim.train.settings import Resume, StartMode
 from fastmim.train.task import Ended, Task
 
+A = TypeVar("A", bound=AnnotatedImages)
 C = TypeVar("C", bound=DenseConfig)
-D = TypeVar("D")
-R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
@@ -89,6 +93,7 @@ def run_dense(
     say = teller(start.quiet)
     say(f"{config.data}: looking for images and annotations")
     training, validation = kind.open_data(config)
+    training = few_images(training, config)
     check_out(config)
     backbone = build(config, module)
     with torch.random.fork_rng(devices=[]):
@@ -104,6 +109,21 @@ def run_dense(
         kind=kind,
     )
     return launch(config, resumes, worker)
+
+
+def few_images(training: A, config: DenseConfig) -> A:
+    """Draw the images that ``config.labels`` wants; a larger number contains a smaller one of the same seed.
+
+    Raises:
+        UsageError: there are fewer images.
+    """
+    if config.labels is None:
+        return training
+    wanted = images_wanted(config.labels, len(training))
+    if wanted > len(training):
+        raise UsageError(f"labels = {config.labels}: there are only {len(training)} training images")
+    order = np.random.default_rng([FEW_SEED, config.seed]).permutation(len(training))
+    return training.take(np.sort(order[:wanted]))
 
 
 def build(config: DenseConfig, module: nn.Module | None) -> PyramidBackbone:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 
 from fastmim.config.transfer import DenseConfig
 from fastmim.data.loading.channel_stats import channel_statistics
@@ -31,6 +33,8 @@ class AnnotatedImages(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
+
+    def take(self, positions: NDArray[np.int64]) -> Self: ...
 
 
 class DenseTask(TransferTask):
@@ -91,6 +95,7 @@ class DenseTask(TransferTask):
         """Return data, length, speed, device, settings and origin of the weights, for results.json."""
         return {
             "training_images": len(training),
+            "labels": self.config.labels,
             "data_notes": training.notes,
             **self.facts(ended),
             "encoder": self.backbone.metadata,

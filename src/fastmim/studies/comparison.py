@@ -1,4 +1,4 @@
-"""Compare accuracies: intervals over seeds and images, a table, and verdicts in words."""
+"""Compare scores: intervals over seeds and images, a table, and verdicts in words."""
 
 import math
 import statistics
@@ -7,35 +7,32 @@ from dataclasses import dataclass
 
 from scipy.stats import norm, ttest_1samp
 
-from fastmim.studies.settings import FROM_SCRATCH, LONGER, OURS
+from fastmim.studies.settings import FROM_SCRATCH, LONGER, OURS, TOP1, Metric
 from fastmim.system.markdown import table
 
 CONFIDENCE = 0.95
 NORMAL = float(norm.ppf((1 + CONFIDENCE) / 2))
 LEAST_SEEDS = 3  # for a verdict: two seeds often give similar differences by chance
-INTERVALS = (
-    "± is the 95 % interval: of the mean over the seeds (Student's t) and of the images that are measured on "
-    "(binomial), together"
-)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Accuracies of one arm with one share of the labels, one per seed."""
+    """Scores of one arm with one share of the labels, one per seed."""
 
     arm: str
     share: str
-    top1: tuple[float, ...]
+    scores: tuple[float, ...]
     """Per cent, in the order of the seeds."""
     seconds: float
     """Training time, mean over the seeds."""
     training_images: int
     images: int | None = None
-    """Number of images that the accuracy is measured on; None if unknown."""
+    """Number of images of which the score is the share of right answers; None if unknown, or if the score is
+    no such share."""
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.top1)
+        return statistics.mean(self.scores)
 
     @property
     def sampling_variance(self) -> float:
@@ -53,12 +50,12 @@ class Cell:
     @property
     def interval(self) -> float:
         """Half-width of the 95 % interval over seeds and measured images; NaN for a single seed."""
-        return joint_interval(self.top1, self.sampling_variance)
+        return joint_interval(self.scores, self.sampling_variance)
 
     @property
     def known_interval(self) -> float | None:
         """`interval`; None for a single seed, or if all seeds agree and the number of images is unknown."""
-        return None if len(self.top1) < 2 else self.interval or None
+        return None if len(self.scores) < 2 else self.interval or None
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -76,6 +73,15 @@ class Payoff:
     """Training time of the encoder; None if the encoder is not in the folder of its run."""
     verdicts: tuple[str, ...]
     """One sentence per share of the labels, and one for equal total time."""
+    metric: Metric = TOP1
+
+
+def interval_note(metric: Metric) -> str:
+    """Explain the intervals of a score."""
+    seeds = "± is the 95 % interval of the mean over the seeds (Student's t)"
+    if metric.share_of_images:
+        return f"{seeds} and of the images that are measured on (binomial), together"
+    return f"{seeds}; all runs are measured on the same images, whose choice it leaves out"
 
 
 def half_interval(values: tuple[float, ...]) -> float:
@@ -94,11 +100,11 @@ def joint_interval(values: tuple[float, ...], sampling_variance: float) -> float
 
 
 def as_table(found: Payoff) -> str:
-    """Format the accuracies as a Markdown table: one row per arm, one column per share of the labels."""
+    """Format the scores as a Markdown table: one row per arm, one column per share of the labels."""
     shares = list(dict.fromkeys(cell.share for cell in found.cells))
     arms = list(dict.fromkeys(cell.arm for cell in found.cells))
     images = {cell.share: cell.training_images for cell in found.cells}
-    heading = ["top-1, %", *(f"{_percent(share)} ({images[share]} images)" for share in shares)]
+    heading = [f"{found.metric.name}, %", *(_with_images(share, images[share]) for share in shares)]
     rows = []
     by_place = {(cell.arm, cell.share): cell for cell in found.cells}
     for arm in arms:
@@ -108,7 +114,7 @@ def as_table(found: Payoff) -> str:
 
 
 def _shown(cell: Cell) -> str:
-    if len(cell.top1) < 2 or not cell.interval:
+    if len(cell.scores) < 2 or not cell.interval:
         return f"{cell.mean:.2f}"
     low, high = cell.bounds
     if low in (0.0, 100.0) or high in (0.0, 100.0):  # the interval is clipped
@@ -121,36 +127,48 @@ def _half(half: float) -> str:
     return f"{half:.2f}" if half >= 0.005 else f"{half:.1g}"
 
 
+def _with_images(share: str, images: int) -> str:
+    return f"{_percent(share)} ({images} images)" if _percent(share) else f"{images} images"
+
+
 def _percent(share: str) -> str:
-    return share if "/" in share else f"{100 * float(share):g} %"
+    """Format a share of the labels; empty for a number of images."""
+    if "/" in share:
+        return share
+    return f"{100 * float(share):g} %" if float(share) <= 1 else ""
 
 
-def verdicts(cells: tuple[Cell, ...]) -> Iterator[str]:
+def _labels(share: str) -> str:
+    return f"{_percent(share)} of the labels" if _percent(share) else f"{float(share):g} labelled images"
+
+
+def verdicts(cells: tuple[Cell, ...], metric: Metric = TOP1) -> Iterator[str]:
     """Yield one sentence per share of the labels, and one for equal total time."""
     by_place = {(cell.arm, cell.share): cell for cell in cells}
     for share in dict.fromkeys(cell.share for cell in cells):
-        verdict = _verdict(by_place[OURS, share], by_place[FROM_SCRATCH, share])
-        yield f"{_percent(share)} of the labels: {verdict}"
+        verdict = _verdict(by_place[OURS, share], by_place[FROM_SCRATCH, share], metric)
+        yield f"{_labels(share)}: {verdict}"
     for (arm, share), cell in by_place.items():
         if arm == LONGER:
-            verdict = _verdict(by_place[OURS, share], cell)
-            yield f"{_percent(share)} of the labels, equal total time: {verdict}"
+            verdict = _verdict(by_place[OURS, share], cell, metric)
+            yield f"{_labels(share)}, equal total time: {verdict}"
 
 
-def _verdict(ours: Cell, other: Cell) -> str:
+def _verdict(ours: Cell, other: Cell, metric: Metric) -> str:
     """Word the mean difference, seed by seed, given its interval over seeds and images."""
-    differences = tuple(a - b for a, b in zip(ours.top1, other.top1, strict=True))
+    differences = tuple(a - b for a, b in zip(ours.scores, other.scores, strict=True))
     gain, count = statistics.mean(differences), len(differences)
     half = joint_interval(differences, ours.sampling_variance + other.sampling_variance)
     figure = f"{gain:+.2f} points"
+    changed = f"pre-training changed {metric.name} by"
     if count == 1:
-        return f"pre-training changed top-1 by {figure}, one seed only"
+        return f"{changed} {figure}, one seed only"
     if half:
         figure += f" ± {_half(half)}"
     if count < LEAST_SEEDS:
-        return f"pre-training changed top-1 by {figure}; {count} seeds are too few for a verdict"
+        return f"{changed} {figure}; {count} seeds are too few for a verdict"
     if not half:  # all seeds agree, and the number of images is unknown
-        return f"pre-training changed top-1 by {figure} with each seed; its uncertainty is unknown"
+        return f"{changed} {figure} with each seed; its uncertainty is unknown"
     if gain - half > 0:
         return f"pre-training helped, {figure}"
     return f"pre-training hurt, {figure}" if gain + half < 0 else f"no difference beyond chance, {figure}"

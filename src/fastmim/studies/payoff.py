@@ -1,4 +1,6 @@
-"""Compare fine-tuning a pre-trained backbone with training it from scratch (paper: tables 3, 4).
+"""Compare training on a pre-trained backbone with training from scratch (paper: tables 3, 4, 5, 6).
+
+The task is classification, detection or segmentation, as the settings say.
 
 Arms differ in their initial weights and in two settings only: from scratch, all layers have the same learning
 rate (layer_decay = 1), and the last arm trains for as long as pre-training and fine-tuning together.
@@ -6,23 +8,35 @@ rate (layer_decay = 1), and the last arm trains for as long as pre-training and 
 
 import contextlib
 import json
+import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from fastmim.config import FinetuneConfig, build, read_yaml
+from fastmim.config import FinetuneConfig, TransferConfig, build, read_yaml
+from fastmim.config.transfer import DenseConfig
 from fastmim.downstream.backbone import with_factory
 from fastmim.downstream.classification.entry import run_finetuning
 from fastmim.downstream.classification.outputs import RESULTS
+from fastmim.downstream.detection.entry import run_detection
+from fastmim.downstream.segmentation.entry import run_segmentation
 from fastmim.encoders.names import is_custom
 from fastmim.encoders.trust import Trust
 from fastmim.errors import RunError, StoppedError, UsageError
 from fastmim.studies.comparison import CONFIDENCE, Cell, Payoff, verdicts
-from fastmim.studies.settings import FROM_SCRATCH, LONGER, OURS, PayoffConfig, check_payoff
+from fastmim.studies.settings import (
+    FROM_SCRATCH,
+    LONGER,
+    OURS,
+    Metric,
+    PayoffConfig,
+    check_payoff,
+    metric_of,
+)
 from fastmim.system.documents import Count, Finite, checked, read_json
 from fastmim.system.files import write_atomically
 from fastmim.system.hardware import available_cpus
@@ -39,13 +53,18 @@ PAYOFF = "payoff.json"
 HARDWARE = ("device", "processes", "threads")
 # Arguments that a classifier adds to those of a backbone; they are equal for all arms.
 NOT_THE_BACKBONE = ("img_size", "num_classes", "global_pool", "drop_path_rate", "in_chans")
+RUNNERS: dict[str, Callable[..., Any]] = {
+    "finetune": run_finetuning,
+    "detect": run_detection,
+    "segment": run_segmentation,
+}
+C = TypeVar("C", bound=TransferConfig)
 
 
 @dataclass(frozen=True)
 class _Results:
     """Values of a run's results.json that are used."""
 
-    top1: Annotated[Finite, Field(ge=0, le=100)]
     seconds: Annotated[Finite, Field(ge=0)]
     training_images: Count
     labels: str | None
@@ -60,16 +79,16 @@ class _Results:
 class _Job:
     arm: str
     share: str
-    config: FinetuneConfig
+    config: TransferConfig
 
 
 def payoff(
-    config: FinetuneConfig, what: PayoffConfig, quiet: bool = False, trust_code: bool = False
+    config: TransferConfig, what: PayoffConfig, quiet: bool = False, trust_code: bool = False
 ) -> Payoff:
-    """Fine-tune every arm with every share and seed, and compare them; finished runs in config.out are kept.
+    """Train every arm with every share and seed, and compare them; finished runs in config.out are kept.
 
     Args:
-        config: fine-tuning settings; ``encoder`` is the encoder to judge, ``out`` the folder of all runs.
+        config: settings of the task; ``encoder`` is the encoder to judge, ``out`` the folder of all runs.
         what: arms, labels and seeds.
         trust_code: import and call any factory that the encoders' files name.
 
@@ -77,7 +96,8 @@ def payoff(
         UsageError: a setting, path or model is invalid.
         RunError: a run failed.
     """
-    check_payoff(config)
+    check_payoff(config, what)
+    metric = metric_of(config, what)
     out = Path(config.out).expanduser()
     trust = Trust.of(config.model, everything=trust_code)
     # Factories are named by each encoder's file; a timm name is for a file that does not name its model.
@@ -100,7 +120,7 @@ def payoff(
         for seed in range(config.seed, config.seed + what.seeds)
         for job in _arms([scratch, config, *others], share, seed, out)
     ]
-    results = _run_all(jobs, what.processes, quiet)
+    results = _run_all(jobs, metric, what.processes, quiet)
     seconds, obstacle = _pretraining_seconds(config.encoder, results.values(), what)
     if what.equal_time and seconds is not None:
         most = max(what.shares, key=lambda share: _images(results, share))
@@ -109,10 +129,13 @@ def payoff(
             for job in jobs
             if job.arm == OURS and job.share == most
         ]
-        results |= _run_all(longer, what.processes, quiet)
+        results |= _run_all(longer, metric, what.processes, quiet)
         jobs += longer
-    cells = tuple(_cells(jobs, results))
-    lines = [*verdicts(cells), *([f"equal total time was not compared: {obstacle}"] if obstacle else [])]
+    cells = tuple(_cells(jobs, results, metric))
+    lines = [
+        *verdicts(cells, metric),
+        *([f"equal total time was not compared: {obstacle}"] if obstacle else []),
+    ]
     described = _description(config.encoder)
     if described is not None and described["method"] == "fine-tuned":
         lines.append("the encoder was already fine-tuned, maybe on the same labels")
@@ -123,9 +146,10 @@ def payoff(
     lines += dict.fromkeys(
         f"data: {note}" for values in results.values() for note in values.get("data_notes", ())
     )
-    found = Payoff(cells, seconds, tuple(lines))
+    found = Payoff(cells, seconds, tuple(lines), metric)
     values = {
         **asdict(found),
+        "metric": metric.name,
         "cells": [
             asdict(c) | {"mean": c.mean, "interval": c.known_interval, "bounds": c.bounds} for c in cells
         ],
@@ -138,25 +162,31 @@ def payoff(
     return found
 
 
-def scratch_of(config: FinetuneConfig, scratch_lr: float | None = None) -> FinetuneConfig:
+def scratch_of(config: C, scratch_lr: float | None = None) -> C:
     """Return the settings for training the same backbone from scratch, with its windows, mean and std."""
     loaded = load(config.encoder, config.size, config.model, config.model_kwargs)
-    crop, optim = config.crop, config.optim
-    if crop.mean is None:
-        crop = replace(crop, mean=tuple(loaded.metadata["mean"]), std=tuple(loaded.metadata["std"]))
+    optim = config.optim
     return replace(
-        config,
+        _with_statistics(config, tuple(loaded.metadata["mean"]), tuple(loaded.metadata["std"])),
         encoder=SCRATCH,
         model=loaded.name,
         model_kwargs={name: value for name, value in loaded.kwargs.items() if name not in NOT_THE_BACKBONE},
         in_chans=loaded.metadata["in_chans"],
         layer_decay=1.0,
-        crop=crop,
         optim=replace(optim, base_lr=scratch_lr or optim.base_lr),
     )
 
 
-def _arms(starts: list[FinetuneConfig], share: str, seed: int, out: Path) -> Iterator[_Job]:
+def _with_statistics(config: C, mean: tuple[float, ...], std: tuple[float, ...]) -> C:
+    """Return ``config`` with the statistics of the channels, if it has none."""
+    if isinstance(config, FinetuneConfig) and config.crop.mean is None:
+        return replace(config, crop=replace(config.crop, mean=mean, std=std))
+    if isinstance(config, DenseConfig) and config.jitter.mean is None:
+        return replace(config, jitter=replace(config.jitter, mean=mean, std=std))
+    return config
+
+
+def _arms(starts: list[TransferConfig], share: str, seed: int, out: Path) -> Iterator[_Job]:
     scratch, ours, *others = starts
     for arm, start in {FROM_SCRATCH: scratch, OURS: ours, **{o.encoder: o for o in others}}.items():
         run = out / "runs" / _folder(arm, share, seed)
@@ -168,7 +198,7 @@ def _folder(arm: str, share: str, seed: int) -> str:
     return f"{name.strip('-.')}_{share.replace('/', '-per-')}_seed{seed}"
 
 
-def _longer(job: _Job, pretraining: float, own: float, scratch: FinetuneConfig, out: Path) -> _Job:
+def _longer(job: _Job, pretraining: float, own: float, scratch: TransferConfig, out: Path) -> _Job:
     """Return a job from scratch that trains for as long as pre-training and this job took together."""
     factor = (pretraining + own) / own
     seed = job.config.seed
@@ -181,12 +211,12 @@ def _longer(job: _Job, pretraining: float, own: float, scratch: FinetuneConfig, 
     return _Job(LONGER, job.share, _as_stored(config))
 
 
-def _as_stored(config: FinetuneConfig) -> FinetuneConfig:
+def _as_stored(config: C) -> C:
     """Keep the length of a run that was already started, since measured times vary between measurements."""
     file = Path(config.out) / CONFIG
     if not file.is_file():
         return config
-    stored = build(FinetuneConfig, read_yaml(file), f"{file}: ")
+    stored = build(type(config), read_yaml(file), f"{file}: ")
     return replace(config, epochs=stored.epochs, steps=stored.steps)
 
 
@@ -194,14 +224,14 @@ def _key(job: _Job) -> str:
     return job.config.out
 
 
-def _run_all(jobs: list[_Job], processes: int, quiet: bool) -> dict[str, dict[str, Any]]:
+def _run_all(jobs: list[_Job], metric: Metric, processes: int, quiet: bool) -> dict[str, dict[str, Any]]:
     """Run the jobs and return their results.json, by folder."""
     shown = not quiet and processes > 1  # otherwise, the runs print their own results
     done: dict[str, dict[str, Any]] = {}
     # When this process is stopped, the others write a checkpoint and end.
     for number, values in in_processes(
         _run,
-        (quiet or processes > 1,),
+        (quiet or processes > 1, metric),
         jobs,
         processes,
         threads=max(1, available_cpus() // processes),
@@ -210,12 +240,12 @@ def _run_all(jobs: list[_Job], processes: int, quiet: bool) -> dict[str, dict[st
     ):
         done[key := _key(jobs[number])] = values
         if shown:
-            print(f"{Path(key).name}: top-1 {values['top1']:.2f} %", flush=True)
+            print(f"{Path(key).name}: {metric.name} {score_of(values, metric, key):.2f} %", flush=True)
     return done
 
 
-def _run(quiet: bool, job: _Job) -> dict[str, Any]:
-    result = run_finetuning(job.config, StartMode("or-begin", quiet=quiet))
+def _run(quiet: bool, metric: Metric, job: _Job) -> dict[str, Any]:
+    result = RUNNERS[job.config.verb](job.config, StartMode("or-begin", quiet=quiet))
     if result.stopped_by is not None:
         raise StoppedError(result.stopped_by, f"in {job.config.out}; the same command resumes it")
     file = Path(job.config.out) / RESULTS
@@ -223,14 +253,29 @@ def _run(quiet: bool, job: _Job) -> dict[str, Any]:
         raise RunError(f"{file} was not written")
     values: dict[str, Any] = read_json(file)
     checked(_Results, values, str(file))
+    score_of(values, metric, str(file))
     return values
+
+
+def score_of(values: dict[str, Any], metric: Metric, where: str) -> float:
+    """Return the score in the values of a run's results.json.
+
+    Raises:
+        RunError: the run has no such score.
+    """
+    found: Any = values
+    for key in metric.keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, int | float) or not 0 <= found <= 100 or not math.isfinite(found):
+        raise RunError(f"{where}: {'.'.join(metric.keys)} = {found} is no {metric.name}, 0 to 100 %")
+    return float(found)
 
 
 def _images(results: dict[str, dict[str, Any]], share: str) -> int:
     return max(int(values["training_images"]) for values in results.values() if values["labels"] == share)
 
 
-def _cells(jobs: list[_Job], results: dict[str, dict[str, Any]]) -> Iterator[Cell]:
+def _cells(jobs: list[_Job], results: dict[str, dict[str, Any]], metric: Metric) -> Iterator[Cell]:
     places: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for job in jobs:
         places.setdefault((job.arm, job.share), []).append(results[_key(job)])
@@ -238,10 +283,10 @@ def _cells(jobs: list[_Job], results: dict[str, dict[str, Any]]) -> Iterator[Cel
         yield Cell(
             arm,
             share,
-            tuple(run["top1"] for run in runs),
+            tuple(score_of(run, metric, arm) for run in runs),
             statistics.mean(run["seconds"] for run in runs),
             runs[0]["training_images"],
-            runs[0].get("images"),
+            runs[0].get("images") if metric.share_of_images else None,
         )
 
 

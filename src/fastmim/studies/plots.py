@@ -1,4 +1,4 @@
-"""Plot accuracy against the number of labels, and the heat map of a grid search."""
+"""Plot scores against the number of labels, and the heat map of a grid search."""
 
 import io
 import math
@@ -12,7 +12,7 @@ from fastmim.system.files import write_atomically
 
 
 def write_payoff_plot(file: Path, found: Payoff) -> None:
-    """Plot top-1 of each arm against the number of labelled images, with 95 % intervals."""
+    """Plot the score of each arm against the number of labelled images, with 95 % intervals."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for arm in dict.fromkeys(cell.arm for cell in found.cells):
@@ -33,7 +33,7 @@ def write_payoff_plot(file: Path, found: Payoff) -> None:
     axes.set_xticks(images, [str(count) for count in images])
     axes.minorticks_off()
     axes.set_xlabel("labelled images")
-    axes.set_ylabel("top-1 accuracy, %, with 95 % intervals")
+    axes.set_ylabel(f"{found.metric.name}, %, with 95 % intervals")
     axes.grid(alpha=0.3)
     axes.legend()
     _save(file, figure)

@@ -2,18 +2,41 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
+from fastmim.config.detect import DetectConfig
 from fastmim.config.finetune import FinetuneConfig
-from fastmim.config.transfer import PAPERS_LAYER_DECAY, PAPERS_LR
+from fastmim.config.segment import SegmentConfig
+from fastmim.config.transfer import PAPERS_LAYER_DECAY, PAPERS_LR, TransferConfig
 from fastmim.config.usage import check_transfer
+from fastmim.data.settings import images_wanted, parse_labels
 from fastmim.errors import UsageError
 from fastmim.system.bounds import PositiveFloat, PositiveInt, check_bounds
 from fastmim.weights.spec import SCRATCH, parse_weights
 
 OURS, FROM_SCRATCH, LONGER = "pre-trained", "scratch", "scratch, equal total time"
+TASKS: dict[str, type[TransferConfig]] = {
+    "classify": FinetuneConfig,
+    "detect": DetectConfig,
+    "segment": SegmentConfig,
+}
+"""Task of `fastmim payoff` -> its settings."""
+
+
+class Metric(NamedTuple):
+    """A score in per cent, and where results.json has it."""
+
+    name: str
+    keys: tuple[str, ...]
+    """Keys of results.json, one a level."""
+    share_of_images: bool = False
+    """Whether it is the share of the images whose answer is right, so that its sampling error is binomial."""
+
+
+TOP1, MIOU = Metric("top-1", ("top1",), True), Metric("mIoU", ("miou",))
+BOX_AP, MASK_AP = Metric("box AP", ("box", "AP")), Metric("mask AP", ("mask", "AP"))
 
 Point = tuple[int, int]
 """Steps of the grid from the centre: (learning rate, layer decay)."""
@@ -24,10 +47,13 @@ class PayoffConfig:
     """Arms, labels and seeds of the comparison."""
 
     shares: tuple[str, ...] = ("0.01", "0.1", "1")
-    """Labels to use: shares of each class (0.01), or numbers per class (10/class)."""
+    """Labels to use. classify: shares of each class (0.01), or numbers per class (10/class). detect, segment:
+    shares of the images (0.1), or numbers above 1 (20)."""
     seeds: PositiveInt = 3
-    """Fine-tuning runs of each arm, 3 or more for a verdict; each seed draws different labels, order,
-    augmentations and new weights."""
+    """Runs of each arm, 3 or more for a verdict; each seed draws different labels, order, augmentations and
+    new weights."""
+    score: Literal["box", "mask"] = "box"
+    """detect: whether the AP of boxes or that of masks is compared."""
     against: tuple[str, ...] = ()
     """Further starting points: other runs, or timm:NAME for timm's own weights."""
     equal_time: bool = True
@@ -80,10 +106,22 @@ class SweepConfig:
         return float(f"{rate:.6g}"), round(decay, 6)
 
 
-def check_payoff(config: FinetuneConfig) -> None:
-    """Raise UsageError if a comparison cannot start with these fine-tuning settings."""
+def metric_of(config: TransferConfig, what: PayoffConfig) -> Metric:
+    """Return the score that a comparison of runs with these settings is about."""
+    if isinstance(config, DetectConfig):
+        return BOX_AP if what.score == "box" else MASK_AP
+    return MIOU if isinstance(config, SegmentConfig) else TOP1
+
+
+def check_payoff(config: TransferConfig, what: PayoffConfig) -> None:
+    """Raise UsageError if a comparison cannot start with these settings of a task."""
     if config.labels is not None:
         raise UsageError(f"labels = {config.labels}: payoff takes --shares")
+    for share in what.shares:
+        if isinstance(config, FinetuneConfig):
+            parse_labels(share)
+        else:
+            images_wanted(share, 1)
     if not parse_weights(config.encoder).has_weights:
         raise UsageError("encoder is missing: give a run's folder or an encoder.safetensors to compare")
     if not config.out:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmim.data.annotations.instances import Annotated, Faults, InstanceImages, Segmentation, clean
+from fastmim.data.annotations.run_lengths import check_encoding
 from fastmim.data.sources.base import FileImages
 from fastmim.data.sources.index import counted
 from fastmim.errors import UsageError
@@ -104,7 +105,7 @@ def _objects(
         boxes,
         [numbers[row["category_id"]] for row in rows],
         [bool(row.get("iscrowd")) for row in rows],
-        [_segmentation(row.get("segmentation"), name, faults) for row in rows],
+        [_segmentation(row.get("segmentation"), size, name, faults) for row in rows],
         [area if isinstance(area := row.get("area"), int | float) else None for row in rows],
         size,
         name,
@@ -112,9 +113,14 @@ def _objects(
     )
 
 
-def _segmentation(value: Any, name: str, faults: Faults) -> Segmentation | None:
-    """Return polygons or a run-length encoding; None if there is none."""
+def _segmentation(value: Any, size: Size | None, name: str, faults: Faults) -> Segmentation | None:
+    """Return polygons or a run-length encoding; None if there is none, or a wrong one."""
     if isinstance(value, dict) and "counts" in value and "size" in value:
+        try:
+            check_encoding(value, size)
+        except ValueError:
+            faults.note("{} masks whose run-length encoding does not fit left out", name)
+            return None
         return value
     if isinstance(value, list) and value:
         polygons: list[NDArray[np.float32]] = []

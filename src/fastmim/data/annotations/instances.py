@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
+from fastmim.data.decode.pixels import UnreadableImage
 from fastmim.data.sources.base import ImageSource
 from fastmim.data.sources.index import counted
 from fastmim.data.transforms.placement import Placement
@@ -74,7 +75,7 @@ class InstanceImages:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def take(self, positions: NDArray[np.int64]) -> "InstanceImages":
+    def take(self, positions: NDArray[np.int64]) -> Self:
         return replace(self, indices=self.indices[positions])
 
     @property
@@ -138,6 +139,9 @@ def draw_mask(
     """
     if isinstance(segmentation, Mapping):
         encoded: Any = dict(segmentation)
+        if tuple(encoded["size"]) != original:
+            (height, width), size = encoded["size"], f"{original[0]}x{original[1]}"
+            raise UnreadableImage(f"a mask of {height}x{width} pixels does not fit the image of {size}")
         if isinstance(encoded["counts"], list):
             encoded = coco_mask.frPyObjects(encoded, *original)
         return placement.mask(np.ascontiguousarray(coco_mask.decode(encoded)), canvas, 0)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ class MaskedImages:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def take(self, positions: NDArray[np.int64]) -> "MaskedImages":
+    def take(self, positions: NDArray[np.int64]) -> Self:
         return replace(self, indices=self.indices[positions])
 
 
