@@ -68,36 +68,43 @@ def test_the_card_is_written_and_goes_on_where_it_stopped(encoder, tmp_path, cap
     assert set(before) == {run.name for run in (out / "runs").iterdir()}
 
 
-@pytest.mark.parametrize(
-    ("task", "data", "settings", "score"),
-    [("segment", "scenes", SEGMENT, "mIoU"), ("detect", "squares", DETECT, "mask AP")],
-)
-def test_dense_tasks_are_compared_by_their_own_score(task, data, settings, score, request, tmp_path, capsys):
-    folder = request.getfixturevalue(data)
+def compare(task, folder, settings, out, *flags):
+    """Pre-train a backbone and compare it in the task."""
     given = {name: value for name, value in settings.items() if name not in ("encoder", "model", "quiet")}
-    run = tmp_path / "encoder"
-    backbone = {name: given[name] for name in ("image_size", "batch_size", "workers", "kernels")}
-    fastmim.pretrain(
-        data=folder, out=run, model=settings["model"], steps=1, decoder={"width": 8}, quiet=True, **backbone
-    )
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(given | {"steps": 2, "evaluations": 1}))
-    command = ["payoff", "--task", task, "--encoder", str(run), "--data", str(folder), "--out"]
-    flags = ["--config", str(tmp_path / "settings.yaml"), "--shares", "3", "1", "--seeds", "2", "--quiet"]
-    flags += ["--score", "mask"] if task == "detect" else []
-    assert main([*command, str(tmp_path / "card"), *flags]) == 0
+    run = out / "encoder"
+    backbone = {name: given[name] for name in ("batch_size", "workers", "kernels")}
+    backbone |= {"image_size": 64, "decoder": {"width": 32}, "model": settings["model"]}
+    fastmim.pretrain(data=folder, out=run, steps=1, quiet=True, **backbone)
+    (out / "settings.yaml").write_text(yaml.safe_dump(given | {"steps": 2, "evaluations": 1}))
+    command = ["payoff", "--task", task, "--encoder", str(run), "--data", str(folder), "--quiet"]
+    command += ["--out", str(out / "card"), "--config", str(out / "settings.yaml")]
+    assert main([*command, *flags]) == 0
+    return json.loads((out / "card" / "payoff.json").read_text())
+
+
+def test_segmentation_is_compared_by_its_miou(scenes, tmp_path, capsys):
+    found = compare("segment", scenes, SEGMENT, tmp_path, "--shares", "3", "1", "--seeds", "1")
     text = capsys.readouterr().out
-    assert f"| {score}, % | 3 images | 100 % (8 images) |" in text
-    assert f"3 labelled images: pre-training changed {score} by" in text
+    assert "| mIoU, % | 3 images | 100 % (8 images) |" in text
+    assert "3 labelled images: pre-training changed mIoU by" in text
     assert "whose choice it leaves out" in text
-    found = json.loads((tmp_path / "card" / "payoff.json").read_text())
-    assert found["metric"] == score
+    assert found["metric"] == "mIoU"
     by_place = {(cell["arm"], cell["share"]): cell for cell in found["cells"]}
     assert by_place[OURS, "3"]["training_images"] == by_place[FROM_SCRATCH, "3"]["training_images"] == 3
     assert len(by_place) == 5
     for arm in (OURS, FROM_SCRATCH):  # the scores are those of the runs
         for seed, value in enumerate(by_place[arm, "1"]["scores"]):
-            results = json.loads((tmp_path / "card/runs" / f"{arm}_1_seed{seed}/results.json").read_text())
-            assert value == (results["miou"] if task == "segment" else results["mask"]["AP"])
+            file = tmp_path / "card" / "runs" / f"{arm}_1_seed{seed}" / "results.json"
+            assert value == json.loads(file.read_text())["miou"]
+
+
+def test_detection_is_compared_by_the_ap_of_boxes_or_masks(squares, tmp_path, capsys):
+    flags = ["--shares", "2", "--seeds", "1", "--no-equal-time"]
+    found = compare("detect", squares, DETECT, tmp_path, *flags, "--score", "mask")
+    assert "| mask AP, % | 2 images |" in capsys.readouterr().out
+    for cell in found["cells"]:
+        file = tmp_path / "card" / "runs" / f"{cell['arm']}_2_seed0" / "results.json"
+        assert cell["scores"] == [json.loads(file.read_text())["mask"]["AP"]]
 
 
 def test_another_task_is_one_line(capsys):

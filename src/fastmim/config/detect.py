@@ -30,6 +30,8 @@ class RcnnConfig:
     """Width of the box head's hidden layers."""
     anchors: tuple[PositiveInt, ...] = (32, 64, 128, 256, 512)
     """Side of the anchors in pixels, at strides 4, 8, 16, 32 and 64."""
+    regions: PositiveInt = 512
+    """Regions of an image, drawn from the proposals, that the heads are trained on; fewer take less time."""
     aligned: bool = True
     """Shift regions by half a pixel when they are pooled, which is exact; torchvision's own models do not."""
     score: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -3,9 +3,6 @@
 import contextlib
 import io
 import json
-import os
-import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +13,12 @@ import timm
 import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmim.encoders.registry import is_known
-from fastmim.errors import RunError, UsageError, first_line
+from fastmim.errors import RunError, UsageError
 from fastmim.export.model_card import model_card
+from fastmim.export.new_folder import new_folder
+from fastmim.export.onnx_file import ONNX, write_onnx
 from fastmim.export.torchvision import as_torchvision, load_torchvision
 from fastmim.export.usage import Format, check_export
 from fastmim.system.documents import read_json
@@ -31,7 +29,6 @@ from fastmim.weights.load import load
 Outputs = Callable[[Tensor], Sequence[Tensor]]
 
 TOLERANCE = 1e-5  # largest difference of the outputs, relative to the largest |output|
-MOST_IN_ONE_FILE = 1_500_000_000  # bytes of weights; protobuf is limited to 2 GiB
 
 # Kept from timm's pretrained_cfg. Name, licence and papers in it are those of timm's weights.
 CFG_KEYS = {
@@ -104,12 +101,9 @@ def export_encoder(
     if images is not None and tuple(images.shape[1:]) != shape:
         raise UsageError(f"images of shape {tuple(images.shape)} must be (B, {channels}, {height}, {width})")
     sample = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)) if images is None else images
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part.mkdir()
-        with torch.inference_mode():
-            expected = _Outputs(module)(sample)
+    with torch.inference_mode():
+        expected = _Outputs(module)(sample)
+    with new_folder(folder) as part:
         read_back = _write(format, module, metadata, part, (height, width), sample)
         with torch.inference_mode():
             difference, largest = _compare(expected, read_back(sample), folder, format)
@@ -118,16 +112,6 @@ def export_encoder(
         card = model_card(format, metadata, (height, width), encoder, folder.name, expected[0], found)
         (part / "README.md").write_text(card, encoding="utf-8")
         files = sorted(file.name for file in part.iterdir())
-        earlier = part.with_suffix(".old")
-        if folder.exists():
-            folder.rename(earlier)
-        part.rename(folder)
-        shutil.rmtree(earlier, ignore_errors=True)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise RunError(f"cannot write {folder}: {reason}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return Exported(folder, files, difference)
 
 
@@ -136,7 +120,8 @@ def _write(
 ) -> Outputs:
     """Write the model to the folder, and load it from there as a user would."""
     if format == "onnx":
-        return _write_onnx(model, metadata["model"], folder, images)
+        traced = _Outputs(model).eval()
+        return write_onnx(traced, traced.names, metadata["model"], folder / ONNX, images)
     if format == "torchvision":
         rebuilt, config = as_torchvision(model, metadata["model"], size)
         config["pretrained_cfg"] = {k: v for k, v in _cfg(model).items() if k in CFG_KEYS}
@@ -175,45 +160,6 @@ def _read_huggingface(folder: Path, classifier: bool) -> Outputs:
     def outputs(images: Tensor) -> list[Tensor]:
         given = loaded(images)
         return [given.logits] if classifier else [given.pooler_output, given.last_hidden_state]
-
-    return outputs
-
-
-def _write_onnx(model: nn.Module, name: str, folder: Path, images: Tensor) -> Outputs:
-    import onnxruntime
-
-    file = folder / "model.onnx"
-    traced = _Outputs(model).eval()
-    example = torch.cat([images, images])[:2]  # from a batch of one, the exporter would fix the batch size
-    weights = sum(value.nbytes for value in model.state_dict().values())
-    try:
-        # The exporter cannot trace the memory layout returned by CPU kernels of attention with a bias.
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                traced,
-                (example,),
-                dynamo=True,
-                verbose=False,
-                input_names=["images"],
-                output_names=traced.names,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-            )
-    except Exception as error:  # torch's exporter raises its own classes
-        reason = first_line(error.__cause__ or error)
-        raise RunError(f"torch cannot export {name} to ONNX: {reason}") from error
-    assert program is not None
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces, which contain paths of this machine
-    program.save(file, external_data=weights > MOST_IN_ONE_FILE)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-
-    def outputs(batch: Tensor) -> list[Tensor]:
-        first, others = (
-            [torch.from_numpy(o) for o in session.run(None, {"images": part.numpy()})]
-            for part in (batch[:1], batch)
-        )
-        return [torch.cat([one, all_[1:]]) for one, all_ in zip(first, others, strict=True)]
 
     return outputs
 

@@ -14,6 +14,7 @@ from fastmim.system.documents import checked, read_yaml
 from fastmim.system.markdown import table
 from fastmim.system.size import Size
 from fastmim.train.run_files import CONFIG
+from fastmim.weights.model_file import ModelDescription
 
 LOADING = {
     "timm": 'import timm\n{register}model = timm.create_model("local-dir:{folder}", pretrained=True).eval()\n'
@@ -26,6 +27,7 @@ LOADING = {
     "onnx": 'import onnxruntime\nsession = onnxruntime.InferenceSession("{folder}/model.onnx")\n'
     'outputs = session.run(None, {{"images": images}})  # normalised float32 (B, C, H, W)',
 }
+LICENCE = "\n## Licence\n\nYours to choose: the weights belong to whoever trained them.\n"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,35 @@ def model_card(
             ("", ""), [(what, str(value)) for what, value in rows.items() if value not in (None, "")], "ll"
         ),
         f"\n## Loading\n\n```python\n{loading}\n```\n\n## Check\n\nRead back and run on {found}.",
-        "\n## Licence\n\nYours to choose: the weights belong to whoever trained them.\n",
+        LICENCE,
+    ]
+    return "\n".join(lines)
+
+
+def dense_card(described: ModelDescription, outputs: dict[str, str], folder: str, found: str) -> str:
+    """Return the text of README.md for the ONNX file of a segmenter or detector.
+
+    Args:
+        outputs: name -> shape and meaning.
+        found: sentence about the comparison.
+    """
+    height, width = described.image_size
+    rows = {
+        "Backbone": f"`{described.model}`",
+        "Input": f"`images`: (B, {described.in_chans}, {height}, {width}), float32",
+        **{f"Output `{name}`": meaning for name, meaning in outputs.items()},
+        "Mean, std": f"{described.mean}, {described.std} of values in 0..1",
+        "fastmim": described.fastmim_version,
+    }
+    task = {"segment": "image-segmentation", "detect": "object-detection"}[described.task]
+    classes = "\n".join(f"{number}. {name}" for number, name in enumerate(described.classes))
+    lines = [
+        f"---\nlibrary_name: onnx\npipeline_tag: {task}\ntags:\n- fastmim\n---\n",
+        f"# {'UperNet' if described.task == 'segment' else 'R-CNN'} on {described.model}\n",
+        table(("", ""), [(what, str(value)) for what, value in rows.items()], "ll"),
+        f"\n## Classes\n\n{classes}",
+        f"\n## Loading\n\n```python\n{LOADING['onnx'].format(folder=folder)}\n```",
+        f"\n## Check\n\nRead back and run on {found}.",
+        LICENCE,
     ]
     return "\n".join(lines)

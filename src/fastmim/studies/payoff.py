@@ -325,7 +325,7 @@ def _description(encoder: str) -> dict[str, Any] | None:
     return None
 
 
-def _measured_images_were_seen(config: FinetuneConfig) -> bool:
+def _measured_images_were_seen(config: TransferConfig) -> bool:
     """Return whether pre-training used the same data, which includes the validation images."""
     run = parse_weights(config.encoder).path
     file = (run if run.is_dir() else run.parent) / CONFIG

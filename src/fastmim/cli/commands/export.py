@@ -1,5 +1,6 @@
 """The `fastmim export` command."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +17,8 @@ from fastmim.export.usage import Format, check_export
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fastmim.system.size import Size
+
 COMPARED = 8  # images
 
 
@@ -23,6 +26,7 @@ COMPARED = 8  # images
 class ExportCommand:
     """Export an encoder to other libraries; it is reloaded and must give equal outputs on real images.
 
+    With --part model: export the segmenter or detector of a run as ONNX.
     With --from: convert a released checkpoint to encoder.safetensors, which every verb accepts.
     """
 
@@ -33,6 +37,9 @@ class ExportCommand:
     format: Format = "timm"
     """timm: layout of its hub. torchvision: if it has the architecture (ViT, Swin, ConvNeXt, ResNet).
     huggingface: for transformers' AutoModel. onnx: for any runtime."""
+    part: Literal["encoder", "model"] = "encoder"
+    """encoder: the backbone, with the classifier of fine-tuning. model: the whole segmenter or detector of a
+    run of `fastmim segment` or `detect`, as ONNX."""
     image_size: int | tuple[int, int] | None = None
     """Image size in pixels: side, or height and width. Default: that of the weights."""
     data: str = "demo:photos"
@@ -75,19 +82,35 @@ def run(arguments: list[str]) -> int:
         raise UsageError("model and model_kwargs go with --from only: the encoder names its model")
     check_export(command.out, command.format, command.overwrite)
     check_data(command.data)
-    from fastmim.export.export import export_encoder
+    if command.part == "model":
+        if command.format != "onnx" or command.image_size is not None:
+            raise UsageError("part = model goes with --format onnx, at the image size of the run")
+        from fastmim.downstream.export_model import export_model
+        from fastmim.weights.model_file import read_model
 
-    images = _images(command)
-    exported = export_encoder(
-        command.encoder,
-        command.out,
-        command.format,
-        command.image_size,
-        images,
-        command.overwrite,
-        command.model,
-        command.trust_code,
-    )
+        described, _ = read_model(command.encoder)
+        images = _images(command, described.image_size, described.in_chans, described.mean, described.std)
+        exported = export_model(
+            command.encoder, command.out, images, command.overwrite, command.model, command.trust_code
+        )
+    else:
+        from fastmim.export.export import export_encoder
+        from fastmim.weights.encoder_file import read_description
+        from fastmim.weights.loaded import as_size
+
+        _, metadata = read_description(command.encoder)
+        size = as_size(command.image_size or metadata["image_size"])
+        images = _images(command, size, metadata["in_chans"], metadata["mean"], metadata["std"])
+        exported = export_encoder(
+            command.encoder,
+            command.out,
+            command.format,
+            command.image_size,
+            images,
+            command.overwrite,
+            command.model,
+            command.trust_code,
+        )
     print(
         f"{exported.folder}: {', '.join(exported.files)}; read back, outputs on {len(images)} images of "
         f"{command.data} differ by at most {exported.difference:.1e} of the largest"
@@ -95,22 +118,20 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _images(command: ExportCommand) -> "Tensor":
-    """Load a few real images as the encoder takes them: (B, C, H, W)."""
+def _images(
+    command: ExportCommand, size: "Size", channels: int, mean: Sequence[float], std: Sequence[float]
+) -> "Tensor":
+    """Load a few real images as the model takes them: (B, C, H, W)."""
     import numpy as np
     import torch
 
     from fastmim.data.loading.eval_loader import EvalLoader
     from fastmim.data.sources.open import open_images
-    from fastmim.weights.encoder_file import read_description
-    from fastmim.weights.loaded import as_size
 
-    _, metadata = read_description(command.encoder)
-    size = as_size(command.image_size or metadata["image_size"])
     source = open_images(command.data)
-    mean, std = (torch.tensor(metadata[name]) for name in ("mean", "std"))
     indices = np.arange(min(COMPARED, len(source)))
-    views = EvalLoader(source, indices, size, metadata["in_chans"], COMPARED, 0, mean, std)
+    statistics = torch.tensor(mean), torch.tensor(std)
+    views = EvalLoader(source, indices, size, channels, COMPARED, 0, *statistics)
     images, shown, broken = next(iter(views))
     if not len(shown):
         raise UsageError(f"data: {command.data}: {broken[0].name} cannot be read: {broken[0].reason}")

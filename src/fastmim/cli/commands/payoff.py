@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -11,6 +11,9 @@ from fastmim.cli.loading import announce_torch
 from fastmim.errors import UsageError
 from fastmim.recipes import base_config
 from fastmim.studies.settings import TASKS, PayoffConfig, check_payoff
+
+if TYPE_CHECKING:
+    from fastmim.config import TransferConfig
 
 PLOT, TABLE = "payoff.png", "payoff.md"
 DESCRIPTION = """Compare training on --encoder with training from scratch, with few and with many labels.
@@ -51,15 +54,16 @@ def run(arguments: list[str]) -> int:
     base = base_config(config_class, given["config"], given["recipe"], None, given=given, trust_code=trusted)
     # Parse and check the flags, before torch is loaded.
     command = parse(Command, arguments, "fastmim payoff", Command(base, PayoffConfig()))
-    check_payoff(command.settings, command.compare)
+    settings: TransferConfig = command.settings
+    check_payoff(settings, command.compare)
     announce_torch("payoff", command.quiet)
     from fastmim.studies.comparison import as_table, interval_note
     from fastmim.studies.payoff import PAYOFF, payoff
     from fastmim.studies.plots import write_payoff_plot
 
-    found = payoff(command.settings, command.compare, command.quiet, trust_code=command.trust_code)
+    found = payoff(settings, command.compare, command.quiet, trust_code=command.trust_code)
     # Write the table and the plot, and print the verdicts.
-    out = Path(command.settings.out).expanduser()
+    out = Path(settings.out).expanduser()
     text = "\n".join([as_table(found), "", interval_note(found.metric), *found.verdicts])
     (out / TABLE).write_text(text + "\n")
     write_payoff_plot(out / PLOT, found)

@@ -207,7 +207,7 @@ class Detector(nn.Module):
             FastRCNNPredictor(config.hidden, outputs),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
-            batch_size_per_image=512,
+            batch_size_per_image=config.regions,
             positive_fraction=0.25,
             bbox_reg_weights=None,
             score_thresh=config.score,
