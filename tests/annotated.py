@@ -33,7 +33,7 @@ DETECT: dict[str, Any] = {
     "workers": 0,
     "log_every_steps": 2,
     "evaluations": 2,
-    "head": {"channels": 16, "hidden": 32, "anchors": [8, 16, 32, 64, 128]},
+    "head": {"channels": 16, "hidden": 32, "anchors": [8, 16, 32, 64, 128], "regions": 64},
     "accelerator": "cpu",
     "kernels": USUAL,
     "quiet": True,

@@ -11,7 +11,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 import fastmim
 from annotated import DETECT
-from conftest import Killed, lines, same, weights
+from conftest import Killed, lines, mostly_slow, same, weights
 from fastmim.cli.entry import main
 from fastmim.config.detect import RcnnConfig
 from fastmim.data.annotations.instances import Annotated, InstanceImages
@@ -28,6 +28,9 @@ from fastmim.downstream.detection.model import unpacked
 from fastmim.downstream.detection.rcnn import Detector, RegionPool
 from fastmim.errors import UsageError
 from fastmim.train import loop as loop_module
+
+EVERYTHING = {"ema": 0.9, "paste": 0.5, "head.upgraded": True}
+
 
 # The model.
 
@@ -88,10 +91,10 @@ def test_detections_are_those_of_torchvisions_own_model():
     images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs.roi_heads.score_thresh = ours.heads.score_thresh = 0.2
-        features = theirs.eval().backbone(images)
+        for proposals in (theirs.rpn, ours.rpn):
+            proposals._post_nms_top_n["testing"] = 100
         found, _ = ours.eval()(images, [(128, 128)] * 2)
-        expected = theirs(list(images))
-        assert list(features)  # the same maps
+        expected = theirs.eval()(list(images))
     for one, other in zip(found, expected, strict=True):
         assert len(one["boxes"]) == len(other["boxes"]) > 0
         torch.testing.assert_close(one["boxes"], other["boxes"])
@@ -311,7 +314,7 @@ def test_a_run_writes_its_files(finished):
     assert "box_ap" in lines(finished)[-1]
 
 
-@pytest.mark.parametrize("more", [{}, {"ema": 0.9, "paste": 0.5, "head.upgraded": True}])
+@pytest.mark.parametrize("more", mostly_slow([{}, EVERYTHING], [EVERYTHING]))
 def test_a_killed_run_resumes_exactly(squares, tmp_path, monkeypatch, more):
     settings = {**DETECT, "data": squares, "checkpoint_every_steps": 1, **more}
     fastmim.detect(out=tmp_path / "whole", **settings)
@@ -332,7 +335,7 @@ def test_a_killed_run_resumes_exactly(squares, tmp_path, monkeypatch, more):
 
 
 def test_it_learns_the_squares_that_it_sees(squares, tmp_path):
-    settings = {**DETECT, "steps": 60, "batch_size": 4, "evaluations": 1, "optim": {"base_lr": 0.2}}
+    settings = {**DETECT, "steps": 60, "evaluations": 1, "optim": {"base_lr": 0.4}}
     jitter = {"scale": [0.9, 1.1], "distort": False}
     result = fastmim.detect(data=squares, out=tmp_path / "run", **settings, jitter=jitter)
     scores = json.loads((tmp_path / "run" / "results.json").read_text())

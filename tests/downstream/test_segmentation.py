@@ -10,7 +10,7 @@ from torch import nn
 
 import fastmim
 from annotated import SEGMENT
-from conftest import Killed, lines, lively, same, weights
+from conftest import Killed, lines, lively, mostly_slow, same, weights
 from fastmim.cli.entry import main
 from fastmim.config.segment import SegmentConfig, SlidingConfig, UperNetConfig
 from fastmim.data.annotations.mask_pairs import MaskFormat, open_masks
@@ -263,7 +263,7 @@ def test_the_backbone_of_a_run_starts_another_one(finished, scenes, tmp_path):
     assert same(dict(model.state_dict()), weights(finished))
 
 
-@pytest.mark.parametrize("more", [{}, {"ema": 0.9}])
+@pytest.mark.parametrize("more", mostly_slow([{}, {"ema": 0.9}], [{"ema": 0.9}]))
 def test_a_killed_run_resumes_exactly(scenes, tmp_path, monkeypatch, more):
     settings = {**SEGMENT, "data": scenes, "checkpoint_every_steps": 1, **more}
     fastmim.segment(out=tmp_path / "whole", **settings)
