@@ -335,7 +335,7 @@ def test_a_killed_run_resumes_exactly(squares, tmp_path, monkeypatch, more):
 
 
 def test_it_learns_the_squares_that_it_sees(squares, tmp_path):
-    settings = {**DETECT, "steps": 60, "evaluations": 1, "optim": {"base_lr": 0.4}}
+    settings = {**DETECT, "steps": 35, "evaluations": 1, "optim": {"base_lr": 0.4}}
     jitter = {"scale": [0.9, 1.1], "distort": False}
     result = fastmim.detect(data=squares, out=tmp_path / "run", **settings, jitter=jitter)
     scores = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -398,3 +398,17 @@ def test_the_command(squares, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Mask R-CNN on resnet10t from none" in said
     assert "box AP" in said
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(squares, tmp_path):
+    """Each process draws the regions that it trains on; all images are measured, with one model."""
+    settings = {**DETECT, "data": squares, "precision": "32-true", "head.score": 0.0}
+    result = fastmim.detect(out=tmp_path / "two", devices=2, **settings)
+    known = json.loads((result.run / "detections.json").read_text())
+    assert {row["image_id"] for row in known} == {0, 1, 2, 3}
+    files = sorted((squares / "val2017").iterdir())
+    for number, objects in enumerate(fastmim.load(result.run, "cpu").predict(files, batch=1)):
+        scores = sorted(row["score"] for row in known if row["image_id"] == number)
+        assert sorted(objects.scores.tolist()) == pytest.approx(scores, abs=1e-4)
+    assert json.loads((result.run / "results.json").read_text())["images"] == 4

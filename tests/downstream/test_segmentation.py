@@ -85,15 +85,19 @@ def test_the_auxiliary_head_is_transformers_own():
         torch.testing.assert_close(ours.eval()(map_), theirs.eval()([None, None, map_]))
 
 
-def test_the_loss_is_the_mean_over_the_pixels_that_count():
+def test_the_loss_is_the_mean_over_all_pixels_of_which_some_count():
     logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     targets = torch.randint(3, (2, 4, 5), generator=torch.Generator().manual_seed(1))
     targets[0, :2] = IGNORED
     counted = targets != IGNORED
     rows = logits.double().permute(0, 2, 3, 1)[counted]
-    by_hand = (rows.exp().sum(1).log() - rows[torch.arange(len(rows)), targets[counted]]).mean()
+    by_hand = (
+        rows.exp().sum(1).log() - rows[torch.arange(len(rows)), targets[counted]]
+    ).sum() / targets.numel()
     assert pixel_loss(logits, targets).item() == pytest.approx(by_hand.item(), rel=1e-6)
     assert pixel_loss(logits, torch.full_like(targets, IGNORED)).item() == 0
+    halves = [pixel_loss(logits[n : n + 1], targets[n : n + 1]).item() for n in range(2)]
+    assert sum(halves) / 2 == pytest.approx(by_hand.item(), rel=1e-6)
 
 
 # Windows.
@@ -388,3 +392,21 @@ def test_few_labels_are_drawn_by_the_seed_and_nested(scenes, tmp_path):
     run = fastmim.segment(data=scenes, out=tmp_path / "run", labels="5", **SEGMENT).run
     results = json.loads((run / "results.json").read_text())
     assert (results["training_images"], results["labels"]) == (5, "5")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_and_measure_like_one(scenes, tmp_path):
+    """With jittered crops, drop path and dropout, in equal micro-batches, which batch norms see."""
+    kwargs = {"embed_dim": 32, "depth": 4, "num_heads": 2}
+    settings = {**SEGMENT, "model": "vit_tiny_patch16_224", "model_kwargs": kwargs, "data": scenes}
+    settings |= {"precision": "32-true", "drop_path": 0.3, "micro_batch": 2}
+    two = fastmim.segment(out=tmp_path / "two", devices=2, **settings)
+    one = fastmim.segment(out=tmp_path / "one", **settings)
+    losses = [[line["loss"] for line in lines(run.run)] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    learned = weights(two.run)
+    off = [(learned[n] - value).abs() > 1e-4 + 1e-4 * value.abs() for n, value in weights(one.run).items()]
+    assert torch.cat([part.flatten() for part in off]).float().mean() < 1e-2
+    scores = [json.loads((run.run / "results.json").read_text()) for run in (one, two)]
+    assert scores[0]["images"] == scores[1]["images"] == 4
+    assert np.sum(scores[0]["confusion"]) == np.sum(scores[1]["confusion"])

@@ -98,6 +98,7 @@ class Loop:
             if self._is_checkpoint_due():
                 self.save()
         self._save_unless_saved()
+        self._share_statistics()
         return True
 
     def _step(self, micro_batches: Iterable[MicroBatch], lr: float) -> None:
@@ -173,10 +174,20 @@ class Loop:
         }
         self.counters[: NORM + 1] = 0
         if step in self.evaluate_at:
+            self._share_statistics()
             values |= self.evaluate()
             self.module.train()
         if self.session.log is not None:
             self.session.log.log(step, values)
+
+    def _share_statistics(self) -> None:
+        """Give all processes the running statistics of the first one, so that all measure one model.
+
+        `DistributedDataParallel` does the same before each step.
+        """
+        if self.fabric.world_size > 1:
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def _must_go_back(self) -> bool:
         counters = self.counters.tolist()  # one read from the device

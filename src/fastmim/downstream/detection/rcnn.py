@@ -50,11 +50,8 @@ class RegionPool(nn.Module):
         del image_sizes  # part of torchvision's interface
         levels = list(maps.values())[:POOLED_LEVELS]
         together = torch.cat(boxes)
-        number = torch.repeat_interleave(
-            torch.arange(len(boxes), device=together.device),
-            torch.tensor([len(part) for part in boxes], device=together.device),
-        )
-        regions = torch.cat([number[:, None].to(together), together], dim=1)
+        numbers = [torch.full_like(part[:, :1], number) for number, part in enumerate(boxes)]
+        regions = torch.cat([torch.cat(numbers), together], dim=1)
         sides = ((together[:, 2] - together[:, 0]) * (together[:, 3] - together[:, 1])).sqrt()
         first = 2  # log2 of the finest stride
         wanted = torch.floor(CANONICAL_LEVEL + torch.log2(sides / CANONICAL_SIDE) + 1e-6)

@@ -18,7 +18,7 @@ class SegmentationModel(AveragedModel):
         self.aux_weight = aux_weight
 
     def forward(self, images_BCHW: Tensor, targets: Tensor) -> Step:
-        """Cross-entropy with class numbers (B, H, W), mean over the pixels that are not ignored."""
+        """Return the loss against class numbers (B, H, W), see `pixel_loss`."""
         logits, auxiliary = self.model.with_auxiliary(images_BCHW)
         loss = pixel_loss(logits, targets)
         if auxiliary is not None:
@@ -27,6 +27,10 @@ class SegmentationModel(AveragedModel):
 
 
 def pixel_loss(logits_BKHW: Tensor, targets_BHW: Tensor) -> Tensor:
-    """Cross-entropy, mean over the pixels that are not ignored; 0 if all are."""
+    """Cross-entropy, mean over all pixels, with 0 for those that are ignored.
+
+    MMSegmentation, which BEiT and its successors used, averages in the same way by default. The divisor is
+    equal for all micro-batches and processes, so that their mean is that of the whole batch.
+    """
     losses = F.cross_entropy(logits_BKHW, targets_BHW, ignore_index=IGNORED, reduction="sum")
-    return losses / (targets_BHW != IGNORED).sum().clamp(min=1)
+    return losses / targets_BHW.numel()
