@@ -9,8 +9,8 @@ from fastmim.config.segment import SlidingConfig, UperNetConfig
 from fastmim.data.annotations.masks import IGNORED
 from fastmim.data.loading.dense import EvalImage
 from fastmim.downstream.backbone import load_backbone
-from fastmim.downstream.detection.evaluation import DetectionPredictor
 from fastmim.downstream.detection.model import DetectionModel, Objects
+from fastmim.downstream.detection.prediction import DetectionPredictor
 from fastmim.downstream.detection.rcnn import Detector
 from fastmim.downstream.segmentation.evaluation import Predictor
 from fastmim.downstream.segmentation.model import SegmentationModel

@@ -16,17 +16,12 @@ from fastmim.cli.entry import main
 from fastmim.config.detect import RcnnConfig
 from fastmim.data.annotations.instances import Annotated, InstanceImages
 from fastmim.data.sources.base import ArrayImages
-from fastmim.downstream.detection.evaluation import (
-    Detections,
-    as_results,
-    coco_figures,
-    ground_truth,
-    pasted,
-    score,
-)
 from fastmim.downstream.detection.model import unpacked
+from fastmim.downstream.detection.prediction import as_results, pasted
 from fastmim.downstream.detection.rcnn import Detector, RegionPool
+from fastmim.downstream.detection.scores import coco_figures, ground_truth, score
 from fastmim.errors import UsageError
+from fastmim.report.objects import Detections
 from fastmim.train import loop as loop_module
 
 EVERYTHING = {"ema": 0.9, "paste": 0.5, "head.upgraded": True}

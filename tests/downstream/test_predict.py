@@ -14,7 +14,7 @@ from conftest import USUAL
 from fastmim.cli.entry import main
 from fastmim.data.annotations.masks import IGNORED, MaskCode, read_mask
 from fastmim.data.loading.dataset import UnreadableRecord
-from fastmim.downstream.detection.evaluation import as_results
+from fastmim.downstream.detection.prediction import as_results
 from fastmim.downstream.load_model import Classified, Segmented
 from fastmim.downstream.predict import safe_name
 from fastmim.downstream.segmentation.evaluation import SegmentationScores

@@ -22,7 +22,7 @@ from fastmim.data.loading.whole_images import Geometry, WholeImages
 from fastmim.data.loading.workers import answers
 from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.base import ImageSource, MixedImages
-from fastmim.downstream.detection.evaluation import DetectionPredictor, detect_all
+from fastmim.downstream.detection.prediction import DetectionPredictor, detect_all
 from fastmim.downstream.detection.rcnn import Detector
 from fastmim.downstream.segmentation.evaluation import Predictor
 from fastmim.downstream.segmentation.uper_net import Segmenter

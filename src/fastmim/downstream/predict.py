@@ -19,7 +19,7 @@ from fastmim.data.sources.base import ImageSource, MixedImages, notes_of
 from fastmim.data.sources.index import is_image_name
 from fastmim.data.sources.names import as_text
 from fastmim.data.sources.open import open_images
-from fastmim.downstream.detection.evaluation import as_results
+from fastmim.downstream.detection.prediction import as_results
 from fastmim.downstream.load_model import Classified, LoadedModel, Prediction, Segmented, load_model
 from fastmim.downstream.predict_settings import PredictConfig, check_prediction
 from fastmim.errors import RunError, why

@@ -18,7 +18,8 @@ from fastmim.data.annotations.instances import Annotated, InstanceImages, draw_m
 from fastmim.data.loading.dense import EvalDense, EvalSamples
 from fastmim.data.transforms.placement import whole
 from fastmim.downstream.backbone import PyramidBackbone, attention_settings, write_backbone
-from fastmim.downstream.detection.evaluation import RECALLS, DetectionPredictor, DetectionScores
+from fastmim.downstream.detection.prediction import DetectionPredictor
+from fastmim.downstream.detection.scores import RECALLS, DetectionScores
 from fastmim.report.masks import class_colours, displayed
 from fastmim.report.objects import Detections, draw_objects, kept
 from fastmim.system.files import write_atomically

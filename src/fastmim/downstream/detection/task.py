@@ -18,7 +18,7 @@ from fastmim.data.loading.whole_images import Geometry, WholeImages
 from fastmim.data.sources.base import digest_of
 from fastmim.downstream.backbone import PyramidBackbone
 from fastmim.downstream.dense_task import DenseTask, resolve_dense
-from fastmim.downstream.detection.evaluation import DetectionPredictor, DetectionScores, measure_detection
+from fastmim.downstream.detection.evaluation import measure_detection
 from fastmim.downstream.detection.model import DetectionModel, Objects, unpacked
 from fastmim.downstream.detection.outputs import (
     CURVE,
@@ -30,7 +30,9 @@ from fastmim.downstream.detection.outputs import (
     write_detector,
     write_results,
 )
+from fastmim.downstream.detection.prediction import DetectionPredictor
 from fastmim.downstream.detection.rcnn import Detector
+from fastmim.downstream.detection.scores import DetectionScores
 from fastmim.downstream.transfer_task import check_readable
 from fastmim.errors import UsageError
 from fastmim.system.size import Size
