@@ -74,8 +74,13 @@ class Killed(Exception):
 
 
 def mostly_slow(cases: Iterable[Any], default: Collection[Any]) -> list[Any]:
-    """Cases of a test: those in ``default`` belong to the default run, the others are slow."""
-    return [case if case in default else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+    """Mark the cases that are not in ``default`` as slow; a tuple is the values of several arguments."""
+
+    def slow(case: Any) -> Any:
+        values = case if isinstance(case, tuple) else (case,)
+        return pytest.param(*values, marks=pytest.mark.slow)
+
+    return [case if case in default else slow(case) for case in cases]
 
 
 def batch(network, count=2, size=None):

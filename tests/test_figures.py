@@ -4,6 +4,7 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from fastmim.methods.registry import METHODS
@@ -23,6 +24,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_one_figure_a_method(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(DOCS / "figures")
     script = runpy.run_path(str(DOCS / "figures" / "methods.py"))

@@ -2,12 +2,15 @@
 
 import ast
 import graphlib
+import importlib
 import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import fastmim
 
 SOURCE = Path(__file__).parents[1] / "src" / "fastmim"
 
@@ -107,11 +110,11 @@ def test_the_help_text_needs_no_torch():
 
 
 def test_functions_are_not_hidden_by_modules_of_their_name():
-    code = (
-        "import fastmim.cli, fastmim.pretraining, fastmim.export, fastmim; "
-        "assert callable(fastmim.hog) and callable(fastmim.pretrain) and callable(fastmim.export_encoder)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    for module in ("fastmim.cli", "fastmim.pretraining", "fastmim.export"):
+        importlib.import_module(module)
+    assert callable(fastmim.hog)
+    assert callable(fastmim.pretrain)
+    assert callable(fastmim.export_encoder)
 
 
 def test_tests_lie_in_the_rooms_that_they_test():

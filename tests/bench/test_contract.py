@@ -51,10 +51,8 @@ def families() -> dict[str, str]:
     return found
 
 
-# One family of each kind: plain and windowed attention, pyramids, convolutions, mixtures of both, and others.
-DEFAULT = """
-vision_transformer swin_transformer levit pvt_v2 cmt resnet convnext efficientnet mambaout mlp_mixer crossvit
-""".split()  # noqa: SIM905
+# A plain transformer, a pyramid and a convolutional network.
+DEFAULT = ["vision_transformer", "pvt_v2", "resnet"]
 
 
 def test_the_default_families_are_there():
@@ -80,7 +78,13 @@ def test_a_model_of_one_size_says_which(name):
     assert "128" in known.sizes.failing[128]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convmixer_768_32", "pit_ti_224"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        ["vit_tiny_patch16_224", "convmixer_768_32", "pit_ti_224"],
+        ["vit_tiny_patch16_224", "convmixer_768_32"],
+    ),
+)
 def test_stride_and_sizes_are_seen(name):
     strides = {"vit_tiny_patch16_224": 16, "convmixer_768_32": 7, "pit_ti_224": 32}
     sizes = look_up(name).sizes

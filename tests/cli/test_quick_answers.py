@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -10,17 +12,23 @@ from fastmim.cli.entry import VERBS
 
 HEAVY = ["torch", "timm", "torchvision", "lightning_fabric", "matplotlib"]
 HEAVY += ["datasets", "cv2", "scipy", "numpy", "pyarrow"]
+# Runs commands in turn; of each prints the exit code, the heavy modules that it imported, and what it wrote.
 PROBE = f"""
-import json, sys
-arguments = json.loads(sys.argv[1])
-from fastmim.cli.entry import main
-try:
-    code = main(arguments)
-except SystemExit as stop:
-    code = stop.code or 0
-print(json.dumps([code, [name for name in {HEAVY} if name in sys.modules]]))
+import contextlib, io, json, sys
+known = set()
+for arguments in json.load(sys.stdin):
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        from fastmim.cli.entry import main
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = stop.code or 0
+    heavy = [name for name in {HEAVY} if name in sys.modules and name not in known]
+    known.update(heavy)
+    print(json.dumps([code, heavy, output.getvalue(), errors.getvalue()]))
 """
-USAGE = {  # what a verb needs besides the folder that is not there
+MISSING = {  # what a verb needs besides the folder that is not there
     "pretrain": "--out {tmp}/run --data {missing}",
     "detect": "--data {missing} --encoder none --model resnet18 --out {tmp}/run",
     "segment": "--data {missing} --encoder none --model resnet18 --out {tmp}/run",
@@ -37,67 +45,91 @@ USAGE = {  # what a verb needs besides the folder that is not there
     "stats": "--data {missing}",
     "recipes": "no-such-recipe",
 }
+USAGE = [  # in a folder that holds a run; what is said, or nothing where the command works
+    ("pretrain --data {tmp}", "out is missing"),
+    ("pretrain --data {tmp} --out {tmp}", "already holds a run"),
+    ("pretrain --out {tmp}/new --resume", "there is no run in"),
+    ("pretrain --data {tmp} --out {tmp}/new --recipe table3/nothing", "recipe: table3/nothing"),
+    ("pretrain --data {tmp} --out {tmp}/new --method mea", "'mae'"),
+    ("pretrain --data {tmp} --out {tmp}/new --stages 128x9", "'128x9'"),
+    ("pretrain --data {tmp} --out {tmp}/new --mask.ratio 2", "mask.ratio = 2.0"),
+    ("pretrain --data {tmp} --out {tmp}/new --config {tmp}/none.yaml", "No such file"),
+    ("finetune --data {tmp} --out {tmp}/new", "encoder is missing"),
+    ("finetune --data {tmp} --out {tmp} --encoder none --model resnet18", "already holds a run"),
+    ("embed --data {tmp} --out {tmp} --encoder {tmp}", "is a folder"),
+    ("recipes", ""),
+    ("pertrain", "there is no verb"),
+    ("--help", ""),
+    ("--version", ""),
+]
 
 
-def answer(*arguments):
-    """Exit code and heavy imports of the command in a fresh process, and what it wrote."""
-    command = [sys.executable, "-c", PROBE, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    *lines, last = done.stdout.splitlines()
-    code, heavy = json.loads(last)
-    return code, heavy, "\n".join(lines), done.stderr
+class Answer(NamedTuple):
+    """Exit code of a command, the heavy modules it was the first to import, and what it wrote."""
+
+    code: int
+    heavy: list[str]
+    text: str
+    errors: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, Answer]:
+    """The answers to all commands of this file, from one process."""
+    folders = {
+        words: tmp_path_factory.mktemp("answer")
+        for words in (
+            *(f"{verb} --help" for verb in VERBS),
+            *(f"{verb} --no-such-flag 1e-3" for verb in VERBS),
+            *(f"{verb} {MISSING[verb]}" for verb in VERBS),
+            *(words for words, _ in USAGE),
+        )
+    }
+    for words, _ in USAGE:
+        (folders[words] / "config.yaml").write_text("seed: 1\n")
+    commands = [
+        words.format(tmp=folder, missing=folder / "nowhere").split() for words, folder in folders.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], input=json.dumps(commands), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    return {
+        words: Answer(*[*json.loads(line), folder])
+        for (words, folder), line in zip(folders.items(), lines, strict=True)
+    }
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_imports_nothing_heavy(verb):
-    code, heavy, text, _ = answer(verb, "--help")
+def test_help_imports_nothing_heavy(answers, verb):
+    code, heavy, text, *_ = answers[f"{verb} --help"]
     assert (code, heavy) == (0, [])
     assert f"fastmim {verb}" in text
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_wrong_flag_is_told_before_anything_heavy_is_imported(verb):
-    code, heavy, text, error = answer(verb, "--no-such-flag", "1e-3")
+def test_a_wrong_flag_is_told_before_anything_heavy_is_imported(answers, verb):
+    code, heavy, text, errors, _ = answers[f"{verb} --no-such-flag 1e-3"]
     assert (code, heavy, text) == (2, [], "")
-    assert len(error.splitlines()) == 1
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_what_is_not_there_is_told_before_anything_heavy_is_imported(verb, tmp_path):
-    missing = tmp_path / "nowhere"
-    code, heavy, text, error = answer(verb, *USAGE[verb].format(tmp=tmp_path, missing=missing).split())
+def test_what_is_not_there_is_told_before_anything_heavy_is_imported(answers, verb):
+    code, heavy, text, errors, folder = answers[f"{verb} {MISSING[verb]}"]
     assert (code, heavy, text) == (2, [], "")
-    (line,) = error.splitlines()
-    assert str(missing) in line or "write: " in line or "no-such-recipe" in line
-    assert not any(tmp_path.iterdir())
+    (line,) = errors.splitlines()
+    assert str(folder / "nowhere") in line or "write: " in line or "no-such-recipe" in line
+    assert not any(folder.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("pretrain --data {tmp}", "out is missing"),
-        ("pretrain --data {tmp} --out {tmp}", "already holds a run"),
-        ("pretrain --out {tmp}/new --resume", "there is no run in"),
-        ("pretrain --data {tmp} --out {tmp}/new --recipe table3/nothing", "recipe: table3/nothing"),
-        ("pretrain --data {tmp} --out {tmp}/new --method mea", "'mae'"),
-        ("pretrain --data {tmp} --out {tmp}/new --stages 128x9", "'128x9'"),
-        ("pretrain --data {tmp} --out {tmp}/new --mask.ratio 2", "mask.ratio = 2.0"),
-        ("pretrain --data {tmp} --out {tmp}/new --config {tmp}/none.yaml", "No such file"),
-        ("finetune --data {tmp} --out {tmp}/new", "encoder is missing"),
-        ("finetune --data {tmp} --out {tmp} --encoder none --model resnet18", "already holds a run"),
-        ("embed --data {tmp} --out {tmp} --encoder {tmp}", "is a folder"),
-        ("recipes", ""),
-        ("pertrain", "there is no verb"),
-        ("--help", ""),
-        ("--version", ""),
-    ],
-)
-def test_usage_is_checked_before_anything_heavy_is_imported(words, said, tmp_path):
-    (tmp_path / "config.yaml").write_text("seed: 1\n")
-    code, heavy, text, error = answer(*words.format(tmp=tmp_path).split())
+@pytest.mark.parametrize(("words", "said"), USAGE)
+def test_usage_is_checked_before_anything_heavy_is_imported(answers, words, said):
+    code, heavy, text, errors, _ = answers[words]
     assert heavy == []
-    assert said in error
+    assert said in errors
     assert (code, bool(text)) == ((2, False) if said else (0, True))
 
 

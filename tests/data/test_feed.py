@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fastmim
-from conftest import QUICK, TINY, lines
+from conftest import QUICK, TINY, lines, mostly_slow
 from fastmim.config import merge
 from fastmim.data.loading.dataset import Batch
 from fastmim.data.loading.train_loader import Share, TrainLoader, micro_batches
@@ -134,7 +134,9 @@ KERNELS = {"kernels": {"memory_format": "contiguous", "optimizer": "foreach", "c
 BATCH_NORMS = {"model": "resnet10t", "model_kwargs": {}, "image_size": 32, "mask": {"size": 8}, **KERNELS}
 
 
-@pytest.mark.parametrize(("batch_size", "micro_batch"), [(5, 2), (7, 3), (5, 4), (9, None)])
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch"), mostly_slow([(5, 2), (7, 3), (5, 4), (9, None)], [(5, 2)])
+)
 def test_no_batch_norm_ever_sees_one_image(photos, tmp_path, batch_size, micro_batch):
     """At 32 pixels the last map of a ResNet is one place: of one image it has no variance."""
     settings = {**TINY, **BATCH_NORMS, "batch_size": batch_size, "micro_batch": micro_batch}
@@ -143,7 +145,7 @@ def test_no_batch_norm_ever_sees_one_image(photos, tmp_path, batch_size, micro_b
     assert lines(tmp_path / "run")[-1]["skipped_steps"] == 0
 
 
-@pytest.mark.parametrize(("batch_size", "micro_batch"), [(5, 2), (7, 3), (5, None)])
+@pytest.mark.parametrize(("batch_size", "micro_batch"), mostly_slow([(5, 2), (7, 3), (5, None)], [(7, 3)]))
 def test_nor_does_one_of_a_classifier(photos, tmp_path, batch_size, micro_batch):
     settings = {
         **QUICK,

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from conftest import encoded, photo, whole
+from conftest import encoded, mostly_slow, photo, whole
 from fastmim.data.decode.image import crop_and_resize, decode, shrink
 from fastmim.data.decode.pixels import UnreadableImage
 from fastmim.data.decode.resize import Box
@@ -532,7 +532,7 @@ def test_formats_that_are_not_for_photos_are_refused_whatever_their_name(kind):
 
 @pytest.mark.parametrize("quality", ["exact", "full"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("side", [128, 224, 384])
+@pytest.mark.parametrize("side", mostly_slow([128, 224, 384], [224]))
 def test_crops_have_the_detail_that_pillow_gives_them(kind, side, quality):
     """40 dB on each photo, and over all of them the energy of the gradients within 3 %."""
     generator = np.random.default_rng(side)

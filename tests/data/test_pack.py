@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import fastmim
-from conftest import TINY, photo
+from conftest import TINY, mostly_slow, photo
 from fastmim.cli.entry import main
 from fastmim.data.decode.image import decode
 from fastmim.data.decode.pixels import UnreadableImage
@@ -303,7 +303,7 @@ def test_the_last_line_says_what_was_done(photos, tmp_path, capsys):
     assert "24 images, 0.0 MB" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+@pytest.mark.parametrize("encoding", mostly_slow(["jpeg", "raw"], ["jpeg"]))
 def test_a_pack_trains(photos, tmp_path, encoding):
     pack(str(photos), tmp_path / "p", 36, encoding)
     result = fastmim.pretrain(data=tmp_path / "p", out=tmp_path / "run", steps=1, **TINY | {"workers": 1})
@@ -377,7 +377,7 @@ def test_a_manifest_that_is_none_is_one_line(photos, tmp_path, text):
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+@pytest.mark.parametrize("encoding", mostly_slow(["jpeg", "raw"], ["raw"]))
 def test_a_changed_row_is_never_taken_for_the_image(photos, tmp_path, encoding):
     """Every 97th byte of a file with one bit turned: each row gives its pixels, or is unreadable."""
     pack(str(photos), tmp_path, 32, encoding, workers=0)

@@ -100,7 +100,7 @@ def test_the_class_token_can_be_pooled_instead(pretrained):
     assert start.notes == []
 
 
-@pytest.mark.parametrize("size", [48, (32, 64)])
+@pytest.mark.parametrize("size", [pytest.param(48, marks=pytest.mark.slow), (32, 64)])
 def test_another_size_resamples_position_embeddings(pretrained, photos, tmp_path, size):
     result = fastmim.finetune(
         encoder=pretrained, data=photos, out=tmp_path / "run", **QUICK | {"image_size": size, "steps": 1}
@@ -166,7 +166,7 @@ def colours(root, count):
     return root
 
 
-@pytest.mark.parametrize("ema", [None, 0.8])
+@pytest.mark.parametrize("ema", mostly_slow([None, 0.8], [0.8]))
 def test_it_learns_what_can_be_learned(tmp_path, ema):
     result = fastmim.finetune(
         data=colours(tmp_path / "data", 24),

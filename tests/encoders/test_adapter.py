@@ -7,14 +7,13 @@ from fastmim.encoders.build import build_encoder
 from fastmim.encoders.settings import EncoderConfig
 from fastmim.errors import UsageError
 
+SWIN = {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 4)}
+WIDTHS = {"depths": (1, 1, 2, 1), "embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4)}
+PYRAMIDS = [("cmt_ti", {**WIDTHS, "stem_width": 8}, 32), ("pvt_tiny", WIDTHS, 32)]
 # One small model of each kind that this package was first shown to pre-train.
 FAMILIES = [
     ("vit_tiny_patch16_224", {"depth": 2}, 16),
-    (
-        "swin_tiny_patch4_window7_224",
-        {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 4)},
-        32,
-    ),
+    ("swin_tiny_patch4_window7_224", SWIN, 32),
     ("convnext_atto", {}, 32),
     ("convnextv2_atto", {}, 32),
     ("pvt_v2_b0", {}, 32),
@@ -63,7 +62,8 @@ def test_features_keep_their_place_in_the_image(name, kwargs, stride, axis):
 
 
 def test_swin_takes_the_window_that_fits_the_size():
-    assert build_encoder("swin_tiny_patch4_window7_224", (128, 128)).model_kwargs["window_size"] == 4
+    built = build_encoder("swin_tiny_patch4_window7_224", (128, 128), model_kwargs=SWIN)
+    assert built.model_kwargs["window_size"] == 4
 
 
 def test_a_vit_gets_a_fixed_sine_cosine_position_embedding():
@@ -84,7 +84,7 @@ def test_a_vit_gets_a_fixed_sine_cosine_position_embedding():
 
 
 def test_stochastic_depth_is_off():
-    encoder = build_encoder("swin_tiny_patch4_window7_224", (64, 64))
+    encoder = build_encoder("swin_tiny_patch4_window7_224", (64, 64), model_kwargs=SWIN)
     assert encoder.model_kwargs["drop_path_rate"] == 0.0
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(encoder.train()(images), encoder(images))
@@ -142,7 +142,7 @@ def test_a_module_that_returns_several_maps_gives_the_last():
         build_encoder(Maps(), (100, 100))
 
 
-@pytest.mark.parametrize(("name", "kwargs", "stride"), [*FAMILIES, ("cmt_ti", {}, 32), ("pvt_tiny", {}, 32)])
+@pytest.mark.parametrize(("name", "kwargs", "stride"), [*FAMILIES, *PYRAMIDS])
 def test_masking_in_the_embedding_hides_the_pixels_below(name, kwargs, stride):
     """With every token of a place replaced, the pixels there make no difference."""
     encoder = build_encoder(name, (64, 96), model_kwargs=kwargs).eval()
@@ -165,6 +165,6 @@ def test_masking_in_the_embedding_hides_the_pixels_below(name, kwargs, stride):
 
 
 def test_settings_made_for_one_size_can_be_taken_to_another():
-    small = build_encoder("swin_tiny_patch4_window7_224", (128, 128))
+    small = build_encoder("swin_tiny_patch4_window7_224", (128, 128), model_kwargs=SWIN)
     large = build_encoder("swin_tiny_patch4_window7_224", (192, 192), model_kwargs=small.model_kwargs)
     assert large.model_kwargs["window_size"] == 6

@@ -6,6 +6,7 @@ from timm.optim import param_groups_layer_decay
 
 import fastmim.encoders.architectures.cmt
 import fastmim.encoders.architectures.pvt  # noqa: F401
+from conftest import mostly_slow
 from fastmim.encoders.architectures.tables import ReducedAttention, resample
 
 DIMS = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "depths": (1, 1, 2, 1)}
@@ -53,7 +54,11 @@ def test_the_count_that_the_paper_gives_for_cmt_s_is_that_of_a_narrower_head():
 
 
 @pytest.mark.parametrize(
-    "name", timm.list_models(["cmt_*", "pvt_tiny", "pvt_small", "pvt_medium", "pvt_large"])
+    "name",
+    mostly_slow(
+        timm.list_models(["cmt_*", "pvt_tiny", "pvt_small", "pvt_medium", "pvt_large"]),
+        ["cmt_ti", "cmt_xs", "pvt_tiny", "pvt_small"],
+    ),
 )
 def test_every_published_model_classifies(name):
     with torch.device("meta"):

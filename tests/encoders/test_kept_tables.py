@@ -91,6 +91,7 @@ def test_what_is_exported_has_tables_of_its_windows(encoder):
     assert with_own_tables(fresh) is fresh
 
 
+@pytest.mark.slow
 def test_a_growing_run_keeps_its_table_and_resumes(photos, tmp_path):
     settings = TINY | {"model": NAME, "model_kwargs": SWIN, "image_size": None, "stages": "64x3s,96x3s"}
     settings |= {"encoder": {"table_window": 7}, "checkpoint_every_steps": 4, "keep_checkpoints": 3}

@@ -101,8 +101,15 @@ def test_a_pyramid_with_both_has_gradients_everywhere():
     assert [name for name, p in pyramid.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224", "vit_small_patch16_rope_224"])
-def test_others_are_refused_in_one_line(name):
-    encoder = build_encoder(name, (64, 64))
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("resnet10t", {}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}),
+        ("vit_small_patch16_rope_224", {"depth": 1}),
+    ],
+)
+def test_others_are_refused_in_one_line(name, kwargs):
+    encoder = build_encoder(name, (64, 64), model_kwargs=kwargs)
     with pytest.raises(UsageError, match=f"vit_windows = 4: {name} is not a plain vision transformer"):
         set_plain_attention(encoder, 4, relative_positions=False)

@@ -15,9 +15,9 @@ GROWING = [
     ("beit_base_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}),
     ("resnet10t", {}),  # takes any size
     ("pvt_tiny", {"embed_dims": (16, 32, 40, 64)}),
-    ("mixer_s32_224", {}),  # is rebuilt, as the next
-    ("gcvit_xxtiny", {}),  # tables of offsets in a window
-    ("mvitv2_tiny", {}),  # tables of offsets along a side
+    pytest.param("mixer_s32_224", {}, marks=pytest.mark.slow),  # is rebuilt, as the next
+    pytest.param("gcvit_xxtiny", {}, marks=pytest.mark.slow),  # tables of offsets in a window
+    pytest.param("mvitv2_tiny", {}, marks=pytest.mark.slow),  # tables of offsets along a side
     ("cait_xxs24_224", {"depth": 1, "depth_token_only": 1}),
 ]
 

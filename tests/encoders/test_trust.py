@@ -1,5 +1,6 @@
 """No code of a stranger runs: a factory that a file names leaves a mark when it is imported, and must not."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -12,7 +13,7 @@ import torch
 import yaml
 
 import fastmim
-from conftest import QUICK, TINY
+from conftest import QUICK, TINY, mostly_slow
 from fastmim.cli.entry import main
 from fastmim.encoders.described import check_described
 from fastmim.encoders.limits import MOST_BUFFERED, TooLarge, brief, limited
@@ -105,10 +106,15 @@ def command(verb: str, stranger: Stranger, photos: Path, tmp_path: Path) -> list
     return words + SMALL if verb in ("finetune", "a folder", "payoff", "sweep") else words
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["metadata", "encoder.json"])
-@pytest.mark.parametrize("verb", VERBS)
-def test_no_factory_is_imported_because_a_file_names_it(verb, beside, stranger, photos, tmp_path, capsys):
-    stranger.write(stranger.name, beside=beside)
+@pytest.mark.parametrize(
+    ("verb", "place"),
+    mostly_slow(
+        itertools.product(VERBS, ["metadata", "encoder.json"]),
+        [*((verb, "metadata") for verb in VERBS), ("a folder", "encoder.json"), ("teacher", "encoder.json")],
+    ),
+)
+def test_no_factory_is_imported_because_a_file_names_it(verb, place, stranger, photos, tmp_path, capsys):
+    stranger.write(stranger.name, beside=place == "encoder.json")
     assert main(command(verb, stranger, photos, tmp_path)) == 2
     said = capsys.readouterr().err
     assert stranger.untouched
@@ -118,8 +124,13 @@ def test_no_factory_is_imported_because_a_file_names_it(verb, beside, stranger, 
     assert f"{setting} {stranger.name}, or --trust-code" in said
 
 
-@pytest.mark.parametrize("way", ["name", "trust"])
-@pytest.mark.parametrize("verb", ["embed", "export", "finetune", "teacher"])
+@pytest.mark.parametrize(
+    ("verb", "way"),
+    mostly_slow(
+        itertools.product(["embed", "export", "finetune", "teacher"], ["name", "trust"]),
+        [("embed", "name"), ("export", "trust"), ("finetune", "trust"), ("teacher", "name")],
+    ),
+)
 def test_it_is_where_the_user_gives_its_name_or_trusts_code(verb, way, stranger, photos, tmp_path):
     model = "--distill.model" if verb == "teacher" else "--model"
     more = ["--trust-code"] if way == "trust" else [model, stranger.name]
@@ -287,7 +298,7 @@ def test_arguments_that_no_backbone_has_are_one_line(kwargs):
     [
         ("swin_tiny_patch4_window7_224", {"img_size": 800, "window_size": 200, "embed_dim": 4}),
         ("beit_base_patch16_224", {"img_size": 2048, "embed_dim": 32, "depth": 1, "num_heads": 2}),
-        ("resnet18", {"layers": [60_000] * 4}),
+        pytest.param("resnet18", {"layers": [60_000] * 4}, marks=pytest.mark.slow),
         ("convnext_tiny", {"dims": [65_536] * 4}),
     ],
 )

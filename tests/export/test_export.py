@@ -86,7 +86,7 @@ def close(found, wanted):
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
-@pytest.mark.parametrize(("name", "kwargs"), MODELS)
+@pytest.mark.parametrize(("name", "kwargs"), mostly_slow(MODELS, [VIT, SWIN, CMT]))
 def test_timm(tmp_path, photos, name, kwargs):
     run = saved(tmp_path / "run", name, kwargs)
     exported = export_encoder(run, tmp_path / "out", "timm", images=photos)
@@ -118,7 +118,7 @@ def test_a_shortened_encoder_stays_short(tmp_path, photos):
     assert len(loaded.blocks) == 1  # rather than blocks that nobody trained
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [VIT, SWIN, CMT])
+@pytest.mark.parametrize(("name", "kwargs"), mostly_slow([VIT, SWIN, CMT], [VIT, CMT]))
 def test_hugging_face(tmp_path, photos, name, kwargs):
     transformers = pytest.importorskip("transformers")
     run = saved(tmp_path / "run", name, kwargs)
@@ -148,7 +148,7 @@ def test_a_classifier_for_hugging_face(tmp_path, photos):
         (SWIN[0], {**SWIN[1], "img_size": 64, "window_size": 4}),
         (CONVNEXT[0], {**CONVNEXT[1], "conv_mlp": True}),
         RESNET,
-        ("resnext50_32x4d", {"layers": [1, 1, 1, 1]}),
+        pytest.param("resnext50_32x4d", {"layers": [1, 1, 1, 1]}, marks=pytest.mark.slow),
     ],
 )
 def test_torchvision(tmp_path, photos, name, kwargs, classes):
@@ -171,11 +171,13 @@ def test_torchvision(tmp_path, photos, name, kwargs, classes):
         (VIT, {"init_values": 0.1}, "is none of the architectures that torchvision has: ViT .*ResNet"),
         (VIT, {"qkv_bias": False}, r"has no encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_bias"),
         ((SWIN[0], THREE_STAGES), {"window_size": 7}, r"window size is not the same everywhere: \(4, 4\), "),
-        (BEIT, {}, "is none of the architectures"),
-        (CMT, {}, "is none of the architectures"),
+        pytest.param(BEIT, {}, "is none of the architectures", marks=pytest.mark.slow),
+        pytest.param(CMT, {}, "is none of the architectures", marks=pytest.mark.slow),
         (("swinv2_tiny_window8_256", SWIN[1]), {"window_size": 4}, "has no .*relative_position_bias_table"),
         (("resnet50d", RESNET[1]), {}, "is none of the architectures"),
-        (("convnextv2_tiny", CONVNEXT[1]), {}, "is none of the architectures"),
+        pytest.param(
+            ("convnextv2_tiny", CONVNEXT[1]), {}, "is none of the architectures", marks=pytest.mark.slow
+        ),
     ],
 )  # fmt: skip
 def test_what_torchvision_has_not_is_said_in_one_line(tmp_path, model, more, message):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from conftest import mostly_slow
 from fastmim.config import PretrainConfig, merge
 from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.build import build_encoder
@@ -85,7 +86,10 @@ def test_no_distance_from_itself(model, normalize):
 
 @pytest.mark.parametrize(
     ("student", "teacher"),
-    [(VIT, SWIN), (SWIN, VIT), (VIT, CONVNEXT), (RESNET, VIT), (PVT, PVT), (CMT, RESNET)],
+    mostly_slow(
+        [(VIT, SWIN), (SWIN, VIT), (VIT, CONVNEXT), (RESNET, VIT), (PVT, PVT), (CMT, RESNET)],
+        [(VIT, SWIN), (RESNET, VIT), (CMT, RESNET)],
+    ),
     ids=lambda model: model[0],
 )
 def test_any_pair_of_families_and_only_the_student_learns(student, teacher):
@@ -118,7 +122,11 @@ def test_the_student_goes_through_its_backbone_once():
 
 
 @pytest.mark.parametrize("place", ["image", "patch"])
-@pytest.mark.parametrize("model", [VIT, SWIN, CONVNEXT, RESNET, PVT, CMT], ids=lambda model: model[0])
+@pytest.mark.parametrize(
+    "model",
+    [VIT, SWIN, CONVNEXT, *(pytest.param(model, marks=pytest.mark.slow) for model in (RESNET, PVT, CMT))],
+    ids=lambda model: model[0],
+)
 def test_predictions_are_those_without_a_teacher(model, place):
     encoder = encoder_of(model)
     network = method_of(encoder, place=place).eval()

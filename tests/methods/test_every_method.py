@@ -49,7 +49,7 @@ def no_autocast():
     return torch.autocast("cpu", enabled=False)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, ["fastmim", "mae", "ummae"]))
 def test_it_learns_what_it_has_seen(name):
     network = small(name, "pixels")
     images, mask = batch(network, 2)
@@ -100,7 +100,7 @@ def test_half_precision_gives_a_finite_loss_and_gradients(name):
 
 @pytest.mark.parametrize(
     "name",
-    mostly_slow([name for name in METHODS if name not in ("simmim", "maskfeat")], ["greenmim", "fcmae"]),
+    mostly_slow([name for name in METHODS if name not in ("simmim", "maskfeat")], ["fcmae"]),
 )
 def test_a_run_killed_in_its_second_stage_ends_with_the_same_weights(name, photos, tmp_path, monkeypatch):
     model, kwargs = MODELS.get(name, VIT)
@@ -125,6 +125,7 @@ def test_a_run_killed_in_its_second_stage_ends_with_the_same_weights(name, photo
     assert same(weights(tmp_path / "run"), weights(whole))
 
 
+@pytest.mark.slow
 def test_methods_of_one_model_ask_for_their_own_kernels(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "others_compute", lambda threads: False)  # else nothing is kept
     monkeypatch.setenv("FASTMIM_CACHE", str(tmp_path / "cache"))

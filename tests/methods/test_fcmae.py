@@ -164,6 +164,7 @@ def test_what_cannot_be_is_told(settings, part):
         small(**settings)
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_stages_and_leaves_timms_weights(photos, tmp_path):
     run = tmp_path / "run"
     model = {"model": "convnextv2_atto", "model_kwargs": DEPTHS, "method": "fcmae"}

@@ -8,7 +8,7 @@ from timm.models.swin_transformer import window_partition
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastmim
-from conftest import TINY, batch, lively, weights
+from conftest import TINY, batch, lively, mostly_slow, weights
 from fastmim.config import merge
 from fastmim.encoders.build import build_encoder
 from fastmim.encoders.visible.windows import Groups, Windows, best_groups
@@ -105,7 +105,14 @@ def groups_one_by_one(windows, side, window, shift):
     return Groups(table, place, torch.tensor(within)[table], together)
 
 
-@pytest.mark.parametrize(("name", "kwargs", "size"), [*MODELS[1:], ("twins_svt_small", TWINS, (224, 224))])
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size"),
+    [
+        *(pytest.param(*model, marks=pytest.mark.slow) for model in MODELS[1:3]),
+        MODELS[3],
+        ("twins_svt_small", TWINS, (224, 224)),
+    ],
+)
 def test_groups_planned_at_once_give_the_same_bits_as_one_by_one(name, kwargs, size, monkeypatch):
     network = small(name, kwargs, size)
     lively(network.encoder.model)
@@ -205,7 +212,7 @@ def test_the_mask_is_one_a_batch_of_the_exact_number_in_blocks_of_the_last_strid
 
 
 def test_only_what_is_visible_is_computed():
-    encoder = build_encoder("swin_tiny_patch4_window7_224", (224, 224))
+    encoder = build_encoder("swin_tiny_patch4_window7_224", (224, 224), model_kwargs=SWIN)
     images = torch.randn(1, 3, 224, 224)
     places = visible_places(small(image_size=(224, 224)).draw_mask(torch.Generator(), 1, (224, 224)), 12)
     with torch.no_grad():
@@ -229,9 +236,13 @@ def test_what_is_masked_is_not_seen_and_what_is_visible_not_scored():
     assert torch.allclose(result.loss, difference[result.mask].mean())
 
 
-@pytest.mark.parametrize("target", ["hog", "pixels-norm"])
+@pytest.mark.parametrize("target", mostly_slow(["hog", "pixels-norm"], ["hog"]))
 @pytest.mark.parametrize(
-    "settings", [{}, {"mask.size": 64}, {"mask.token": "zeros"}, {"mask.pattern": "blockwise"}]
+    "settings",
+    mostly_slow(
+        [{}, {"mask.size": 64}, {"mask.token": "zeros"}, {"mask.pattern": "blockwise"}],
+        [{"mask.size": 64}, {"mask.token": "zeros"}],
+    ),
 )
 def test_every_parameter_gets_a_gradient_and_the_model_is_as_before(target, settings):
     network = small(**{"target.name": target, **settings})
@@ -285,6 +296,7 @@ def test_compiling_leaves_it_as_it_is():
     assert [network(images, mask).loss for mask in masks] == expected
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_stages_and_leaves_timms_weights(photos, tmp_path):
     run = tmp_path / "run"
     model = {"model": "swin_tiny_patch4_window7_224", "model_kwargs": SWIN, "method": "greenmim"}

@@ -141,6 +141,7 @@ def test_a_mask_that_hides_no_whole_cell_is_refused():
         method(masking=Masking(size=1, ratio=0.01))
 
 
+@pytest.mark.slow
 def test_learning_beats_the_constant_baseline_on_what_it_has_seen():
     torch.manual_seed(0)
     network = method(depth=0)

@@ -67,11 +67,17 @@ def test_visible_patches_come_out_as_of_the_full_model_with_the_others_removed(n
 
 
 @pytest.mark.parametrize(
-    "name", ["swin_tiny_patch4_window7_224", "resnet10t", "beit_base_patch16_224", "samvit_base_patch16"]
+    ("name", "kwargs"),
+    [
+        ("swin_tiny_patch4_window7_224", {"depths": [1, 1, 1, 1]}),
+        ("resnet10t", {}),
+        ("beit_base_patch16_224", {"depth": 1}),
+        ("samvit_base_patch16", {"depth": 1}),
+    ],
 )
-def test_a_backbone_that_cannot_leave_patches_out_is_refused_clearly(name):
+def test_a_backbone_that_cannot_leave_patches_out_is_refused_clearly(name, kwargs):
     with pytest.raises(UsageError, match=f"{name} cannot leave patches out.*method = fastmim"):
-        build_method(merge(defaults_of("mae"), {"model": name, "image_size": 224}))
+        build_method(merge(defaults_of("mae"), {"model": name, "model_kwargs": kwargs, "image_size": 224}))
 
 
 def test_blocks_see_a_quarter_of_the_tokens():

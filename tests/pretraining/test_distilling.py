@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import save_file
 
 import fastmim
-from conftest import TINY, USUAL, Killed, lines, same, weights
+from conftest import TINY, USUAL, Killed, lines, mostly_slow, same, weights
 from fastmim.cli.entry import main
 from fastmim.errors import UsageError
 from fastmim.methods.frozen_teacher import Teacher
@@ -95,7 +95,7 @@ def test_the_teacher_does_not_change(photos, teacher, tmp_path, monkeypatch):
     assert (teacher / "encoder.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", mostly_slow([False, True], [True]))
 def test_a_run_that_broke_off_ends_like_one_that_did_not(
     finished, photos, teacher, tmp_path, monkeypatch, cached
 ):
@@ -140,31 +140,22 @@ def files_of(cache):
     return sorted(cache.rglob("*.safetensors"))
 
 
-def test_a_cache_changes_nothing_and_spares_the_teacher(finished, photos, teacher, tmp_path, monkeypatch):
+def refuse(self, images):
+    raise AssertionError("the teacher was asked")
+
+
+def test_a_cache_changes_nothing_and_spares_the_teacher(photos, teacher, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    settings = {"distill.cache": str(cache), "micro_batch": 4}
-    distil(photos, tmp_path / "alone", teacher, micro_batch=4)
+    settings = {"distill.cache": str(cache), "micro_batch": 4, "steps": 4}
+    distil(photos, tmp_path / "alone", teacher, micro_batch=4, steps=4)
     distil(photos, tmp_path / "first", teacher, **settings)
     assert same(weights(tmp_path / "first"), weights(tmp_path / "alone"))
-    assert len([f for f in files_of(cache) if "held_out" not in f.name]) == 8 * 2
+    assert len([f for f in files_of(cache) if "held_out" not in f.name]) == 4 * 2
     assert not list(cache.rglob("*.part"))
-
-    def refuse(self, images):
-        raise AssertionError("the teacher was asked")
 
     with monkeypatch.context() as patched:
         patched.setattr(Teacher, "forward", refuse)
         distil(photos, tmp_path / "second", teacher, **settings)
-        narrow = {
-            "model_kwargs": {"embed_dim": 64, "depth": 4, "num_heads": 2},
-            "distill.layers": ["1:1", "3:2"],
-        }
-        distil(photos, tmp_path / "student", teacher, **settings, **narrow)  # another student, the same crops
-        distil(photos, tmp_path / "weight", teacher, **settings, **{"distill.weight": 2})
-        with pytest.raises(AssertionError, match="asked"):
-            distil(photos, tmp_path / "seed", teacher, seed=1, **settings)
-        with pytest.raises(AssertionError, match="asked"):
-            distil(photos, tmp_path / "crops", teacher, **settings, **{"crop.flip": False})
     assert same(weights(tmp_path / "second"), weights(tmp_path / "alone"))
 
     damaged = files_of(cache)[0]
@@ -173,6 +164,23 @@ def test_a_cache_changes_nothing_and_spares_the_teacher(finished, photos, teache
     distil(photos, tmp_path / "third", teacher, **settings)
     assert same(weights(tmp_path / "third"), weights(tmp_path / "alone"))
     assert damaged.read_bytes() == content
+
+
+@pytest.mark.slow
+def test_a_cache_serves_all_students_of_the_same_crops(photos, teacher, tmp_path, monkeypatch):
+    settings = {"distill.cache": str(tmp_path / "cache"), "micro_batch": 4, "steps": 4}
+    distil(photos, tmp_path / "first", teacher, **settings)
+    monkeypatch.setattr(Teacher, "forward", refuse)
+    narrow = {
+        "model_kwargs": {"embed_dim": 64, "depth": 4, "num_heads": 2},
+        "distill.layers": ["1:1", "3:2"],
+    }
+    distil(photos, tmp_path / "student", teacher, **settings, **narrow)
+    distil(photos, tmp_path / "weight", teacher, **settings, **{"distill.weight": 2})
+    with pytest.raises(AssertionError, match="asked"):
+        distil(photos, tmp_path / "seed", teacher, seed=1, **settings)
+    with pytest.raises(AssertionError, match="asked"):
+        distil(photos, tmp_path / "crops", teacher, **settings, **{"crop.flip": False})
 
 
 def test_a_full_disk_ends_the_cache_and_not_the_run(finished, photos, teacher, tmp_path, monkeypatch, capsys):
@@ -199,6 +207,7 @@ def test_a_cache_knows_other_crops_under_the_same_name(tmp_path):
     assert [bytes_text(count) for count in (0, 512, 1536, 5 << 30)] == ["0 B", "512 B", "1.5 KiB", "5 GiB"]
 
 
+@pytest.mark.slow
 def test_stages_and_other_families(photos, tmp_path):
     swin = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
     settings = {
@@ -212,7 +221,7 @@ def test_stages_and_other_families(photos, tmp_path):
     assert "held_out_distillation_loss" in lines(tmp_path / "run")[-1]
 
 
-@pytest.mark.parametrize("form", ["safetensors", "pth", "wrapped"])
+@pytest.mark.parametrize("form", mostly_slow(["safetensors", "pth", "wrapped"], ["wrapped"]))
 def test_a_file_of_timms_keys_with_its_model(photos, tmp_path, form):
     kwargs = {"embed_dim": 48, "depth": 3, "num_heads": 3}
     state = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64, **kwargs).state_dict()

@@ -34,6 +34,7 @@ def test_other_kernels_are_kept_by_a_resumed_run(photos, tmp_path, model):
         fastmim.pretrain(out=halves, resume=True, quiet=True, **{"kernels.attention": "fused"})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_trials")
 def test_a_model_that_keeps_its_biases_outside_training_is_tried_too(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTMIM_CACHE", "off")
@@ -56,6 +57,7 @@ def test_recomputed_activations_end_with_the_same_weights(photos, tmp_path):
     assert same(weights(kept), weights(again))
 
 
+@pytest.mark.slow
 def test_a_distilled_run_recomputes_too(photos, tmp_path):
     settings = TINY | {"steps": 2, "image_size": 64, "distill": {"teacher": "none", "model": "test_convnext"}}
     kept = fastmim.pretrain(data=photos, out=tmp_path / "kept", **settings).run

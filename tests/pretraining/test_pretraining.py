@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import fastmim
-from conftest import TINY, Killed, lines, same, weights
+from conftest import TINY, Killed, lines, mostly_slow, same, weights
 from fastmim.cli.entry import main
 from fastmim.errors import RunError, UsageError
 from fastmim.methods.base import Reconstruction
@@ -100,7 +100,9 @@ def test_neither_workers_nor_logging_change_the_weights(finished, photos, tmp_pa
     assert same(weights(tmp_path / "run"), weights(finished))
 
 
-@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "resnet10t"])
+@pytest.mark.parametrize(
+    "model", mostly_slow(["vit_tiny_patch16_224", "resnet10t"], ["vit_tiny_patch16_224"])
+)
 def test_the_micro_batch_hardly_matters(photos, tmp_path, model):
     losses = []
     settings = TINY if model.startswith("vit") else {**TINY, "model_kwargs": {}, "image_size": 64}
@@ -113,7 +115,7 @@ def test_the_micro_batch_hardly_matters(photos, tmp_path, model):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if model.startswith("vit") else 0.3)
 
 
-@pytest.mark.parametrize("after", [1, 5, 7])
+@pytest.mark.parametrize("after", mostly_slow([1, 5, 7], [5]))
 def test_a_run_that_broke_off_ends_like_one_that_did_not(finished, photos, tmp_path, monkeypatch, after):
     forward, calls = InputMasking.forward, []
 
@@ -183,9 +185,8 @@ def test_kill_minus_nine_loses_nothing(photos, tmp_path, kills, model):
     assert not list((tmp_path / "killed").glob("*.part"))
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_writes_a_checkpoint_and_ends_cleanly(photos, tmp_path, number, code):
     settings = {**TINY, "steps": 3000, "data": str(photos), "out": str(tmp_path / "run"), "workers": 1}
     settings.pop("quiet")

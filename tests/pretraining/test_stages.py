@@ -1,5 +1,6 @@
 """FastMIM-P, channels, own modules and shortened encoders, end to end with networks of seconds."""
 
+import itertools
 import json
 import logging
 
@@ -38,7 +39,7 @@ def grown(request, photos, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "after", mostly_slow([4, 5, 9], [4, 9])
+    "after", mostly_slow([4, 5, 9], [5])
 )  # as the second stage begins, within it, within the third
 def test_a_run_killed_in_any_stage_ends_like_one_that_was_not(grown, photos, tmp_path, monkeypatch, after):
     settings, finished = grown
@@ -197,7 +198,12 @@ def test_a_factory_by_name_is_a_model_like_any_other(photos, tmp_path):
     [
         (TINY, 1, "blocks.1."),
         (TINY | SWIN | {"image_size": 64}, [1, 1, 1, 0], "layers.3.blocks."),
-        (TINY | {"model": "resnet10t", "model_kwargs": {}, "image_size": 64}, [1, 1, 1, 0], "layer4."),
+        pytest.param(
+            TINY | {"model": "resnet10t", "model_kwargs": {}, "image_size": 64},
+            [1, 1, 1, 0],
+            "layer4.",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_blocks_left_out_are_initialised_anew_and_named(photos, tmp_path, caplog, settings, depth, new):
@@ -219,7 +225,7 @@ def test_a_depth_that_the_model_has_not_is_told(photos, tmp_path, depth):
         fastmim.pretrain(data=photos, out=tmp_path / "run", **(TINY | {"encoder": {"depth": depth}}))
 
 
-@pytest.mark.parametrize("channels", [1, 4, 13])
+@pytest.mark.parametrize("channels", mostly_slow([1, 4, 13], [13]))
 def test_images_of_any_channels(tmp_path, channels):
     folder = tmp_path / "bands"
     folder.mkdir()
@@ -253,8 +259,13 @@ def test_batch_norms_are_estimated_anew_on_unmasked_images(photos, tmp_path):
     assert {key for key in old if key.endswith("running_mean")} <= moved
 
 
-@pytest.mark.parametrize("size", [8, 16, 24, 64])
-@pytest.mark.parametrize("place", ["image", "patch"])
+@pytest.mark.parametrize(
+    ("place", "size"),
+    mostly_slow(
+        itertools.product(["image", "patch"], [8, 16, 24, 64]),
+        [("image", 24), ("patch", 8), ("patch", 24), ("patch", 64)],
+    ),
+)
 def test_mask_sizes_below_and_above_the_stride(photos, tmp_path, size, place):
     settings = TINY | {"image_size": 128, "mask": {"size": size, "ratio": 0.6, "place": place}, "steps": 2}
     if place == "patch" and size % 16:

@@ -54,7 +54,13 @@ def test_it_stops_growing_at_the_limit_and_layer_decay_at_one():
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def alone(monkeypatch):
+    """One process, which has its claims to itself."""
+    monkeypatch.setattr(study_module, "CLAIM_SECONDS", 0.01)
+
+
+@pytest.fixture
+def stand_in(monkeypatch, alone):
     """Fine-tuning that knows its result: best at base_lr 2e-3, layer_decay 0.75."""
     tried = []
 
@@ -119,6 +125,7 @@ def test_a_point_of_a_killed_process_is_tried_again(stand_in, tmp_path, monkeypa
     assert len(found.accuracy) == 9
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_stop_ends_the_sweep(monkeypatch, tmp_path):
     tried = []
 
@@ -177,6 +184,7 @@ def test_processes_share_a_study_from_its_first_moment(tmp_path):
     assert len(tried) == len(set(tried)) == 9
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_command_draws_a_heat_map(photos, tmp_path, capsys):
     flags = "--encoder none --model resnet10t --image-size 32 --batch-size 8 --steps 1 --workers 0 --quiet"
     command = [

@@ -236,12 +236,12 @@ class Faulty(nn.Module):
     [
         ("crash", "crashed (SIGABRT)"),
         pytest.param("crash in evaluation", "crashed (SIGSEGV)", marks=pytest.mark.slow),
-        ("hang", "did not end"),
+        pytest.param("hang", "did not end", marks=pytest.mark.slow),
         pytest.param("exit", "ended with code 3", marks=pytest.mark.slow),
         pytest.param("error", "failed (RuntimeError: no such kernel)", marks=pytest.mark.slow),
         pytest.param("nan", "gave a loss or gradients that are not finite", marks=pytest.mark.slow),
         pytest.param("wrong", "gave other gradients (0.01 apart)", marks=pytest.mark.slow),
-        ("none", None),
+        pytest.param("none", None, marks=pytest.mark.slow),
     ],
 )
 def test_a_fault_in_a_trial_costs_that_way_alone(fabric, monkeypatch, fault, told):

@@ -73,7 +73,7 @@ def parts_of(data: bytes, file: Path) -> dict[str, range]:
 
 
 @pytest.mark.parametrize("most", mostly_slow([1, 3], [1]))
-@pytest.mark.parametrize("form", ["sealed", "of an earlier version"])
+@pytest.mark.parametrize("form", mostly_slow(["sealed", "of an earlier version"], ["sealed"]))
 def test_no_flipped_bit_changes_what_is_loaded(whole, tmp_path, form, most):
     file = tmp_path / LAST
     shutil.copy(whole / LAST, file)
@@ -194,7 +194,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", mostly_slow(DAMAGE, ["cut", "flipped", "deleted", "a pipe", "nothing"]))
 def test_a_run_goes_on_from_its_newest_sound_checkpoint(whole, run, kind, capsys):
     damage, reason = DAMAGE[kind]
     damage(run / LAST)
@@ -263,7 +263,10 @@ PLACES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize(
+    "kind",
+    mostly_slow(PLACES, ["step 10**9", "stage 99", "step of text", "choices", "module", "no optimiser"]),
+)
 def test_a_place_that_cannot_be_is_one_line(run, kind):
     change, part = PLACES[kind]
     state = torch.load(run / LAST, weights_only=True)
@@ -316,20 +319,20 @@ def test_weights_that_are_not_the_runs_are_one_line(run, change):
     assert "holds no intact" in str(error.value) or "not of this run" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        random.Random(0).randbytes(5000),
-        b"",
-        b"[1]\n" * 100,
-        b"\xff\xfe{}",
-        b'{"step": 1',
-        b"{" * 5000,
-        b'"a"\n5\nnull\n',
-    ],
-    ids=["random", "empty", "lists", "utf16", "cut", "deep", "values"],
-)
-def test_metrics_of_anything_cost_no_run(whole, run, content):
+CONTENTS = {
+    "random": random.Random(0).randbytes(5000),
+    "empty": b"",
+    "lists": b"[1]\n" * 100,
+    "utf16": b"\xff\xfe{}",
+    "cut": b'{"step": 1',
+    "deep": b"{" * 5000,
+    "values": b'"a"\n5\nnull\n',
+}
+
+
+@pytest.mark.parametrize("kind", mostly_slow(CONTENTS, ["random", "lists", "cut"]))
+def test_metrics_of_anything_cost_no_run(whole, run, kind):
+    content = CONTENTS[kind]
     (run / "metrics.jsonl").write_bytes(content)
     (run / "skipped.jsonl").write_bytes(content)
     older = older_checkpoints(run)[0]

@@ -123,7 +123,7 @@ def during(monkeypatch, call, action):
 
 @pytest.mark.parametrize(
     "number",
-    mostly_slow(STOPPING, [signal.SIGINT, signal.SIGTERM]),
+    mostly_slow(STOPPING, [signal.SIGTERM]),
     ids=lambda number: signal.Signals(number).name,
 )
 def test_a_run_stops_after_its_step_and_goes_on(photos, tmp_path, monkeypatch, number, capsys):
@@ -270,7 +270,14 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 @pytest.mark.parametrize(
     ("what", "number", "times", "code", "words"),
     [
-        ("stuck", signal.SIGINT, 2, 130, "StoppedError: stopped by SIGINT at once"),
+        pytest.param(
+            "stuck",
+            signal.SIGINT,
+            2,
+            130,
+            "StoppedError: stopped by SIGINT at once",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("heeds", signal.SIGINT, 1, 0, "result 2", marks=pytest.mark.slow),
         ("heeds", signal.SIGTERM, 1, 0, "result 15"),
     ],
@@ -289,16 +296,15 @@ def test_signals_reach_two_processes(program, what, number, times, code, words):
     assert process.returncode == code
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize(
     ("what", "code", "words"),
     [
         ("lost", 1, "RunError: process 2 of 2 was killed by SIGKILL, perhaps for lack of memory"),
-        pytest.param("fails", 1, "RunError: too many images cannot be read", marks=pytest.mark.slow),
-        pytest.param("refuses", 2, "UsageError: out: no such folder", marks=pytest.mark.slow),
-        pytest.param(
-            "breaks", 1, "RunError: process 2 of 2: unexpected KeyError: 'x'", marks=pytest.mark.slow
-        ),
+        ("fails", 1, "RunError: too many images cannot be read"),
+        ("refuses", 2, "UsageError: out: no such folder"),
+        ("breaks", 1, "RunError: process 2 of 2: unexpected KeyError: 'x'"),
     ],
 )
 def test_what_ends_one_of_two_processes_is_told(program, what, code, words):

@@ -73,12 +73,12 @@ def test_the_stand_in_sees_what_waits(watched):
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"precision": "bf16-mixed", "micro_batch": 4},
         {"target": {"name": "hog+pixels-norm"}, "mask": {"place": "patch"}, "optim": {"clip_norm": 1.0}},
         {"model": "test_convnext", "model_kwargs": {}, "image_size": 64},
-        {"method": "simmim", "image_size": 64},
-        {"method": "mae"},
+        pytest.param({"method": "simmim", "image_size": 64}, marks=pytest.mark.slow),
+        pytest.param({"method": "mae"}, marks=pytest.mark.slow),
         {"method": "lomar", "lomar": {"window": 2}, "image_size": 64},
         {"method": "ummae", "image_size": 64},
         {"method": "fcmae", "model": "test_convnext", "model_kwargs": {}, "image_size": 64},

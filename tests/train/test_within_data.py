@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import fastmim
-from conftest import QUICK, TINY, photo
+from conftest import QUICK, TINY, mostly_slow, photo
 from fastmim.cli.entry import main
 from fastmim.data.labelled import open_labelled
 from fastmim.data.sources.base import fingerprint, notes_of
@@ -46,12 +46,15 @@ def interrupted_in_step(monkeypatch, number):
 
 @pytest.mark.parametrize(
     ("data", "out"),
-    [
-        (".", "run"),
-        ("photos", "photos/runs/x"),
-        ("photos/../photos", "photos/class0/y"),
-        ("photos", "photos"),
-    ],
+    mostly_slow(
+        [
+            (".", "run"),
+            ("photos", "photos/runs/x"),
+            ("photos/../photos", "photos/class0/y"),
+            ("photos", "photos"),
+        ],
+        [("photos/../photos", "photos/class0/y"), ("photos", "photos")],
+    ),
 )
 def test_a_stopped_run_goes_on_by_the_command_that_it_prints(here, monkeypatch, capsys, data, out):
     if out != "photos":
