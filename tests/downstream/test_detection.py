@@ -24,7 +24,7 @@ from fastmim.errors import UsageError
 from fastmim.report.objects import Detections
 from fastmim.train import loop as loop_module
 
-EVERYTHING = {"ema": 0.9, "paste": 0.5, "head.upgraded": True}
+EVERYTHING = {"ema": 0.9, "paste": 0.5, "head.upgraded": True, "activation_checkpointing": True}
 
 
 # The model.
