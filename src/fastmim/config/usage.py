@@ -10,6 +10,7 @@ from fastmim.data.sources.files import check_data
 from fastmim.errors import UsageError
 from fastmim.train.run_dir import check_start
 from fastmim.train.settings import NEW_RUN, StartMode
+from fastmim.weights.spec import check_source
 
 FOR_PRETRAINING = {
     "data": "give a folder of images, or demo:photos to try it",
@@ -45,6 +46,7 @@ def check_transfer(config: TransferConfig, start: StartMode = NEW_RUN) -> bool:
     if isinstance(config, DenseConfig) and config.data and not Path(config.data).expanduser().is_dir():
         raise UsageError(f"data: {config.data} is not a folder; {FOR_TRANSFER[config.verb]}")
     resumes = _check(config, hints, start)
+    check_source(config.encoder)
     run = Path(config.out).expanduser()
     if run.resolve() == Path(config.data).expanduser().resolve():
         raise UsageError(f"out: {run} is the folder of the data; give another folder")

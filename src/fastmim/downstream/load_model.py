@@ -37,10 +37,10 @@ from fastmim.errors import UsageError
 from fastmim.report.objects import Detections
 from fastmim.system.size import Size
 from fastmim.train.distributed import build_fabric
-from fastmim.weights.encoder_file import WEIGHTS
 from fastmim.weights.load import load as load_weights
 from fastmim.weights.model_file import MODEL, ModelDescription, read_model
 from fastmim.weights.rebuild import count
+from fastmim.weights.spec import WEIGHTS
 
 BATCH = 8
 Task = Literal["classify", "segment", "detect"]

@@ -24,7 +24,8 @@ from fastmim.train.optim import scaled_lr
 from fastmim.train.run_files import REPORT
 from fastmim.train.stages import Stage, TrainingPlan
 from fastmim.weights.batchnorm import batch_norms, recalibrated
-from fastmim.weights.encoder_file import WEIGHTS, describe_encoder, save_encoder
+from fastmim.weights.encoder_file import describe_encoder, save_encoder
+from fastmim.weights.spec import WEIGHTS
 
 
 def summary(config: PretrainConfig, network: Network, plan: TrainingPlan, held_out: int) -> Iterator[str]:

@@ -35,7 +35,8 @@ from fastmim.train.run_files import REPORT, SAMPLES
 from fastmim.train.sampler import InfiniteSampler
 from fastmim.train.stages import Stage, build_plan
 from fastmim.train.task import Ended, StageData, StageSetup, Task
-from fastmim.weights.encoder_file import ORIGIN, WEIGHTS
+from fastmim.weights.encoder_file import ORIGIN
+from fastmim.weights.spec import WEIGHTS
 
 OUTPUTS = (WEIGHTS, ORIGIN, REPORT, SAMPLES, SKIPPED)
 RUN_FILES = (*FILES, *OUTPUTS)

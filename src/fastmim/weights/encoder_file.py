@@ -18,9 +18,8 @@ from fastmim.encoders.adapter import Encoder
 from fastmim.errors import UsageError
 from fastmim.system.documents import MOST_JSON, Finite, Whole, checked, parse_json, read_text, shown
 from fastmim.system.files import write_atomically
-from fastmim.weights.spec import parse_weights
+from fastmim.weights.spec import WEIGHTS, holds_no_weights, parse_weights
 
-WEIGHTS = "encoder.safetensors"
 ORIGIN = "encoder.json"
 
 MOST_SIDE = 1 << 12  # pixels
@@ -107,7 +106,7 @@ def read_description(run_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
     path = Path(run_or_file).expanduser()
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
-        raise UsageError(f"{run_or_file} holds no {WEIGHTS}; give a finished run's folder or that file")
+        raise UsageError(holds_no_weights(run_or_file))
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             text = (opened.metadata() or {}).get("fastmim")

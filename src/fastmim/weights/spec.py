@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from fastmim.errors import UsageError
+
+WEIGHTS = "encoder.safetensors"
 SCRATCH = "none"
 TIMM = "timm:"
 Layout = Literal["mae", "simmim", "fastmim"]
@@ -58,3 +61,17 @@ def parse_weights(text: str | Path) -> WeightsSpec:
         if text.startswith(f"{layout}:"):
             return WeightsSpec("released", text, file=text.removeprefix(f"{layout}:"), layout=layout)
     return WeightsSpec("file", text, file=text)
+
+
+def check_source(text: str) -> None:
+    """Raise UsageError if ``text`` names a file that does not exist, or a folder without weights."""
+    spec = parse_weights(text)
+    if not spec.file:
+        return
+    if not (spec.path / WEIGHTS if spec.path.is_dir() else spec.path).is_file():
+        raise UsageError(holds_no_weights(spec.file))
+
+
+def holds_no_weights(path: str | Path) -> str:
+    """Say that there is no file with weights."""
+    return f"{path} holds no {WEIGHTS}; give a finished run's folder or that file"

@@ -64,8 +64,8 @@ def run(arguments: list[str]) -> int:
     if command.source is not None:
         if command.model is None:
             raise UsageError("model is missing: with --from, give timm's name of the checkpoint's backbone")
-        from fastmim.weights.encoder_file import WEIGHTS
         from fastmim.weights.released import import_released
+        from fastmim.weights.spec import WEIGHTS
 
         imported = import_released(
             command.encoder, command.source, command.model, command.out, command.model_kwargs

@@ -31,7 +31,8 @@ from fastmim.errors import UsageError
 from fastmim.train.checkpoint import Choices
 from fastmim.train.stages import Stage, build_plan
 from fastmim.train.task import Ended, StageData
-from fastmim.weights.encoder_file import ORIGIN, WEIGHTS
+from fastmim.weights.encoder_file import ORIGIN
+from fastmim.weights.spec import WEIGHTS
 
 WARMUP_EPOCHS = 5.0  # as in the paper, but at most a tenth of the run
 EVALUATION_BATCH = 256

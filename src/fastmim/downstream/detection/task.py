@@ -39,8 +39,9 @@ from fastmim.system.size import Size
 from fastmim.train.checkpoint import Choices
 from fastmim.train.stages import Stage
 from fastmim.train.task import Ended, StageData
-from fastmim.weights.encoder_file import ORIGIN, WEIGHTS
+from fastmim.weights.encoder_file import ORIGIN
 from fastmim.weights.model_file import MODEL
+from fastmim.weights.spec import WEIGHTS
 
 TRIAL_OBJECTS = 8  # in each image of a trial step
 

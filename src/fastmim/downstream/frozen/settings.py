@@ -17,7 +17,7 @@ from fastmim.system.bounds import (
     Share,
     check_bounds,
 )
-from fastmim.weights.spec import parse_weights
+from fastmim.weights.spec import check_source, parse_weights
 
 Kind = Literal["linear", "knn", "attentive"]
 SUFFIXES = (".parquet", ".pq")
@@ -107,6 +107,7 @@ def check_probe(config: ProbeConfig) -> None:
     check_given(config, {"data": "give a folder with train/ and val/, or demo:digits to try it"})
     check_encoder(config.encoder)
     check_data(config.data)
+    check_source(config.encoder)
 
 
 def check_embedding(config: EmbedConfig) -> None:
@@ -124,6 +125,7 @@ def check_embedding(config: EmbedConfig) -> None:
         raise UsageError(f"out: {file} already exists; --overwrite replaces it")
     check_encoder(config.encoder)
     check_data(config.data)
+    check_source(config.encoder)
 
 
 def check_encoder(encoder: str) -> None:
