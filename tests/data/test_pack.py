@@ -251,7 +251,7 @@ def test_another_pack_is_not_overwritten_unless_that_is_asked_for(photos, tmp_pa
 def test_progress_is_a_bar_on_a_terminal_lines_elsewhere_and_nothing_when_quiet(
     photos, tmp_path, monkeypatch, capsys, terminal, flags, shown
 ):
-    monkeypatch.setattr("fastmim.cli.commands.pack.SECONDS_APART", 0.0)
+    monkeypatch.setattr("fastmim.cli.progress.SECONDS_APART", 0.0)
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
     out = tmp_path / "p"

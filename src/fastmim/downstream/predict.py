@@ -27,6 +27,7 @@ from fastmim.report.masks import class_colours, coloured, displayed
 from fastmim.report.objects import draw_objects, kept
 from fastmim.system.files import replacing, write_atomically
 from fastmim.system.hardware import loader_workers
+from fastmim.system.progress import Progress, no_progress
 
 FILES = {"json": "predictions.json", "parquet": "predictions.parquet"}
 UNREADABLE = "unreadable.json"
@@ -45,11 +46,12 @@ class Predicted(NamedTuple):
     """Messages about the images for the user."""
 
 
-def predict(config: PredictConfig, trust_code: bool = False) -> Predicted:
+def predict(config: PredictConfig, trust_code: bool = False, progress: Progress = no_progress) -> Predicted:
     """Write the predictions for every image that can be read.
 
     Args:
         trust_code: import and call any factory that the run's file names.
+        progress: called after each image with (images done, images in total).
 
     Raises:
         UsageError: a setting, path or model is invalid.
@@ -63,7 +65,10 @@ def predict(config: PredictConfig, trust_code: bool = False) -> Predicted:
     unreadable: list[UnreadableRecord] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in _rows(model, source, config, out, unreadable) if row is not None]
+        rows = []
+        for row in _rows(model, source, config, out, unreadable):
+            rows.append(row)
+            progress(len(rows) + len(unreadable), len(source))
         if not rows:
             first = unreadable[0]
             raise RunError(f"none of the images can be read; the first is {first.name}: {first.reason}")

@@ -6,9 +6,9 @@ from typing import Annotated
 import tyro
 
 from fastmim.cli.flags import parse
+from fastmim.cli.loading import announce_torch
+from fastmim.cli.progress import ShownProgress, print_left_out
 from fastmim.downstream.frozen.settings import EmbedConfig, check_embedding
-
-SHOWN = 5
 
 
 def run(arguments: list[str]) -> int:
@@ -19,20 +19,19 @@ def run(arguments: list[str]) -> int:
         """Write the features of images to a parquet file."""
 
         settings: Annotated[EmbedConfig, tyro.conf.arg(name="")]
+        quiet: bool = False
+        """Show only the result."""
         trust_code: bool = False
         """Import and call any factory (package.module:function) that a file names.
         Default: only the one given as --model."""
 
     command = parse(Command, arguments, "fastmim embed", Command(EmbedConfig()))
     check_embedding(command.settings)
+    announce_torch("embed", command.quiet)
     from fastmim.downstream.frozen.embed import embed
 
-    written = embed(command.settings, command.trust_code)
-    for note in written.notes:
-        print(f"data: {note}")
-    for line in written.unreadable[:SHOWN]:
-        print(f"left out: {line}")
-    if len(written.unreadable) > SHOWN:
-        print(f"left out: {len(written.unreadable) - SHOWN} more")
+    with ShownProgress("embedded", command.quiet) as progress:
+        written = embed(command.settings, command.trust_code, progress)
+    print_left_out(written.notes, written.unreadable)
     print(f"{written.file}: {written.images} images, {written.width} numbers each")
     return 0

@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from fastmim.cli.flags import parse
+from fastmim.cli.progress import ShownProgress
 from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.sources.columns import Columns
 from fastmim.data.sources.files import check_data
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from fastmim.data.sources.packed import Manifest
 
 SHOWN = 20  # damaged rows
-SECONDS_APART = 30.0  # of progress lines, where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def run(arguments: list[str]) -> int:
     workers = command.workers if command.workers is not None else available_cpus()
     if command.data:
         started = time.monotonic()
-        with _Shown("packed", command.quiet) as progress:
+        with ShownProgress("packed", command.quiet) as progress:
             manifest = pack(
                 command.data,
                 command.out,
@@ -118,7 +115,7 @@ def _summary(manifest: "Manifest", out: str, seconds: float) -> str:
 def _verify(out: str, workers: int, quiet: bool) -> int:
     from fastmim.data.packing.pack import verify
 
-    with _Shown("verified", quiet) as progress:
+    with ShownProgress("verified", quiet) as progress:
         damages = verify(out, workers, progress)
     if not damages:
         print(f"{out}: all rows are intact")
@@ -126,30 +123,3 @@ def _verify(out: str, workers: int, quiet: bool) -> int:
     for damage in damages[:SHOWN]:
         print(damage)
     raise RunError(f"{out}: {len(damages)} of its rows or files are damaged; the first is {damages[0]}")
-
-
-class _Shown:
-    """Progress bar on a terminal, a line every 30 s elsewhere, nothing if ``quiet``."""
-
-    def __init__(self, verb: str, quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        shown = self._console.is_terminal and not quiet
-        # Without the thread that refreshes it: processes are forked meanwhile.
-        self._bar = Progress(*columns, console=self._console, disable=not shown, auto_refresh=False)
-        self._task = self._bar.add_task(verb, total=None)
-        self._verb = verb
-        self._told = time.monotonic()
-
-    def __enter__(self) -> "_Shown":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, done: int, images: int) -> None:
-        self._bar.update(self._task, completed=done, total=images, refresh=True)
-        if self._bar.disable and time.monotonic() - self._told >= SECONDS_APART:
-            self._told = time.monotonic()
-            self._console.print(f"{self._verb} {done} of {images} images")

@@ -6,9 +6,9 @@ from typing import Annotated
 import tyro
 
 from fastmim.cli.flags import parse
+from fastmim.cli.loading import announce_torch
+from fastmim.cli.progress import ShownProgress, print_left_out
 from fastmim.downstream.predict_settings import PredictConfig, check_prediction
-
-SHOWN = 5
 
 
 def run(arguments: list[str]) -> int:
@@ -19,20 +19,19 @@ def run(arguments: list[str]) -> int:
         """Write the predictions of a run's model for images."""
 
         settings: Annotated[PredictConfig, tyro.conf.arg(name="")]
+        quiet: bool = False
+        """Show only the result."""
         trust_code: bool = False
         """Import and call any factory (package.module:function) that the run's file names.
         Default: only the one given as --model."""
 
     command = parse(Command, arguments, "fastmim predict", Command(PredictConfig()))
     check_prediction(command.settings)
+    announce_torch("predict", command.quiet)
     from fastmim.downstream.predict import predict
 
-    written = predict(command.settings, command.trust_code)
-    for note in written.notes:
-        print(f"data: {note}")
-    for line in written.unreadable[:SHOWN]:
-        print(f"left out: {line}")
-    if len(written.unreadable) > SHOWN:
-        print(f"left out: {len(written.unreadable) - SHOWN} more")
+    with ShownProgress("predicted", command.quiet) as progress:
+        written = predict(command.settings, command.trust_code, progress)
+    print_left_out(written.notes, written.unreadable)
     print(f"{written.file}: predictions for {written.images} images")
     return 0

@@ -31,12 +31,12 @@ from fastmim.data.sources.packed import (
 )
 from fastmim.errors import RunError, UsageError, why
 from fastmim.system.processes import in_processes
+from fastmim.system.progress import Progress, no_progress
 
 SHARD_IMAGES = 1024
 QUALITY = 85  # of JPEGs at 4:2:0: 34 dB to the pixels, 9 kB at a short side of 144; 90 is 10 % slower
 NOTES = "shards"
 SKIPPED = "skipped.jsonl"
-Progress = Callable[[int, int], None]  # (images done, images in total)
 
 
 def pack(  # noqa: PLR0913 - public
@@ -49,7 +49,7 @@ def pack(  # noqa: PLR0913 - public
     in_chans: int = 3,
     workers: int = 0,
     overwrite: bool = False,
-    progress: Progress = lambda done, images: None,
+    progress: Progress = no_progress,
     max_pixels: int = MAX_PIXELS,
     columns: Columns | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -108,7 +108,7 @@ def pack(  # noqa: PLR0913 - public
         return _finish(folder, replace(manifest, shards=tuple(done[part.file] for part in parts)))
 
 
-def verify(out: str | Path, workers: int = 0, progress: Progress = lambda done, images: None) -> list[Damage]:
+def verify(out: str | Path, workers: int = 0, progress: Progress = no_progress) -> list[Damage]:
     """Read and decode every row of a complete pack; return the rows and files that differ from those written.
 
     Raises UsageError if ``out`` is not a complete pack.

@@ -16,6 +16,7 @@ from fastmim.downstream.frozen.features import Extractor, build_extractor
 from fastmim.downstream.frozen.settings import EmbedConfig, check_embedding
 from fastmim.errors import RunError, why
 from fastmim.system.files import replacing
+from fastmim.system.progress import Progress, no_progress
 
 
 class Embedded(NamedTuple):
@@ -30,11 +31,12 @@ class Embedded(NamedTuple):
     """Messages about the images for the user."""
 
 
-def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
+def embed(config: EmbedConfig, trust_code: bool = False, progress: Progress = no_progress) -> Embedded:
     """Write the mean of a frozen backbone's last feature map for every image that can be read.
 
     Args:
         trust_code: import and call any factory that the encoder's file names.
+        progress: called from time to time with (images done, images in total).
 
     Raises:
         UsageError: a setting, path or model is invalid.
@@ -55,13 +57,15 @@ def embed(config: EmbedConfig, trust_code: bool = False) -> Embedded:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as beside:
-            unreadable, images = _write(beside, extractor, source, config.data)
+            unreadable, images = _write(beside, extractor, source, config.data, progress)
     except OSError as error:
         raise RunError(f"cannot write {file}: {why(error)}") from error
     return Embedded(file, images, extractor.encoder.width, unreadable, notes_of(source))
 
 
-def _write(file: Path, extractor: Extractor, source: ImageSource, data: str) -> tuple[list[str], int]:
+def _write(
+    file: Path, extractor: Extractor, source: ImageSource, data: str, progress: Progress
+) -> tuple[list[str], int]:
     width = extractor.encoder.width
     classes = class_names(data, source)
     columns = [("image", pa.string()), ("embedding", pa.list_(pa.float32(), width))]
@@ -75,6 +79,7 @@ def _write(file: Path, extractor: Extractor, source: ImageSource, data: str) -> 
         for values, indices, unreadable in extractor.features(source, np.arange(len(source))):
             broken += [f"{as_text(item.name)}: {item.reason}" for item in unreadable]
             images += len(indices)
+            progress(images + len(broken), len(source))
             if not len(indices):
                 continue
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().ravel()), width)
