@@ -1,5 +1,6 @@
 """Predictions: the same figures as in evaluation, files for every task, and bad images."""
 
+import itertools
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 import fastmim
 from annotated import DETECT, SEGMENT
 from conftest import QUICK as CLASSIFY
-from conftest import USUAL
+from conftest import USUAL, mostly_slow
 from fastmim.cli.entry import main
 from fastmim.data.annotations.masks import IGNORED, MaskCode, read_mask
 from fastmim.data.loading.dataset import UnreadableRecord
@@ -19,6 +20,9 @@ from fastmim.downstream.load_model import Classified, Segmented
 from fastmim.downstream.predict import safe_name
 from fastmim.downstream.segmentation.evaluation import SegmentationScores
 from fastmim.errors import UsageError
+
+TASKS, FORMS = ("segmenter", "detector", "classifier"), ("json", "parquet")
+DEFAULT_FORMS = [("segmenter", "json"), ("detector", "parquet"), ("classifier", "json")]
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +102,7 @@ def test_arrays_and_single_images(classifier, segmenter, tmp_path):
         assert model.predict([]) == []
 
 
-@pytest.mark.parametrize("task", ["segmenter", "detector", "classifier"])
-@pytest.mark.parametrize("form", ["json", "parquet"])
+@pytest.mark.parametrize(("task", "form"), mostly_slow(itertools.product(TASKS, FORMS), DEFAULT_FORMS))
 def test_the_command_writes_all_images(task, form, request, tmp_path, capsys):
     run, data = request.getfixturevalue(task), tmp_path / "data"
     (data / "inner").mkdir(parents=True)

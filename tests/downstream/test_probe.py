@@ -53,7 +53,7 @@ class StandIn:
 def test_each_kind_finds_what_features_hold(kind, monkeypatch):
     labels = [int(label) for label in digit_labels()]
     monkeypatch.setattr(probe_module, "build_extractor", lambda *_, **__: StandIn(labels))
-    config = ProbeConfig("any", "demo:digits", kind, workers=0, epochs=8, base_lr=2e-2)
+    config = ProbeConfig("timm:any", "demo:digits", kind, workers=0, epochs=8, base_lr=2e-2)
     result = run_probe(config)
     assert result.accuracy.top1 > 95
     assert result.accuracy.images.sum() == 359

@@ -218,6 +218,7 @@ def test_onnx(tmp_path, photos, name, kwargs):
     assert b"site-packages" not in (tmp_path / "out" / "model.onnx").read_bytes()  # paths of this machine
 
 
+@pytest.mark.slow
 def test_a_classifier_as_onnx(tmp_path, photos):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

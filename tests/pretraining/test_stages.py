@@ -97,6 +97,7 @@ def test_stages_are_told_and_the_result_has_the_last_size(grown):
     model(torch.randn(1, 3, sizes[-1], sizes[-1]))
 
 
+@pytest.mark.slow
 def test_stages_of_one_size_are_the_run_without_stages(photos, tmp_path):
     fastmim.pretrain(data=photos, out=tmp_path / "one", steps=6, **TINY)
     side = TINY["image_size"]

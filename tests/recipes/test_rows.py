@@ -82,10 +82,9 @@ def window(config):
     return str(config.model_kwargs.get("window_size", found.group(1) if found else "-"))
 
 
-# One row of a given mask size, a given window, stages, a dropping method and a pyramid.
+# One row of a given window and stages, a dropping method and a pyramid.
 DEFAULT = """
-table1a/swin-b-400e-96px table3/fastmim-p-swin-l-400 table4/cmt-s table10b/vit-b-8px-0.85
-table15/mae-vit-b-400e-96px
+table3/fastmim-p-swin-l-400 table4/cmt-s table15/mae-vit-b-400e-96px
 """.split()  # noqa: SIM905
 
 

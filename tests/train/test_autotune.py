@@ -190,6 +190,7 @@ class Delicate(nn.Module):
         return SimpleNamespace(loss=torch.sin(1e6 * self.convolutions(images).square().mean()))
 
 
+@pytest.mark.slow
 def test_a_step_that_rounding_moves_is_measured_by_that(fabric):
     torch.manual_seed(0)
     images = torch.randn(2, 3, 8, 8)

@@ -25,9 +25,11 @@ from fastmim.system.bounds import PositiveFloat, PositiveInt
 from fastmim.system.size import Size
 from fastmim.train.settings import OptimConfig, ScheduleConfig
 from fastmim.train.stages import StageConfig, parse_stages
+from fastmim.weights.spec import SCRATCH, parse_weights
 
 DEFAULT_SIZE = 128  # pixels, as in the paper
 DEFAULT_EPOCHS = 200.0
+NEEDS_NEW_WEIGHTS = ("depth", "table_window")  # settings of the encoder that change its parameters
 
 
 def _stages(value: Any) -> Any:
@@ -51,6 +53,10 @@ class PretrainConfig(RunConfig):
     To try it: demo:photos or demo:digits. Labels are ignored."""
     model: str = "vit_base_patch16_224"
     """Backbone: timm name (`fastmim backbones` lists them), or package.module:factory."""
+    weights: str = SCRATCH
+    """Weights to start from: a run's folder, its encoder.safetensors, timm:NAME for timm's own, or none for
+    new ones; or, with --model, a file with timm's keys or a released checkpoint: mae:FILE, simmim:FILE or
+    fastmim:FILE. A run's folder and timm:NAME also name the backbone."""
     method: MethodName = "fastmim"
     """Pre-training method. Defaults are those of the method's own paper; flags override them."""
     image_size: int | tuple[int, int] | None = None
@@ -84,6 +90,14 @@ class PretrainConfig(RunConfig):
         self._check_heeded()
         if not self.distill.teacher and self.distill != DistillConfig():
             raise UsageError("distill.teacher is missing: the other settings of distill need it")
+        spec = parse_weights(self.weights)
+        if spec.kind == "missing":
+            raise UsageError(
+                "weights is empty: give a run's folder, a file, timm:NAME, or none for new weights"
+            )
+        for name in NEEDS_NEW_WEIGHTS:
+            if spec.has_weights and (value := getattr(self.encoder, name)) is not None:
+                raise UsageError(f"encoder.{name} = {value} goes with weights = none only")
         if self.distill.teacher and not TRAITS[self.method].encodes_all_tokens:
             able = ", ".join(name for name, traits in TRAITS.items() if traits.encodes_all_tokens)
             raise UsageError(

@@ -33,7 +33,10 @@ def check_pretraining(config: PretrainConfig, start: StartMode = NEW_RUN) -> boo
     Raises:
         UsageError: a setting is missing, a path does not exist, or the run may not start in its folder.
     """
-    return _check(config, FOR_PRETRAINING, start)
+    resumes = _check(config, FOR_PRETRAINING, start)
+    if not resumes:
+        check_source(config.weights)
+    return resumes
 
 
 def check_transfer(config: TransferConfig, start: StartMode = NEW_RUN) -> bool:

@@ -19,6 +19,7 @@ from fastmim.methods.distillation import Distilled
 from fastmim.methods.registry import METHODS
 from fastmim.methods.settings import TRAITS
 from fastmim.mim.decoders import checkpoint_blocks
+from fastmim.pretraining.initial import take_weights
 from fastmim.pretraining.teacher import TeacherSetup, load_teacher
 from fastmim.pretraining.teacher_features import make_folder
 from fastmim.system.size import Size
@@ -26,6 +27,7 @@ from fastmim.train.kernels import KernelChoices, apply, checkpoint_activations
 from fastmim.train.optim import use_kernel
 from fastmim.train.settings import KernelConfig
 from fastmim.train.stages import StageConfig
+from fastmim.weights.loaded import Loaded
 
 # A teacher is identified by the digest of its weights, not by its path or model name.
 FREE_ON_RESUME = ALWAYS_FREE | {
@@ -38,8 +40,14 @@ FREE_ON_RESUME = ALWAYS_FREE | {
 }
 
 
-def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Method:
-    """Build the backbone at the first stage's size and the method around it; weights depend on the seed.
+def build_method(
+    config: PretrainConfig, module: nn.Module | None = None, initial: Loaded | None = None
+) -> Method:
+    """Build the backbone at the first stage's size and the method around it; new weights depend on the seed.
+
+    Args:
+        module: the backbone itself, if it is not built by name.
+        initial: weights that the backbone starts from.
 
     Raises:
         UsageError: the backbone or the method does not work at this size.
@@ -55,6 +63,8 @@ def build_method(config: PretrainConfig, module: nn.Module | None = None) -> Met
             raise
         whole, part = (f"{height}x{width}" for height, width in (config.size, size))
         raise UsageError(f"method = {config.method} encodes {part} of {whole} pixels: {error}") from error
+    if initial is not None:
+        take_weights(encoder, initial, config.weights)
     return kind.build(encoder, config)
 
 

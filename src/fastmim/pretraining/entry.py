@@ -16,6 +16,8 @@ from fastmim.data.loading.channel_stats import channel_statistics
 from fastmim.data.sources.base import ImageSource
 from fastmim.data.sources.open import open_images
 from fastmim.encoders.build import name_of
+from fastmim.encoders.trust import Trust
+from fastmim.errors import UsageError
 from fastmim.pretraining.build import (
     Network,
     build_method,
@@ -25,6 +27,7 @@ from fastmim.pretraining.build import (
     kernel_config,
     resolve,
 )
+from fastmim.pretraining.initial import load_weights, settings_of_weights, with_factory_of_weights
 from fastmim.pretraining.task import PretrainTask, RunResult
 from fastmim.pretraining.teacher import with_factory
 from fastmim.recipes import base_config
@@ -111,11 +114,19 @@ def run_pretraining(
     say = teller(start.quiet)
     say(f"{config.data}: looking for images")
     source = open_images(config.data, config.columns, config.out)
+    initial = None
+    if not resumes:  # otherwise, the weights are in the checkpoint
+        config = with_factory_of_weights(config, Trust.of(config.model, everything=trust_code))
+        initial = load_weights(config)
+    if initial is not None:
+        if module is not None:
+            raise UsageError(f"weights = {config.weights}: a module is trained as it is; load them into it")
+        config = settings_of_weights(config, initial)
 
     # Build the model, and check it at every stage's image size.
     if not resumes:
         say(f"{config.model}: checking every image size of the run")
-    method = build_method(config, module)
+    method = build_method(config, module, initial)
     if not resumes:
         check_stages(config, method)
     # Complete the configuration with channel statistics and with values from the model and its teacher.
@@ -132,7 +143,13 @@ def run_pretraining(
     # Start the processes.
     spawned = starts_processes(config.devices, config.num_nodes)  # each builds its own network
     worker = partial(
-        run_on, source=source, config=config, start=start, module=module, network=None if spawned else network
+        run_on,
+        source=source,
+        config=config,
+        start=start,
+        module=module,
+        network=None if spawned else network,
+        starts_anew=not resumes,
     )
     return launch(config, resumes, worker)
 
@@ -144,9 +161,11 @@ def run_on(
     start: StartMode,
     module: nn.Module | None,
     network: Network | None,
+    starts_anew: bool,
 ) -> RunResult:
     """Train on the devices of ``fabric``; every process of a run calls this function."""
     if network is None:
-        network = build_network(config, build_method(config, module))
+        initial = load_weights(config) if starts_anew else None
+        network = build_network(config, build_method(config, module, initial))
     task = PretrainTask(fabric, source, config, network)
     return task.result(train(task, fabric, run_settings(config, start, kernel_config(config))))

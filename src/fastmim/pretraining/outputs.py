@@ -25,7 +25,7 @@ from fastmim.train.run_files import REPORT
 from fastmim.train.stages import Stage, TrainingPlan
 from fastmim.weights.batchnorm import batch_norms, recalibrated
 from fastmim.weights.encoder_file import describe_encoder, save_encoder
-from fastmim.weights.spec import WEIGHTS
+from fastmim.weights.spec import WEIGHTS, parse_weights
 
 
 def summary(config: PretrainConfig, network: Network, plan: TrainingPlan, held_out: int) -> Iterator[str]:
@@ -38,10 +38,11 @@ def summary(config: PretrainConfig, network: Network, plan: TrainingPlan, held_o
         f"{config.method} of {config.model}: {parameters:.1f} M parameters, stride {method.encoder.stride}, "
         f"{h}x{w} tokens of width {method.encoder.width} at {height}x{width} pixels"
     )
-    if tag := weights_tag(config.model):
+    if parse_weights(config.weights).has_weights:
+        yield f"training starts from the weights of {config.weights}"
+    elif tag := weights_tag(config.model):
         yield (
-            f"training starts from random weights, not timm's {tag}; "
-            f"`fastmim finetune --encoder timm:{config.model}` uses those"
+            f"weights are random, not timm's {tag}; --weights timm:{config.model} starts from those"
         )
     if teacher_setup is not None:
         teacher = teacher_setup.teacher.encoder
@@ -104,6 +105,8 @@ def write_outputs(
     encoder, teacher_setup = trained.network.method.encoder, trained.network.teacher_setup
     origin = describe_encoder(encoder, *config.crop.statistics, config.method, config.target.name)
     origin["trained_on"] = hardware(fabric)
+    if parse_weights(config.weights).has_weights:
+        origin["continued_from"] = config.weights
     if teacher_setup is not None:
         teacher = teacher_setup.teacher
         origin["teacher"] = {"model": teacher.encoder.model_name, "digest": teacher.digest}
