@@ -34,6 +34,7 @@ from fastmim.recipes import base_config
 from fastmim.train.distributed import starts_processes, teller
 from fastmim.train.run import train
 from fastmim.train.settings import NEW_RUN, Resume, StartMode
+from fastmim.weights.spec import parse_weights
 
 
 def pretrain(
@@ -115,12 +116,12 @@ def run_pretraining(
     say(f"{config.data}: looking for images")
     source = open_images(config.data, config.columns, config.out)
     initial = None
+    if module is not None and parse_weights(config.weights).has_weights:
+        raise UsageError(f"weights = {config.weights}: a module is trained as it is; load them into it")
     if not resumes:  # otherwise, the weights are in the checkpoint
         config = with_factory_of_weights(config, Trust.of(config.model, everything=trust_code))
         initial = load_weights(config)
     if initial is not None:
-        if module is not None:
-            raise UsageError(f"weights = {config.weights}: a module is trained as it is; load them into it")
         config = settings_of_weights(config, initial)
 
     # Build the model, and check it at every stage's image size.

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmim.config import PretrainConfig
 from fastmim.encoders.adapter import Encoder
@@ -69,19 +69,22 @@ def load_weights(config: PretrainConfig) -> Loaded | None:
 
 
 def settings_of_weights(config: PretrainConfig, loaded: Loaded) -> PretrainConfig:
-    """Return ``config`` with the backbone of the weights, and their mean and std if none are given."""
+    """Return ``config`` with the backbone of the weights, and their mean and std if none are given.
+
+    The position embedding of the weights is kept and trained.
+    """
     crop, metadata = config.crop, loaded.metadata
     if crop.mean is None and metadata["mean"] is not None and metadata["in_chans"] == config.in_chans:
         crop = replace(crop, mean=tuple(metadata["mean"]), std=tuple(metadata["std"]))
     kwargs = {name: value for name, value in loaded.kwargs.items() if name not in ("in_chans", "num_classes")}
-    return replace(config, model=loaded.name, model_kwargs=kwargs, crop=crop)
+    encoder = replace(config.encoder, pos_embed="learned")  # that of the weights
+    return replace(config, model=loaded.name, model_kwargs=kwargs, crop=crop, encoder=encoder)
 
 
 def take_weights(encoder: Encoder, loaded: Loaded, source: str) -> None:
     """Copy the weights of ``loaded`` into a newly built encoder of the same backbone.
 
-    The weights of a classifier, which the encoder does not have, are left out. The position embedding is that
-    of the weights, and is trained.
+    The weights of a classifier, which the encoder does not have, are left out.
 
     Args:
         source: where the weights come from, for messages.
@@ -94,9 +97,6 @@ def take_weights(encoder: Encoder, loaded: Loaded, source: str) -> None:
     if missing:
         raise UsageError(f"weights = {source}: they do not hold {some_of(missing)} of {loaded.name}")
     encoder.model.load_state_dict({key: state[key] for key in wanted})
-    embedding = getattr(encoder.model, "pos_embed", None)
-    if isinstance(embedding, nn.Parameter) and "pos_embed" not in encoder.unused:
-        embedding.requires_grad_(True)
 
 
 def _adapted(loaded: Loaded, encoder: Encoder) -> dict[str, Tensor]:

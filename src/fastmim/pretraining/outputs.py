@@ -41,9 +41,7 @@ def summary(config: PretrainConfig, network: Network, plan: TrainingPlan, held_o
     if parse_weights(config.weights).has_weights:
         yield f"training starts from the weights of {config.weights}"
     elif tag := weights_tag(config.model):
-        yield (
-            f"weights are random, not timm's {tag}; --weights timm:{config.model} starts from those"
-        )
+        yield (f"weights are random, not timm's {tag}; --weights timm:{config.model} starts from those")
     if teacher_setup is not None:
         teacher = teacher_setup.teacher.encoder
         parameters = sum(p.numel() for p in teacher.parameters()) / 1e6
