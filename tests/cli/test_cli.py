@@ -84,7 +84,7 @@ BAD_INPUT = [
     ("stats --data {photos} --in-chans 13", 2, "13 channels"),
     ("finetune --data {photos} --out {out}", 2, "encoder is missing"),
     ("finetune --encoder none --data {photos} --out {out}", 2, "model is missing"),
-    ("finetune --encoder {tmp}/nowhere --data {photos} --out {out}", 2, "holds no encoder.safetensors"),
+    ("finetune --encoder {tmp}/nowhere --data {photos} --out {out}", 2, "nowhere: there is no such file"),
     ("finetune --encoder timm:resnet5000 --data {photos} --out {out}", 2, "resnet50"),
     ("finetune --encoder timm:resnet10t --model resnet10t --data {photos} --out {out}", 2, "encoder = none"),
     ("finetune --encoder none --model resnet10t --data demo:photos --out {out}", 2, "has no classes"),

@@ -243,7 +243,7 @@ def test_settings_that_could_not_be_heeded_are_refused(pretrained, photos, tmp_p
         ({"model_kwargs": {"depth": 3}}, "go with encoder = none only"),
         ({"in_chans": 1}, "the encoder was trained on 3"),
         ({"crop": {"mean": [0.5], "std": [0.5]}}, "crop.mean has 1 numbers"),
-        ({"out": pretrained, "overwrite": True}, "is the encoder's folder"),
+        ({"out": pretrained, "overwrite": True}, "is the folder of encoder = "),
     ):
         with pytest.raises(UsageError, match=said):
             fastmim.finetune(**run | settings)

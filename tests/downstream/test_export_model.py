@@ -1,6 +1,7 @@
 """Whole segmenters and detectors as ONNX: the same outputs, on real images."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -93,7 +94,11 @@ def test_objects_are_compared_in_any_order_and_none_may_be_missing():
     moved = [boxes + 1, scores, labels]
     assert same_objects((boxes, scores, labels), moved, (100, 50)) == pytest.approx(0.01)
     fewer = [boxes[1:], scores[1:], labels[1:]]
-    assert same_objects((boxes, scores, labels), fewer, (100, 100)) >= 0.04
+    assert same_objects((boxes, scores, labels), fewer, (100, 100)) == 1
+    twice = [torch.cat([part, part]) for part in (boxes, scores, labels)]
+    assert same_objects((boxes, scores, labels), twice, (100, 100)) == 1
+    broken = [boxes, torch.tensor([0.9, float("nan"), 0.3]), labels]
+    assert math.isnan(same_objects((boxes, scores, labels), broken, (100, 100)))
     relabelled = [boxes, scores, labels + 2]
     assert same_objects((boxes, scores, labels), relabelled, (100, 100)) == 1
     last = [boxes[:2], scores[:2], labels[:2]]  # which lies at the least score

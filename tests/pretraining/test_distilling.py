@@ -242,7 +242,7 @@ def test_a_file_of_timms_keys_with_its_model(photos, tmp_path, form):
 @pytest.mark.parametrize(
     ("told", "part"),
     [
-        ({"teacher": "nowhere"}, "distill.teacher = nowhere: nowhere holds no encoder.safetensors"),
+        ({"teacher": "nowhere"}, "distill.teacher = nowhere: there is no such file or folder"),
         ({"teacher": "timm:no_such_model"}, "no_such_model"),
         ({"teacher": "timm:resnet10t", "model": "resnet10t"}, "already names the model"),
         ({"teacher": "none"}, "distill.model is missing"),

@@ -11,12 +11,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import fastmim
-from conftest import TINY, Killed, same, weights
+from conftest import QUICK, TINY, Killed, same, weights
 from fastmim.cli.entry import main
-from fastmim.config import PretrainConfig
+from fastmim.config import PretrainConfig, merge
+from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
 from fastmim.pretraining import build_method
 from fastmim.pretraining.initial import load_weights, settings_of_weights
+from fastmim.recipes.methods import defaults_of
 from fastmim.train import loop as loop_module
 
 REST = {name: value for name, value in TINY.items() if name not in ("model", "model_kwargs")}
@@ -27,7 +29,7 @@ SWIN["model_kwargs"] = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1
 def started(source, **settings):
     """The backbone at the start of a run."""
     config = PretrainConfig(data="x", out="y", weights=str(source), **settings)
-    initial = load_weights(config)
+    initial = load_weights(config, Trust())
     assert initial is not None
     return build_method(settings_of_weights(config, initial), None, initial).encoder
 
@@ -130,15 +132,102 @@ def test_a_killed_run_resumes_exactly_without_the_weights_that_it_began_from(
     assert same(weights(whole), weights(tmp_path / "killed"))
 
 
-def test_the_config_of_a_run_repeats_it(pretrained, photos, tmp_path):
-    settings = {**REST, "data": photos, "weights": str(pretrained), "steps": 2}
-    one = fastmim.pretrain(out=tmp_path / "one", **settings).run
+@pytest.fixture
+def sources(pretrained, tmp_path):
+    """The same weights in every form, and what names their model."""
+    dotted = tmp_path / "lr1.5"
+    shutil.copytree(pretrained, dotted)
+    state = load_file(pretrained / "encoder.safetensors")
+    save_file(state, tmp_path / "plain.safetensors")
+    torch.save(state, tmp_path / "plain.pth")
+    named = {"model": TINY["model"], "model_kwargs": {**TINY["model_kwargs"], "img_size": 32}}
+    return {
+        "run": (pretrained, {}),
+        "file": (pretrained / "encoder.safetensors", {}),
+        "dotted": (dotted, {}),
+        "plain": (tmp_path / "plain.safetensors", named),
+        "pth": (tmp_path / "plain.pth", named),
+    }
+
+
+@pytest.mark.parametrize("kind", ["run", "file", "dotted", "plain", "pth"])
+def test_all_forms_give_one_run_and_its_config_repeats_it(kind, sources, pretrained, photos, tmp_path):
+    source, named = sources[kind]
+    settings = {
+        **REST,
+        "data": photos,
+        "steps": 1,
+        "image_size": 64,
+        "crop.mean": (0.5,) * 3,
+        "crop.std": (0.5,) * 3,
+    }
+    expected = fastmim.pretrain(out=tmp_path / "run", weights=str(pretrained), **settings).run
+    one = fastmim.pretrain(out=tmp_path / "one", weights=str(source), **settings, **named).run
     two = fastmim.pretrain(out=tmp_path / "two", config=one / "config.yaml").run
+    assert same(weights(one), weights(expected))
     assert same(weights(one), weights(two))
 
 
+@pytest.mark.slow
+def test_two_processes_start_from_the_weights(sources, photos, tmp_path):
+    source, named = sources["pth"]
+    settings = {**REST, **named, "data": photos, "weights": str(source), "steps": 1, "image_size": 64}
+    settings |= {"precision": "32-true", "accelerator": "cpu"}
+    one = fastmim.pretrain(out=tmp_path / "one", micro_batch=4, **settings).run
+    two = fastmim.pretrain(out=tmp_path / "two", devices=2, **settings).run
+    torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_and_its_drop_path_are_left_out(pretrained, photos, tmp_path):
+    settings = {**QUICK, "encoder": pretrained, "data": photos, "drop_path": 0.4}
+    tuned = fastmim.finetune(out=tmp_path / "classes", **settings).run
+    run = fastmim.pretrain(data=photos, out=tmp_path / "run", weights=str(tuned), steps=1, **REST).run
+    stored = yaml.safe_load((run / "config.yaml").read_text())["model_kwargs"]
+    assert stored["drop_path_rate"] == 0
+    assert not any(key.startswith("head.") for key in weights(run))
+    again = fastmim.pretrain(out=tmp_path / "again", config=run / "config.yaml").run
+    assert same(weights(run), weights(again))
+
+
+def test_weights_of_four_channels_need_four(photos, tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(8):
+        np.save(
+            tmp_path / "data" / f"{number}.npy", np.random.default_rng(number).random((40, 40, 4), np.float32)
+        )
+    settings = {"data": tmp_path / "data", "steps": 1}
+    run = fastmim.pretrain(out=tmp_path / "run", in_chans=4, **settings, **TINY).run
+    on = fastmim.pretrain(out=tmp_path / "on", in_chans=4, weights=str(run), **settings, **REST).run
+    assert weights(on)["patch_embed.proj.weight"].shape[1] == 4
+    for channels in (1, 3, 5):
+        with pytest.raises(
+            UsageError, match=f"in_chans = {channels}: weights = .* were trained on 4 channels"
+        ):
+            fastmim.pretrain(out=tmp_path / "x", in_chans=channels, weights=str(run), **settings, **REST)
+
+
+def test_a_method_that_encodes_a_part_of_the_image_starts_at_that_size(photos, tmp_path):
+    run = fastmim.pretrain(
+        data=photos, out=tmp_path / "run", steps=1, **{**TINY, **SWIN, "image_size": 128}
+    ).run
+    config = merge(defaults_of("ummae"), {"data": "x", "out": "y", "weights": str(run), "image_size": 128})
+    initial = load_weights(config, Trust())
+    method = build_method(settings_of_weights(config, initial), None, initial)
+    assert method.encoder.image_size == (64, 64)
+    assert torch.equal(
+        method.encoder.model.layers[0].blocks[0].mlp.fc1.weight,
+        weights(run)["layers.0.blocks.0.mlp.fc1.weight"],
+    )
+
+
+def test_the_folder_of_the_weights_is_not_overwritten(pretrained, photos):
+    with pytest.raises(UsageError, match="is the folder of weights = "):
+        fastmim.pretrain(data=photos, out=pretrained, weights=str(pretrained), overwrite=True, **REST)
+    assert (pretrained / "encoder.safetensors").is_file()
+
+
 WRONG = [
-    ({"weights": "nowhere"}, r"nowhere holds no encoder\.safetensors"),
+    ({"weights": "nowhere"}, "weights = nowhere: there is no such file or folder"),
     ({"weights": ""}, r"weights is empty: give a run's folder"),
     ({"weights": "{run}", "model": "resnet18"}, r"model = resnet18: weights = .* are those of vit_tiny"),
     ({"weights": "{run}", "encoder": {"depth": 1}}, r"encoder\.depth = 1 goes with weights = none only"),

@@ -16,7 +16,8 @@ import fastmim
 from annotated import DETECT, SEGMENT
 from conftest import TINY, mostly_slow
 from fastmim.cli.entry import main
-from fastmim.config import FinetuneConfig
+from fastmim.config import FinetuneConfig, SegmentConfig
+from fastmim.downstream.backbone import load_backbone
 from fastmim.downstream.classification.start import build_classifier
 from fastmim.errors import StoppedError, UsageError
 from fastmim.studies.comparison import CONFIDENCE, Cell, Payoff, as_table, half_interval, verdicts
@@ -115,7 +116,7 @@ def test_another_task_is_one_line(capsys):
 def test_shares_of_images_are_shares_or_numbers(share, scenes, tmp_path, capsys):
     command = ["payoff", "--task", "segment", "--encoder", "timm:resnet10t", "--data", str(scenes)]
     assert main([*command, "--out", str(tmp_path / "card"), "--shares", share]) == 2
-    assert f"labels = {share} must be a share of the images" in capsys.readouterr().err
+    assert f"shares: {share} must be a share of the images" in capsys.readouterr().err
 
 
 def test_without_the_run_there_is_no_equal_time(encoder, tmp_path, capsys):
@@ -184,6 +185,20 @@ def test_from_scratch_is_the_same_architecture_at_another_size(model, photos, tm
     }
     assert windows(ours) == windows(scratch)
     assert len(windows(ours)) == 4
+
+
+@pytest.mark.parametrize("size", [128, (160, 224), 256])
+def test_dense_tasks_compare_the_same_architecture(size, photos, tmp_path):
+    narrow = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 4]}
+    run = tmp_path / "run"
+    settings = TINY | {"model": SWIN, "model_kwargs": narrow, "image_size": 128}
+    fastmim.pretrain(data=photos, out=run, steps=1, **settings)
+    config = SegmentConfig(encoder=str(run), image_size=size)
+    ours, scratch = (load_backbone(each).encoder.model for each in (config, scratch_of(config)))
+    assert {n: v.shape for n, v in ours.state_dict().items()} == {
+        n: v.shape for n, v in scratch.state_dict().items()
+    }
+    assert windows(ours) == windows(scratch)
 
 
 def windows(model):

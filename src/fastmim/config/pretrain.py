@@ -56,7 +56,7 @@ class PretrainConfig(RunConfig):
     weights: str = SCRATCH
     """Weights to start from: a run's folder, its encoder.safetensors, timm:NAME for timm's own, or none for
     new ones; or, with --model, a file with timm's keys or a released checkpoint: mae:FILE, simmim:FILE or
-    fastmim:FILE. A run's folder and timm:NAME also name the backbone."""
+    fastmim:FILE. A run and timm:NAME also name the backbone. The position embedding is kept and trained."""
     method: MethodName = "fastmim"
     """Pre-training method. Defaults are those of the method's own paper; flags override them."""
     image_size: int | tuple[int, int] | None = None

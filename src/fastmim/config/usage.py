@@ -10,7 +10,7 @@ from fastmim.data.sources.files import check_data
 from fastmim.errors import UsageError
 from fastmim.train.run_dir import check_start
 from fastmim.train.settings import NEW_RUN, StartMode
-from fastmim.weights.spec import check_source
+from fastmim.weights.spec import check_not_in, check_source
 
 FOR_PRETRAINING = {
     "data": "give a folder of images, or demo:photos to try it",
@@ -35,7 +35,10 @@ def check_pretraining(config: PretrainConfig, start: StartMode = NEW_RUN) -> boo
     """
     resumes = _check(config, FOR_PRETRAINING, start)
     if not resumes:
-        check_source(config.weights)
+        check_source(config.weights, "weights")
+        check_not_in(config.out, config.weights, "weights")
+    if config.distill.teacher:
+        check_source(config.distill.teacher, "distill.teacher")
     return resumes
 
 
@@ -49,7 +52,8 @@ def check_transfer(config: TransferConfig, start: StartMode = NEW_RUN) -> bool:
     if isinstance(config, DenseConfig) and config.data and not Path(config.data).expanduser().is_dir():
         raise UsageError(f"data: {config.data} is not a folder; {FOR_TRANSFER[config.verb]}")
     resumes = _check(config, hints, start)
-    check_source(config.encoder)
+    check_source(config.encoder, "encoder")
+    check_not_in(config.out, config.encoder, "encoder")
     run = Path(config.out).expanduser()
     if run.resolve() == Path(config.data).expanduser().resolve():
         raise UsageError(f"out: {run} is the folder of the data; give another folder")

@@ -111,13 +111,6 @@ def drop_path_changes(
     return {}, [f"{name} has no drop path: drop_path = {drop_path} is ignored"] if drop_path else []
 
 
-def check_out(config: TransferConfig) -> None:
-    """Raise UsageError if the run would be written to the folder of its encoder."""
-    run = Path(config.out).expanduser()
-    if run.resolve() in (place := parse_weights(config.encoder).path.resolve(), *place.parents[:1]):
-        raise UsageError(f"out: {run} is the encoder's folder; give another folder")
-
-
 def with_factory(config: C, trust: Trust) -> C:
     """Set ``model`` to the factory that the encoder's file names, if any; every process may then import it.
 

@@ -17,7 +17,7 @@ from fastmim.config.transfer import DenseConfig
 from fastmim.config.usage import check_transfer
 from fastmim.data.seeds import FEW_SEED
 from fastmim.data.settings import images_wanted
-from fastmim.downstream.backbone import PyramidBackbone, check_out, load_backbone, with_factory
+from fastmim.downstream.backbone import PyramidBackbone, load_backbone, with_factory
 from fastmim.downstream.dense_task import AnnotatedImages
 from fastmim.encoders.build import name_of
 from fastmim.encoders.trust import Trust
@@ -94,7 +94,6 @@ def run_dense(
     say(f"{config.data}: looking for images and annotations")
     training, validation = kind.open_data(config)
     training = few_images(training, config)
-    check_out(config)
     backbone = build(config, module)
     with torch.random.fork_rng(devices=[]):
         config = kind.resolve(config, backbone, training, say)

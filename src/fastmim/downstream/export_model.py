@@ -1,8 +1,10 @@
 """Export the segmenter or detector of a run as ONNX; it is read back and compared."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -108,12 +110,13 @@ def _detector(
     names = [name for name in OBJECTS if name != "masks" or described.settings["masks"]]
     dynamic: dict[str, Any] = {name: {0: "objects"} for name in names}
     run = write_traced_onnx(traced, names, described.model, file, sample[:1], dynamic)
-    difference = 0.0
+    differences: list[float] = []
     for number in range(len(sample)):
         image = sample[number : number + 1]
         with torch.no_grad():
             expected = traced(image)
-        difference = max(difference, same_objects(expected, run(image), image.shape[2:]))
+        differences.append(same_objects(expected, run(image), image.shape[2:]))
+    difference = float(np.max(differences))  # NaN if one is
     _check(difference, folder)
     return {name: OBJECTS[name] for name in names}, difference
 
@@ -121,16 +124,22 @@ def _detector(
 def same_objects(expected: tuple[Tensor, ...], found: list[Tensor], size: tuple[int, ...]) -> float:
     """Compare detections, in any order where scores are equal, and return the largest relative difference.
 
-    Boxes are compared relative to the image's larger side. An object without a counterpart counts as 1,
-    unless its score is so near to the least one that it may have been left out.
+    Boxes are compared relative to the image's larger side. Returns 1 if the numbers of objects differ,
+    not counting those whose scores are so near to the least one that they may have been left out; NaN if a
+    value is not finite.
 
     Args:
         expected, found: boxes, scores, labels and, for masks, probabilities.
         size: (H, W) of the image.
     """
+    if not all(bool(torch.isfinite(part).all()) for part in (*expected, *found)):
+        return math.nan
+    least = min((float(part[1].min()) for part in (expected, found) if len(part[1])), default=0.0)
+    counts = [int((part[1] >= least + SAME_SCORE).sum()) for part in (expected, found)]
+    if counts[0] != counts[1]:
+        return 1.0
     largest = 0.0
     for ours, theirs in ((expected, found), (found, expected)):
-        least = float(ours[1].min()) if len(ours[1]) else 0.0
         for number in range(len(ours[1])):
             gaps = torch.zeros(len(theirs[1]))
             gaps[theirs[2] != ours[2][number]] = 1.0

@@ -27,6 +27,10 @@ LOADING = {
     "onnx": 'import onnxruntime\nsession = onnxruntime.InferenceSession("{folder}/model.onnx")\n'
     'outputs = session.run(None, {{"images": images}})  # normalised float32 (B, C, H, W)',
 }
+PREPARED = {
+    "segment": "windows of an image whose shorter side is as in training, normalised",
+    "detect": "one image, scaled to fit, normalised, and padded with 0 at the bottom and on the right",
+}
 LICENCE = "\n## Licence\n\nYours to choose: the weights belong to whoever trained them.\n"
 
 
@@ -105,9 +109,12 @@ def dense_card(described: ModelDescription, outputs: dict[str, str], folder: str
         found: sentence about the comparison.
     """
     height, width = described.image_size
+    number = "B" if described.task == "segment" else "1"
+    loading = LOADING["onnx"].format(folder=folder).replace("(B,", f"({number},")
     rows = {
         "Backbone": f"`{described.model}`",
-        "Input": f"`images`: (B, {described.in_chans}, {height}, {width}), float32",
+        "Input": f"`images`: ({number}, {described.in_chans}, {height}, {width}), float32",
+        "Preparation": PREPARED[described.task],
         **{f"Output `{name}`": meaning for name, meaning in outputs.items()},
         "Mean, std": f"{described.mean}, {described.std} of values in 0..1",
         "fastmim": described.fastmim_version,
@@ -119,7 +126,7 @@ def dense_card(described: ModelDescription, outputs: dict[str, str], folder: str
         f"# {'UperNet' if described.task == 'segment' else 'R-CNN'} on {described.model}\n",
         table(("", ""), [(what, str(value)) for what, value in rows.items()], "ll"),
         f"\n## Classes\n\n{classes}",
-        f"\n## Loading\n\n```python\n{LOADING['onnx'].format(folder=folder)}\n```",
+        f"\n## Loading\n\n```python\n{loading}\n```",
         f"\n## Check\n\nRead back and run on {found}.",
         LICENCE,
     ]

@@ -1,4 +1,4 @@
-"""Write an export's folder beside its place, and put it there when it is complete."""
+"""Write an export to a temporary folder, and rename it when it is complete."""
 
 import contextlib
 import os

@@ -27,13 +27,14 @@ from fastmim.pretraining.build import (
     kernel_config,
     resolve,
 )
-from fastmim.pretraining.initial import load_weights, settings_of_weights, with_factory_of_weights
+from fastmim.pretraining.initial import load_weights, settings_of_weights
 from fastmim.pretraining.task import PretrainTask, RunResult
 from fastmim.pretraining.teacher import with_factory
 from fastmim.recipes import base_config
 from fastmim.train.distributed import starts_processes, teller
 from fastmim.train.run import train
 from fastmim.train.settings import NEW_RUN, Resume, StartMode
+from fastmim.weights.loaded import Loaded
 from fastmim.weights.spec import parse_weights
 
 
@@ -64,8 +65,8 @@ def pretrain(
         overwrite: replace the run in ``out``.
         quiet: print nothing.
         trust_code: import and call any factory that a file names: ``config``, the configuration of the
-            resumed run, or the teacher's file. Otherwise only the factories passed to this function, as
-            ``model`` and ``distill.model``, are called.
+            resumed run, or the files of the teacher and of the weights. Otherwise only the factories passed
+            to this function, as ``model`` and ``distill.model``, are called.
         settings: any field of `fastmim.config.PretrainConfig`; groups as mappings
             (``mask={"ratio": 0.6}``) or dotted (``**{"mask.ratio": 0.6}``). ``method`` selects the settings
             of the method's paper as defaults.
@@ -104,7 +105,7 @@ def run_pretraining(
     Args:
         config: the models that it names are imported; a caller that reads it from a file checks them first.
         module: the model itself, if ``config.model`` is not a name that it can be built from.
-        trust_code: also import the factory that the teacher's file names.
+        trust_code: also import the factories that the files of the teacher and of the weights name.
     """
     # Check the settings and find the images.
     resumes = check_pretraining(config, start)
@@ -119,8 +120,7 @@ def run_pretraining(
     if module is not None and parse_weights(config.weights).has_weights:
         raise UsageError(f"weights = {config.weights}: a module is trained as it is; load them into it")
     if not resumes:  # otherwise, the weights are in the checkpoint
-        config = with_factory_of_weights(config, Trust.of(config.model, everything=trust_code))
-        initial = load_weights(config)
+        initial = load_weights(config, Trust.of(config.model, everything=trust_code))
     if initial is not None:
         config = settings_of_weights(config, initial)
 
@@ -150,7 +150,7 @@ def run_pretraining(
         start=start,
         module=module,
         network=None if spawned else network,
-        starts_anew=not resumes,
+        initial=initial if spawned else None,
     )
     return launch(config, resumes, worker)
 
@@ -162,11 +162,10 @@ def run_on(
     start: StartMode,
     module: nn.Module | None,
     network: Network | None,
-    starts_anew: bool,
+    initial: Loaded | None,
 ) -> RunResult:
     """Train on the devices of ``fabric``; every process of a run calls this function."""
     if network is None:
-        initial = load_weights(config) if starts_anew else None
         network = build_network(config, build_method(config, module, initial))
     task = PretrainTask(fabric, source, config, network)
     return task.result(train(task, fabric, run_settings(config, start, kernel_config(config))))

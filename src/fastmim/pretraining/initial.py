@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor
 
 from fastmim.config import PretrainConfig
@@ -11,31 +12,18 @@ from fastmim.encoders.adapter import Encoder
 from fastmim.encoders.names import is_custom
 from fastmim.encoders.trust import Trust
 from fastmim.errors import UsageError
-from fastmim.weights.encoder_file import some_of
-from fastmim.weights.load import factory_of, load
+from fastmim.methods.registry import METHODS
+from fastmim.recipes.methods import defaults_of
+from fastmim.weights.encoder_file import read_description, some_of
+from fastmim.weights.load import RGB, load
 from fastmim.weights.loaded import Loaded
-from fastmim.weights.spec import parse_weights
+from fastmim.weights.spec import WeightsSpec, parse_weights
 
-DEFAULT_MODEL = PretrainConfig.model
-
-
-def with_factory_of_weights(config: PretrainConfig, trust: Trust) -> PretrainConfig:
-    """Set ``model`` to the factory that the file with the weights names, if any.
-
-    Raises:
-        UsageError: the factory is not trusted, or the file cannot be read.
-    """
-    spec = parse_weights(config.weights)
-    if not spec.has_weights or spec.kind != "file" or (spec.path.is_file() and spec.path.suffix == ".pth"):
-        return config
-    name = factory_of(config.weights) if spec.names_its_model or spec.path.suffix == ".safetensors" else None
-    if name is None:
-        return config
-    trust.check(name, config.weights)
-    return replace(config, model=name)
+# Arguments that do not belong to the weights: pre-training sets them itself.
+NOT_THE_WEIGHTS = ("img_size", "in_chans", "num_classes", "drop_path_rate")
 
 
-def load_weights(config: PretrainConfig) -> Loaded | None:
+def load_weights(config: PretrainConfig, trust: Trust) -> Loaded | None:
     """Build the backbone with the weights that ``config`` names, at the size of the first stage.
 
     Returns:
@@ -47,25 +35,79 @@ def load_weights(config: PretrainConfig) -> Loaded | None:
     spec = parse_weights(config.weights)
     if not spec.has_weights:
         return None
-    model: str | None = None
-    kwargs: dict[str, Any] = {}
-    if spec.kind != "timm" and (not spec.names_its_model or is_custom(config.model)):
-        model, kwargs = config.model, config.model_kwargs
+    size = METHODS[config.method].encoder_size(config.size)
+    described = _description(spec)
+    if described is not None:
+        name = described["model"]
+        if is_custom(name):
+            trust.check(name, config.weights)
+        loaded = load(spec, size, name if is_custom(name) else None, setting="weights")
     elif spec.kind == "timm":
-        kwargs = config.model_kwargs
-    loaded = load(spec, config.size, model, kwargs, config.in_chans, setting="weights")
-    if config.model not in (DEFAULT_MODEL, loaded.name):
-        raise UsageError(
-            f"model = {config.model}: weights = {config.weights} are those of {loaded.name}; leave it out"
-        )
-    differing = {name for name, value in config.model_kwargs.items() if loaded.kwargs.get(name) != value}
-    if differing - {"img_size"} and spec.names_its_model and spec.kind != "timm":
-        name = min(differing)
-        raise UsageError(
-            f"model_kwargs: {name} = {config.model_kwargs[name]!r}: weights = {config.weights} have "
-            f"{loaded.kwargs.get(name)!r}; leave it out"
-        )
+        loaded = load(spec, size, None, _backbone_only(config.model_kwargs), setting="weights")
+    else:
+        loaded = _load_undescribed(config, spec)
+    _check(config, loaded, named=described is not None or spec.kind == "timm")
     return loaded
+
+
+def _description(spec: WeightsSpec) -> dict[str, Any] | None:
+    """Return the description in a file of weights; None for a file without one."""
+    if spec.kind != "file":
+        return None
+    try:
+        return read_description(spec.file)[1]
+    except UsageError:
+        if spec.path.is_dir():
+            raise
+        return None
+
+
+def _load_undescribed(config: PretrainConfig, spec: WeightsSpec) -> Loaded:
+    """Load a file that does not name its model.
+
+    ``model_kwargs`` may be those of the file, or those of a run that began with it, which has another image
+    size and perhaps other channels.
+    """
+    size = METHODS[config.method].encoder_size(config.size)
+    first: UsageError | None = None
+    for kwargs in (config.model_kwargs, _backbone_only(config.model_kwargs)):
+        for channels in dict.fromkeys((config.in_chans, RGB)):
+            try:
+                return load(spec, size, config.model, kwargs, channels, setting="weights")
+            except UsageError as error:
+                first = first or error
+    assert first is not None
+    raise first
+
+
+def _backbone_only(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in NOT_THE_WEIGHTS}
+
+
+def _check(config: PretrainConfig, loaded: Loaded, named: bool) -> None:
+    """Raise UsageError if the settings contradict the weights.
+
+    Args:
+        named: whether the weights name their model.
+    """
+    source, channels = config.weights, loaded.metadata["in_chans"]
+    if channels not in (config.in_chans, RGB):
+        raise UsageError(
+            f"in_chans = {config.in_chans}: weights = {source} were trained on {channels} channels; give "
+            f"--in-chans {channels}"
+        )
+    if not named:
+        return
+    if config.model not in (defaults_of(config.method).model, PretrainConfig.model, loaded.name):
+        raise UsageError(
+            f"model = {config.model}: weights = {source} are those of {loaded.name}; leave model out"
+        )
+    for name, value in _backbone_only(config.model_kwargs).items():
+        if loaded.kwargs.get(name, value) != value:
+            raise UsageError(
+                f"model_kwargs: {name} = {value!r}: weights = {source} have {loaded.kwargs[name]!r}; leave "
+                "it out"
+            )
 
 
 def settings_of_weights(config: PretrainConfig, loaded: Loaded) -> PretrainConfig:
@@ -76,8 +118,10 @@ def settings_of_weights(config: PretrainConfig, loaded: Loaded) -> PretrainConfi
     crop, metadata = config.crop, loaded.metadata
     if crop.mean is None and metadata["mean"] is not None and metadata["in_chans"] == config.in_chans:
         crop = replace(crop, mean=tuple(metadata["mean"]), std=tuple(metadata["std"]))
-    kwargs = {name: value for name, value in loaded.kwargs.items() if name not in ("in_chans", "num_classes")}
-    encoder = replace(config.encoder, pos_embed="learned")  # that of the weights
+    kwargs = _backbone_only(loaded.kwargs)
+    if "drop_path_rate" in config.model_kwargs:
+        kwargs["drop_path_rate"] = config.model_kwargs["drop_path_rate"]
+    encoder = replace(config.encoder, pos_embed="learned")
     return replace(config, model=loaded.name, model_kwargs=kwargs, crop=crop, encoder=encoder)
 
 
@@ -90,12 +134,15 @@ def take_weights(encoder: Encoder, loaded: Loaded, source: str) -> None:
         source: where the weights come from, for messages.
 
     Raises:
-        UsageError: a parameter of the encoder has no weights.
+        UsageError: a parameter of the encoder has no weights, or weights of another shape.
     """
     state, wanted = _adapted(loaded, encoder), encoder.model.state_dict()
     missing = sorted({key for key in wanted if key not in state} | set(loaded.missing_keys) & wanted.keys())
     if missing:
         raise UsageError(f"weights = {source}: they do not hold {some_of(missing)} of {loaded.name}")
+    other = [key for key in wanted if state[key].shape != wanted[key].shape]
+    if other:
+        raise UsageError(f"weights = {source}: of another shape than in {loaded.name}: {some_of(other)}")
     encoder.model.load_state_dict({key: state[key] for key in wanted})
 
 
@@ -105,11 +152,8 @@ def _adapted(loaded: Loaded, encoder: Encoder) -> dict[str, Tensor]:
     The first layer is adapted as timm does: its weights are repeated over the channels, or summed for one.
     """
     state = dict(loaded.model.state_dict())
-    trained_on = loaded.metadata["in_chans"]
-    if trained_on == encoder.in_chans:
+    if loaded.metadata["in_chans"] == encoder.in_chans:
         return state
-    from timm.models import adapt_input_conv
-
     for key, value in encoder.model.state_dict().items():
         if key in state and state[key].shape != value.shape and state[key].ndim == value.ndim == 4:
             with torch.no_grad():

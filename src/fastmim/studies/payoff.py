@@ -164,13 +164,16 @@ def payoff(
 
 def scratch_of(config: C, scratch_lr: float | None = None) -> C:
     """Return the settings for training the same backbone from scratch, with its windows, mean and std."""
-    loaded = load(config.encoder, config.size, config.model, config.model_kwargs)
+    # A dense task pads images to what the backbone needs; both arms start at the size of the weights.
+    size = None if isinstance(config, DenseConfig) else config.size
+    left_out = NOT_THE_BACKBONE if size else tuple({*NOT_THE_BACKBONE} - {"img_size"})
+    loaded = load(config.encoder, size, config.model, config.model_kwargs)
     optim = config.optim
     return replace(
         _with_statistics(config, tuple(loaded.metadata["mean"]), tuple(loaded.metadata["std"])),
         encoder=SCRATCH,
         model=loaded.name,
-        model_kwargs={name: value for name, value in loaded.kwargs.items() if name not in NOT_THE_BACKBONE},
+        model_kwargs={name: value for name, value in loaded.kwargs.items() if name not in left_out},
         in_chans=loaded.metadata["in_chans"],
         layer_decay=1.0,
         optim=replace(optim, base_lr=scratch_lr or optim.base_lr),

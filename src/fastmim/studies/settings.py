@@ -14,7 +14,7 @@ from fastmim.config.usage import check_transfer
 from fastmim.data.settings import images_wanted, parse_labels
 from fastmim.errors import UsageError
 from fastmim.system.bounds import PositiveFloat, PositiveInt, check_bounds
-from fastmim.weights.spec import SCRATCH, parse_weights
+from fastmim.weights.spec import SCRATCH, check_source, parse_weights
 
 OURS, FROM_SCRATCH, LONGER = "pre-trained", "scratch", "scratch, equal total time"
 TASKS: dict[str, type[TransferConfig]] = {
@@ -118,15 +118,19 @@ def check_payoff(config: TransferConfig, what: PayoffConfig) -> None:
     if config.labels is not None:
         raise UsageError(f"labels = {config.labels}: payoff takes --shares")
     for share in what.shares:
-        if isinstance(config, FinetuneConfig):
-            parse_labels(share)
-        else:
-            images_wanted(share, 1)
+        try:
+            parse_labels(share) if isinstance(config, FinetuneConfig) else images_wanted(share, 1)
+        except UsageError as error:
+            raise UsageError(f"shares: {str(error).removeprefix('labels = ')}") from error
+    if what.score == "mask" and not (isinstance(config, DetectConfig) and config.head.masks != "no"):
+        raise UsageError("score = mask: it goes with --task detect, and not with --head.masks no")
     if not parse_weights(config.encoder).has_weights:
         raise UsageError("encoder is missing: give a run's folder or an encoder.safetensors to compare")
     if not config.out:
         raise UsageError("out is missing: give a folder for the runs and the comparison")
     check_transfer(config)
+    for source in what.against:
+        check_source(source, "against")
 
 
 def check_sweep(config: FinetuneConfig) -> None:

@@ -1,4 +1,4 @@
-"""How a function that takes long reports its progress."""
+"""Type of a function that reports progress."""
 
 from collections.abc import Callable
 

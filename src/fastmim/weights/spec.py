@@ -63,13 +63,27 @@ def parse_weights(text: str | Path) -> WeightsSpec:
     return WeightsSpec("file", text, file=text)
 
 
-def check_source(text: str) -> None:
-    """Raise UsageError if ``text`` names a file that does not exist, or a folder without weights."""
+def check_source(text: str, setting: str) -> None:
+    """Raise UsageError if ``text`` names a file that does not exist, or a folder without weights.
+
+    Args:
+        setting: name of the field that holds ``text``, for messages.
+    """
     spec = parse_weights(text)
     if not spec.file:
         return
-    if not (spec.path / WEIGHTS if spec.path.is_dir() else spec.path).is_file():
-        raise UsageError(holds_no_weights(spec.file))
+    if spec.path.is_dir() and not (spec.path / WEIGHTS).is_file():
+        raise UsageError(f"{setting} = {text}: {holds_no_weights(spec.file)}")
+    if not spec.path.exists():
+        raise UsageError(f"{setting} = {text}: there is no such file or folder")
+
+
+def check_not_in(out: str, source: str, setting: str) -> None:
+    """Raise UsageError if the run would be written to the folder of the weights that it starts from."""
+    spec = parse_weights(source)
+    run = Path(out).expanduser().resolve()
+    if spec.file and run in (place := spec.path.resolve(), *place.parents[:1]):
+        raise UsageError(f"out: {out} is the folder of {setting} = {source}; give another folder")
 
 
 def holds_no_weights(path: str | Path) -> str:

@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
 
         settings: Annotated[PredictConfig, tyro.conf.arg(name="")]
         quiet: bool = False
-        """Show only the result."""
+        """Show no progress."""
         trust_code: bool = False
         """Import and call any factory (package.module:function) that the run's file names.
         Default: only the one given as --model."""

@@ -39,8 +39,8 @@ def run(arguments: list[str]) -> int:
         quiet: bool = False
         """Print errors only."""
         trust_code: bool = False
-        """Import and call any factory (package.module:function) of --config, a resumed run or the teacher.
-        Default: only those given as --model or --distill.model."""
+        """Import and call any factory (package.module:function) of --config, a resumed run, the
+        teacher or --weights. Default: only those given as --model or --distill.model."""
 
     # Collect the defaults: --config, --recipe, a resumed run.
     given = peek(arguments, "config", "recipe", "out", "stages", "method", *MODELS)

@@ -13,7 +13,7 @@ from torch import nn
 from fastmim.config import FinetuneConfig, launch, merge, run_settings
 from fastmim.config.usage import check_transfer
 from fastmim.data.labelled import Labelled, few_labels, open_labelled
-from fastmim.downstream.backbone import check_out, with_factory
+from fastmim.downstream.backbone import with_factory
 from fastmim.downstream.classification.start import InitialModel, build_classifier
 from fastmim.downstream.classification.task import ClassificationTask, FinetuneResult, resolve
 from fastmim.encoders.build import name_of
@@ -92,7 +92,6 @@ def run_finetuning(
         config.data, config.val_share, config.split_seed, config.columns, config.out
     )
     training = few_labels(training, config.labels, config.seed)
-    check_out(config)
     classifier = build(config, len(training.classes), module)
     with torch.random.fork_rng(devices=[]):
         config = resolve(config, classifier, training, say)

@@ -1,5 +1,6 @@
 """Write the outputs of detection: results.json, detections, the model, and pictures."""
 
+import contextlib
 import io
 import json
 import math
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 from torch import nn
 
 from fastmim._version import __version__
 from fastmim.config import DetectConfig
-from fastmim.data.annotations.instances import Annotated, InstanceImages, draw_mask
+from fastmim.data.annotations.instances import Annotated, InstanceImages, Segmentation, draw_mask
+from fastmim.data.decode.pixels import UnreadableImage
 from fastmim.data.loading.dense import EvalDense, EvalSamples
 from fastmim.data.transforms.placement import whole
 from fastmim.downstream.backbone import PyramidBackbone, attention_settings, write_backbone
@@ -23,6 +26,7 @@ from fastmim.downstream.detection.scores import RECALLS, DetectionScores
 from fastmim.report.masks import class_colours, displayed
 from fastmim.report.objects import Detections, draw_objects, kept
 from fastmim.system.files import write_atomically
+from fastmim.system.size import Size
 from fastmim.weights.model_file import describe_model, save_model
 
 RESULTS = "results.json"
@@ -128,16 +132,20 @@ def draw_worst(
     write_atomically(run / PICTURES, lambda file: file.write(buffer.getvalue()))
 
 
-def as_detections(objects: Annotated, size: tuple[int, int], masks: bool) -> Detections:
+def as_detections(objects: Annotated, size: Size, masks: bool) -> Detections:
     """Return true objects as if they were detected."""
-    place = whole(size, 1.0)
-    drawn = [
-        draw_mask(part, size, size, place).astype(bool) if part is not None else np.zeros(size, bool)
-        for part in objects.segmentations
-    ]
+    drawn = [_drawn(part, size) for part in objects.segmentations] if masks else []
     return Detections(
         objects.boxes,
         np.ones(len(objects.boxes), np.float32),
         objects.labels,
         np.array(drawn, bool).reshape(-1, *size) if masks else None,
     )
+
+
+def _drawn(segmentation: Segmentation | None, size: Size) -> NDArray[np.bool_]:
+    """Draw a mask; an object without a mask, or with one of another size, has an empty one."""
+    if segmentation is not None:
+        with contextlib.suppress(UnreadableImage):
+            return draw_mask(segmentation, size, size, whole(size, 1.0)).astype(bool)
+    return np.zeros(size, bool)

@@ -121,7 +121,7 @@ class DetectionTask(DenseTask):
     def trial_key(self) -> dict[str, Any]:
         """Return the form of the heads."""
         head = self.config.head
-        return {"head": f"R-CNN {head.channels} {head.hidden} {head.upgraded} {self.masks}"}
+        return {"head": f"R-CNN {head.channels} {head.hidden} {head.regions} {head.upgraded} {self.masks}"}
 
     def load(self, stage: Stage, choices: Choices) -> StageData:
         """Build the loader of jittered crops, and the evaluation on the whole validation images."""

@@ -107,7 +107,7 @@ def check_probe(config: ProbeConfig) -> None:
     check_given(config, {"data": "give a folder with train/ and val/, or demo:digits to try it"})
     check_encoder(config.encoder)
     check_data(config.data)
-    check_source(config.encoder)
+    check_source(config.encoder, "encoder")
 
 
 def check_embedding(config: EmbedConfig) -> None:
@@ -125,7 +125,7 @@ def check_embedding(config: EmbedConfig) -> None:
         raise UsageError(f"out: {file} already exists; --overwrite replaces it")
     check_encoder(config.encoder)
     check_data(config.data)
-    check_source(config.encoder)
+    check_source(config.encoder, "encoder")
 
 
 def check_encoder(encoder: str) -> None:
