@@ -112,7 +112,7 @@ def test_every_command_is_accepted(command, monkeypatch, tmp_path):
     monkeypatch.setattr("fastmim.data.sources.files.find_path", lambda _: None)  # the reader's own folders
     monkeypatch.setattr("fastmim.config.usage.check_start", lambda *_: False)
     for place in ("config.usage", "downstream.frozen.settings"):
-        monkeypatch.setattr(f"fastmim.{place}.check_source", lambda _: None)  # the reader's own runs
+        monkeypatch.setattr(f"fastmim.{place}.check_source", lambda *_: None)  # the reader's own runs
     words = shlex.split(command, comments=True)[1:]
     words = ["demo:photos" if word in ("photos/", "tiles/") else word for word in words]
     theirs = ("coco/", "scenes/", "runs/masks") if words[0] == "predict" else ("coco/", "scenes/")
