@@ -377,4 +377,4 @@ def test_weights_that_a_name_asks_for_are_said_to_be_left(photos, tmp_path, caps
     fastmim.pretrain(data=photos, out=tmp_path / "run", steps=1, **settings)
     told = capsys.readouterr().out
     assert ("weights are random, not timm's augreg_in21k" in told) == ("." in model)
-    assert ("--encoder timm:vit_tiny_patch16_224.augreg_in21k" in told) == ("." in model)
+    assert ("--weights timm:vit_tiny_patch16_224.augreg_in21k" in told) == ("." in model)
