@@ -1,5 +1,6 @@
 """Small real and made images that many tests share."""
 
+import contextlib
 import io
 import json
 import os
@@ -71,6 +72,25 @@ CPU_BEFORE = pytest.StashKey[float]()
 
 class Killed(Exception):
     """What a test raises in a run, as if its process had been killed."""
+
+
+@contextlib.contextmanager
+def killed(step: int) -> Iterator[None]:
+    """Kill the run in the block at its optimiser step with this number, from 1."""
+    from fastmim.train import loop
+
+    real, calls = loop.guarded_step, []
+
+    def dying(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) == step:
+            raise Killed
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "guarded_step", dying)
+        with pytest.raises(Killed):
+            yield
 
 
 def mostly_slow(cases: Iterable[Any], default: Collection[Any]) -> list[Any]:
@@ -214,6 +234,26 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     write_squares(folder := tmp_path_factory.mktemp("squares"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def segmenter(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a segmenter that has learned a little."""
+    from annotated import SEGMENT
+
+    run = tmp_path_factory.mktemp("runs") / "segment"
+    fastmim.segment(data=scenes, out=run, **{**SEGMENT, "steps": 30, "optim": {"base_lr": 0.3}})
+    return run
+
+
+@pytest.fixture(scope="session")
+def detector(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a detector that finds objects of any score."""
+    from annotated import DETECT
+
+    run = tmp_path_factory.mktemp("runs") / "detect"
+    fastmim.detect(data=squares, out=run, **{**DETECT, "steps": 2, "head.score": 0.0})
+    return run
 
 
 @pytest.fixture(scope="session")

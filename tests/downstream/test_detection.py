@@ -11,7 +11,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 import fastmim
 from annotated import DETECT
-from conftest import Killed, lines, mostly_slow, same, weights
+from conftest import killed, lines, mostly_slow, same, weights
 from fastmim.cli.entry import main
 from fastmim.config.detect import RcnnConfig
 from fastmim.data.annotations.instances import Annotated, InstanceImages
@@ -22,7 +22,6 @@ from fastmim.downstream.detection.rcnn import Detector, RegionPool
 from fastmim.downstream.detection.scores import coco_figures, ground_truth, score
 from fastmim.errors import UsageError
 from fastmim.report.objects import Detections
-from fastmim.train import loop as loop_module
 
 EVERYTHING = {"ema": 0.9, "paste": 0.5, "head.upgraded": True, "activation_checkpointing": True}
 
@@ -310,21 +309,11 @@ def test_a_run_writes_its_files(finished):
 
 
 @pytest.mark.parametrize("more", mostly_slow([{}, EVERYTHING], [EVERYTHING]))
-def test_a_killed_run_resumes_exactly(squares, tmp_path, monkeypatch, more):
+def test_a_killed_run_resumes_exactly(squares, tmp_path, more):
     settings = {**DETECT, "data": squares, "checkpoint_every_steps": 1, **more}
     fastmim.detect(out=tmp_path / "whole", **settings)
-    step, calls = loop_module.guarded_step, []
-
-    def dying(*arguments):
-        calls.append(None)
-        if len(calls) == 3:
-            raise Killed
-        return step(*arguments)
-
-    monkeypatch.setattr(loop_module, "guarded_step", dying)
-    with pytest.raises(Killed):
+    with killed(3):
         fastmim.detect(out=tmp_path / "killed", **settings)
-    monkeypatch.setattr(loop_module, "guarded_step", step)
     assert fastmim.detect(out=tmp_path / "killed", resume=True, quiet=True).complete
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 

@@ -8,27 +8,12 @@ import pytest
 import torch
 
 import fastmim
-from annotated import DETECT, SEGMENT
 from fastmim.cli.entry import main
 from fastmim.downstream.export_model import export_model, same_objects
 from fastmim.errors import RunError, UsageError
 from fastmim.export import onnx_file
 
 pytest.importorskip("onnxruntime")
-
-
-@pytest.fixture(scope="module")
-def segmenter(scenes, tmp_path_factory):
-    run = tmp_path_factory.mktemp("onnx") / "segment"
-    fastmim.segment(data=scenes, out=run, **{**SEGMENT, "steps": 2})
-    return run
-
-
-@pytest.fixture(scope="module")
-def detector(squares, tmp_path_factory):
-    run = tmp_path_factory.mktemp("onnx") / "detect"
-    fastmim.detect(data=squares, out=run, **{**DETECT, "steps": 2, "head.score": 0.0})
-    return run
 
 
 def runtime(folder):

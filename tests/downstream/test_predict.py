@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import fastmim
-from annotated import DETECT, SEGMENT
 from conftest import QUICK as CLASSIFY
 from conftest import USUAL, mostly_slow
 from fastmim.cli.entry import main
@@ -23,20 +22,6 @@ from fastmim.errors import UsageError
 
 TASKS, FORMS = ("segmenter", "detector", "classifier"), ("json", "parquet")
 DEFAULT_FORMS = [("segmenter", "json"), ("detector", "parquet"), ("classifier", "json")]
-
-
-@pytest.fixture(scope="module")
-def segmenter(scenes, tmp_path_factory):
-    run = tmp_path_factory.mktemp("predict") / "segment"
-    fastmim.segment(data=scenes, out=run, **{**SEGMENT, "steps": 30, "optim": {"base_lr": 0.3}})
-    return run
-
-
-@pytest.fixture(scope="module")
-def detector(squares, tmp_path_factory):
-    run = tmp_path_factory.mktemp("predict") / "detect"
-    fastmim.detect(data=squares, out=run, **{**DETECT, "steps": 2, "head.score": 0.0})
-    return run
 
 
 @pytest.fixture(scope="module")

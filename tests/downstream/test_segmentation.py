@@ -10,7 +10,7 @@ from torch import nn
 
 import fastmim
 from annotated import SEGMENT
-from conftest import Killed, lines, lively, mostly_slow, same, weights
+from conftest import killed, lines, lively, mostly_slow, same, weights
 from fastmim.cli.entry import main
 from fastmim.config.segment import SegmentConfig, SlidingConfig, UperNetConfig
 from fastmim.data.annotations.mask_pairs import MaskFormat, open_masks
@@ -29,7 +29,6 @@ from fastmim.downstream.segmentation.model import pixel_loss
 from fastmim.downstream.segmentation.uper_net import FcnHead, UperNetHead
 from fastmim.downstream.transfer_task import synchronise_norms
 from fastmim.errors import UsageError
-from fastmim.train import loop as loop_module
 from fastmim.train.layer_decay import layer_decay_groups
 from fastmim.train.settings import OptimConfig
 
@@ -268,21 +267,11 @@ def test_the_backbone_of_a_run_starts_another_one(finished, scenes, tmp_path):
 
 
 @pytest.mark.parametrize("more", mostly_slow([{}, {"ema": 0.9}], [{"ema": 0.9}]))
-def test_a_killed_run_resumes_exactly(scenes, tmp_path, monkeypatch, more):
+def test_a_killed_run_resumes_exactly(scenes, tmp_path, more):
     settings = {**SEGMENT, "data": scenes, "checkpoint_every_steps": 1, **more}
     fastmim.segment(out=tmp_path / "whole", **settings)
-    step, calls = loop_module.guarded_step, []
-
-    def dying(*arguments):
-        calls.append(None)
-        if len(calls) == 3:
-            raise Killed
-        return step(*arguments)
-
-    monkeypatch.setattr(loop_module, "guarded_step", dying)
-    with pytest.raises(Killed):
+    with killed(3):
         fastmim.segment(out=tmp_path / "killed", **settings)
-    monkeypatch.setattr(loop_module, "guarded_step", step)
     assert fastmim.segment(out=tmp_path / "killed", resume=True, quiet=True).complete
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import fastmim
-from conftest import QUICK, TINY, Killed, same, weights
+from conftest import QUICK, TINY, killed, same, weights
 from fastmim.cli.entry import main
 from fastmim.config import PretrainConfig, merge
 from fastmim.encoders.trust import Trust
@@ -19,7 +19,6 @@ from fastmim.errors import UsageError
 from fastmim.pretraining import build_method
 from fastmim.pretraining.initial import load_weights, settings_of_weights
 from fastmim.recipes.methods import defaults_of
-from fastmim.train import loop as loop_module
 
 REST = {name: value for name, value in TINY.items() if name not in ("model", "model_kwargs")}
 SWIN = {"model": "swin_tiny_patch4_window7_224"}
@@ -108,25 +107,13 @@ def test_other_channels_are_adapted_as_timm_does(pretrained, channels):
     torch.testing.assert_close(dict(encoder.model.state_dict())[first], wanted)
 
 
-def test_a_killed_run_resumes_exactly_without_the_weights_that_it_began_from(
-    pretrained, photos, tmp_path, monkeypatch
-):
+def test_a_killed_run_resumes_exactly_without_the_weights_that_it_began_from(pretrained, photos, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(pretrained, source)
     settings = {**REST, "data": photos, "weights": str(source), "steps": 4, "checkpoint_every_steps": 1}
     whole = fastmim.pretrain(out=tmp_path / "whole", **settings).run
-    step, calls = loop_module.guarded_step, []
-
-    def dying(*arguments):
-        calls.append(None)
-        if len(calls) == 3:
-            raise Killed
-        return step(*arguments)
-
-    monkeypatch.setattr(loop_module, "guarded_step", dying)
-    with pytest.raises(Killed):
+    with killed(3):
         fastmim.pretrain(out=tmp_path / "killed", **settings)
-    monkeypatch.setattr(loop_module, "guarded_step", step)
     shutil.rmtree(source)
     assert fastmim.pretrain(out=tmp_path / "killed", resume=True).complete
     assert same(weights(whole), weights(tmp_path / "killed"))

@@ -20,8 +20,8 @@ from fastmim.config import FinetuneConfig, SegmentConfig
 from fastmim.downstream.backbone import load_backbone
 from fastmim.downstream.classification.start import build_classifier
 from fastmim.errors import StoppedError, UsageError
+from fastmim.studies.arms import scratch_of
 from fastmim.studies.comparison import CONFIDENCE, Cell, Payoff, as_table, half_interval, verdicts
-from fastmim.studies.payoff import scratch_of
 from fastmim.studies.settings import FROM_SCRATCH, OURS, PayoffConfig
 
 SWIN = "swin_tiny_patch4_window7_224"

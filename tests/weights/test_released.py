@@ -13,7 +13,7 @@ import torch
 
 from fastmim.errors import UsageError
 from fastmim.weights.load import load_encoder
-from fastmim.weights.released import import_released, read_released
+from fastmim.weights.released import import_released, read_released, read_torch_file
 
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [1, 2]}
@@ -222,3 +222,18 @@ def test_files_that_are_no_checkpoints(tmp_path):
         read(saved(tmp_path, {}, config=pathlib.PurePosixPath("a")))
     with pytest.raises(UsageError, match="layout = 'dino'"):
         read_released(saved(tmp_path, {}), "dino", "vit_base_patch16_224")
+
+
+def test_other_files_are_one_line_whatever_they_hold(tmp_path):
+    file = tmp_path / "x.pth"
+    for content in (
+        b"",
+        b"hello\n",
+        b"hi\n",
+        b"{}",
+        b"\x80\x02}q\x00.",
+        *(bytes([n, n]) for n in range(256)),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match=r"x\.pth (was not written by torch\.save|contains)"):
+            read_torch_file(file)

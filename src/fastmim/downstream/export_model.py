@@ -16,7 +16,7 @@ from fastmim.export.new_folder import new_folder
 from fastmim.export.onnx_file import ONNX, write_onnx, write_traced_onnx
 from fastmim.export.usage import check_export
 from fastmim.system.size import Size
-from fastmim.weights.model_file import ModelDescription, read_model
+from fastmim.weights.model_file import ModelDescription, read_model_description
 
 SAME_SCORE = 1e-4  # detections whose scores differ by less may change places or fall below the least score
 OBJECTS = {
@@ -66,7 +66,7 @@ def export_model(
         RunError: the outputs differ, or the files cannot be written.
     """
     folder = check_export(out, "onnx", overwrite)
-    described, _ = read_model(run)
+    _, described = read_model_description(run)
     loaded = load_model(run, "cpu", model, trust_code)
     sample = images if images is not None else noise(described.in_chans, described.image_size)
     write = _segmenter if described.task == "segment" else _detector

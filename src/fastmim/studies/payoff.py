@@ -13,12 +13,11 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from fastmim.config import FinetuneConfig, TransferConfig, build, read_yaml
-from fastmim.config.transfer import DenseConfig
+from fastmim.config import TransferConfig, read_yaml
 from fastmim.downstream.backbone import with_factory
 from fastmim.downstream.classification.entry import run_finetuning
 from fastmim.downstream.classification.outputs import RESULTS
@@ -27,10 +26,9 @@ from fastmim.downstream.segmentation.entry import run_segmentation
 from fastmim.encoders.names import is_custom
 from fastmim.encoders.trust import Trust
 from fastmim.errors import RunError, StoppedError, UsageError
+from fastmim.studies.arms import Job, arms_of, longer, scratch_of
 from fastmim.studies.comparison import CONFIDENCE, Cell, Payoff, verdicts
 from fastmim.studies.settings import (
-    FROM_SCRATCH,
-    LONGER,
     OURS,
     Metric,
     PayoffConfig,
@@ -46,19 +44,15 @@ from fastmim.train.logs import read_metrics
 from fastmim.train.run_files import CONFIG, METRICS
 from fastmim.train.settings import StartMode
 from fastmim.weights.encoder_file import read_description
-from fastmim.weights.load import load
-from fastmim.weights.spec import SCRATCH, parse_weights
+from fastmim.weights.spec import parse_weights
 
 PAYOFF = "payoff.json"
 HARDWARE = ("device", "processes", "threads")
-# Arguments that a classifier adds to those of a backbone; they are equal for all arms.
-NOT_THE_BACKBONE = ("img_size", "num_classes", "global_pool", "drop_path_rate", "in_chans")
 RUNNERS: dict[str, Callable[..., Any]] = {
     "finetune": run_finetuning,
     "detect": run_detection,
     "segment": run_segmentation,
 }
-C = TypeVar("C", bound=TransferConfig)
 
 
 @dataclass(frozen=True)
@@ -73,13 +67,6 @@ class _Results:
     threads: Count
     images: Count | None = None
     data_notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Job:
-    arm: str
-    share: str
-    config: TransferConfig
 
 
 def payoff(
@@ -118,19 +105,19 @@ def payoff(
         job
         for share in what.shares
         for seed in range(config.seed, config.seed + what.seeds)
-        for job in _arms([scratch, config, *others], share, seed, out)
+        for job in arms_of([scratch, config, *others], share, seed, out)
     ]
     results = _run_all(jobs, metric, what.processes, quiet)
     seconds, obstacle = _pretraining_seconds(config.encoder, results.values(), what)
     if what.equal_time and seconds is not None:
         most = max(what.shares, key=lambda share: _images(results, share))
-        longer = [
-            _longer(job, seconds, results[_key(job)]["seconds"], scratch, out)
+        more = [
+            longer(job, seconds, results[_key(job)]["seconds"], scratch, out)
             for job in jobs
             if job.arm == OURS and job.share == most
         ]
-        results |= _run_all(longer, metric, what.processes, quiet)
-        jobs += longer
+        results |= _run_all(more, metric, what.processes, quiet)
+        jobs += more
     cells = tuple(_cells(jobs, results, metric))
     lines = [
         *verdicts(cells, metric),
@@ -162,72 +149,11 @@ def payoff(
     return found
 
 
-def scratch_of(config: C, scratch_lr: float | None = None) -> C:
-    """Return the settings for training the same backbone from scratch, with its windows, mean and std."""
-    # A dense task pads images to what the backbone needs; both arms start at the size of the weights.
-    size = None if isinstance(config, DenseConfig) else config.size
-    left_out = NOT_THE_BACKBONE if size else tuple({*NOT_THE_BACKBONE} - {"img_size"})
-    loaded = load(config.encoder, size, config.model, config.model_kwargs)
-    optim = config.optim
-    return replace(
-        _with_statistics(config, tuple(loaded.metadata["mean"]), tuple(loaded.metadata["std"])),
-        encoder=SCRATCH,
-        model=loaded.name,
-        model_kwargs={name: value for name, value in loaded.kwargs.items() if name not in left_out},
-        in_chans=loaded.metadata["in_chans"],
-        layer_decay=1.0,
-        optim=replace(optim, base_lr=scratch_lr or optim.base_lr),
-    )
-
-
-def _with_statistics(config: C, mean: tuple[float, ...], std: tuple[float, ...]) -> C:
-    """Return ``config`` with the statistics of the channels, if it has none."""
-    if isinstance(config, FinetuneConfig) and config.crop.mean is None:
-        return replace(config, crop=replace(config.crop, mean=mean, std=std))
-    if isinstance(config, DenseConfig) and config.jitter.mean is None:
-        return replace(config, jitter=replace(config.jitter, mean=mean, std=std))
-    return config
-
-
-def _arms(starts: list[TransferConfig], share: str, seed: int, out: Path) -> Iterator[_Job]:
-    scratch, ours, *others = starts
-    for arm, start in {FROM_SCRATCH: scratch, OURS: ours, **{o.encoder: o for o in others}}.items():
-        run = out / "runs" / _folder(arm, share, seed)
-        yield _Job(arm, share, replace(start, labels=share, seed=seed, out=str(run)))
-
-
-def _folder(arm: str, share: str, seed: int) -> str:
-    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in arm)
-    return f"{name.strip('-.')}_{share.replace('/', '-per-')}_seed{seed}"
-
-
-def _longer(job: _Job, pretraining: float, own: float, scratch: TransferConfig, out: Path) -> _Job:
-    """Return a job from scratch that trains for as long as pre-training and this job took together."""
-    factor = (pretraining + own) / own
-    seed = job.config.seed
-    run = out / "runs" / _folder("scratch-longer", job.share, seed)
-    config = replace(scratch, labels=job.share, seed=seed, out=str(run))
-    if config.steps:
-        config = replace(config, steps=round(config.steps * factor))
-    else:
-        config = replace(config, epochs=round(config.epochs * factor, 2))
-    return _Job(LONGER, job.share, _as_stored(config))
-
-
-def _as_stored(config: C) -> C:
-    """Keep the length of a run that was already started, since measured times vary between measurements."""
-    file = Path(config.out) / CONFIG
-    if not file.is_file():
-        return config
-    stored = build(type(config), read_yaml(file), f"{file}: ")
-    return replace(config, epochs=stored.epochs, steps=stored.steps)
-
-
-def _key(job: _Job) -> str:
+def _key(job: Job) -> str:
     return job.config.out
 
 
-def _run_all(jobs: list[_Job], metric: Metric, processes: int, quiet: bool) -> dict[str, dict[str, Any]]:
+def _run_all(jobs: list[Job], metric: Metric, processes: int, quiet: bool) -> dict[str, dict[str, Any]]:
     """Run the jobs and return their results.json, by folder."""
     shown = not quiet and processes > 1  # otherwise, the runs print their own results
     done: dict[str, dict[str, Any]] = {}
@@ -247,7 +173,7 @@ def _run_all(jobs: list[_Job], metric: Metric, processes: int, quiet: bool) -> d
     return done
 
 
-def _run(quiet: bool, metric: Metric, job: _Job) -> dict[str, Any]:
+def _run(quiet: bool, metric: Metric, job: Job) -> dict[str, Any]:
     result = RUNNERS[job.config.verb](job.config, StartMode("or-begin", quiet=quiet))
     if result.stopped_by is not None:
         raise StoppedError(result.stopped_by, f"in {job.config.out}; the same command resumes it")
@@ -278,7 +204,7 @@ def _images(results: dict[str, dict[str, Any]], share: str) -> int:
     return max(int(values["training_images"]) for values in results.values() if values["labels"] == share)
 
 
-def _cells(jobs: list[_Job], results: dict[str, dict[str, Any]], metric: Metric) -> Iterator[Cell]:
+def _cells(jobs: list[Job], results: dict[str, dict[str, Any]], metric: Metric) -> Iterator[Cell]:
     places: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for job in jobs:
         places.setdefault((job.arm, job.share), []).append(results[_key(job)])

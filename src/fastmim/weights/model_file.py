@@ -84,13 +84,13 @@ def save_model(run: Path, model: nn.Module, description: dict[str, Any]) -> None
     write_atomically(run / MODEL, lambda file: file.write(content))
 
 
-def read_model(run_or_file: str | Path) -> tuple[ModelDescription, dict[str, Tensor]]:
-    """Return the description and the weights of a run's folder or of its model.safetensors.
+def read_model_description(run_or_file: str | Path) -> tuple[Path, ModelDescription]:
+    """Return the path and the description of a run's model.safetensors; the weights are not read.
 
     The names in the description are only read.
 
     Raises:
-        UsageError: there is no such file, it was not written by fastmim, or its weights are not finite.
+        UsageError: there is no such file, or it was not written by fastmim.
     """
     path = Path(run_or_file).expanduser()
     file = path / MODEL if path.is_dir() else path
@@ -99,12 +99,29 @@ def read_model(run_or_file: str | Path) -> tuple[ModelDescription, dict[str, Ten
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             text = (opened.metadata() or {}).get(KEY)
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
-        raise UsageError(f"{file} is not a readable safetensors file: {error}") from error
+        raise _unreadable(file, error) from error
     if text is None:
         raise UsageError(
             f"{file} does not describe its model: it was not written by fastmim segment or detect"
         )
+    return file, checked(ModelDescription, parse_json(text, str(file)), str(file))
+
+
+def read_model(run_or_file: str | Path) -> tuple[ModelDescription, dict[str, Tensor]]:
+    """Return the description and the weights of a run's folder or of its model.safetensors.
+
+    Raises:
+        UsageError: as for `read_model_description`, or the weights are not finite.
+    """
+    file, described = read_model_description(run_or_file)
+    try:
+        state = safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
     check_finite(state, str(file))
-    return checked(ModelDescription, parse_json(text, str(file)), str(file)), state
+    return described, state
+
+
+def _unreadable(file: Path, error: Exception) -> UsageError:
+    return UsageError(f"{file} is not a readable safetensors file: {error}")

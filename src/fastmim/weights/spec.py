@@ -75,7 +75,9 @@ def check_source(text: str, setting: str) -> None:
     if spec.path.is_dir() and not (spec.path / WEIGHTS).is_file():
         raise UsageError(f"{setting} = {text}: {holds_no_weights(spec.file)}")
     if not spec.path.exists():
-        raise UsageError(f"{setting} = {text}: there is no such file or folder")
+        raise UsageError(
+            f"{setting} = {text}: there is no such file or folder; give a run's folder, a file or timm:NAME"
+        )
 
 
 def check_not_in(out: str, source: str, setting: str) -> None:

@@ -86,9 +86,9 @@ def run(arguments: list[str]) -> int:
         if command.format != "onnx" or command.image_size is not None:
             raise UsageError("part = model goes with --format onnx, at the image size of the run")
         from fastmim.downstream.export_model import export_model
-        from fastmim.weights.model_file import read_model
+        from fastmim.weights.model_file import read_model_description
 
-        described, _ = read_model(command.encoder)
+        _, described = read_model_description(command.encoder)
         images = _images(command, described.image_size, described.in_chans, described.mean, described.std)
         exported = export_model(
             command.encoder, command.out, images, command.overwrite, command.model, command.trust_code
